@@ -1,0 +1,190 @@
+//! Connection tracking: one entry per connection, both directions in it.
+//!
+//! The key is canonical: the lesser (address, port) pair first, so packets of both directions find the same entry
+//! and it ages as one. A masqueraded connection has a second entry under its outside tuple ([`flow_kind::NAT`]).
+
+use crate::Addr;
+
+/// Key of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct FlowKey {
+    /// The lesser of the two ends, compared as (address words, port).
+    pub low: Addr,
+    /// The other one.
+    pub high: Addr,
+    /// Port of `low`, network order; for ICMP echo the id at both ends; 0 without ports.
+    pub low_port_be: u16,
+    /// Port of `high`.
+    pub high_port_be: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// [`flow_kind`].
+    pub kind: u8,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Kinds of entries.
+pub mod flow_kind {
+    /// A connection.
+    pub const FLOW: u8 = 0;
+    /// The outside tuple of a masqueraded connection; the entry holds the inside one.
+    pub const NAT: u8 = 1;
+}
+
+/// Where packets of one direction go.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Path {
+    /// [`path_action`].
+    pub action: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Destination MAC.
+    pub dmac: [u8; 6],
+    /// Source MAC.
+    pub smac: [u8; 6],
+    /// Zero.
+    pub pad2: u16,
+    /// Device.
+    pub ifindex: u32,
+    /// Next hop, or tunnel peer.
+    pub next_hop: Addr,
+}
+
+/// What to do with a packet.
+pub mod path_action {
+    /// Not decided yet.
+    pub const NONE: u8 = 0;
+    /// Into the pod (`bpf_redirect_peer`).
+    pub const POD: u8 = 1;
+    /// To the host's stack.
+    pub const STACK: u8 = 2;
+    /// Out of the device to `next_hop` (`bpf_redirect_neigh`).
+    pub const DEVICE: u8 = 3;
+    /// Wrapped in VXLAN to `next_hop`.
+    pub const TUNNEL: u8 = 4;
+    /// Masqueraded, then out of the device.
+    pub const MASQUERADE: u8 = 5;
+}
+
+/// A connection.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FlowEntry {
+    /// Monotonic seconds of the last packet; [`FlowEntry::DELETING`] once the collector claimed the entry.
+    pub last_seen_s: u32,
+    /// The revision under which the verdict was given. It holds while it is not older than the generations of the
+    /// node (slot 0) and of both endpoints; else the next packet decides again.
+    pub revision: u32,
+    /// Endpoint id of the originator if it is local, else 0.
+    pub source_endpoint: u16,
+    /// Endpoint id of the responder if it is local, else 0.
+    pub destination_endpoint: u16,
+    /// [`flow_flags`].
+    pub flags: u16,
+    /// Outside port, network order (masqueraded flows).
+    pub nat_port_be: u16,
+    /// Identity of the originator.
+    pub source_identity: u32,
+    /// Identity of the responder.
+    pub destination_identity: u32,
+    /// Rule that allowed it out of the originator; 0: not isolated.
+    pub egress_rule: u32,
+    /// Rule that allowed it into the responder; 0: not isolated.
+    pub ingress_rule: u32,
+    /// Monotonic second of the last event.
+    pub reported_s: u32,
+    /// Zero.
+    pub pad: u32,
+    /// From the originator to the responder.
+    pub forward: Path,
+    /// Back.
+    pub reply: Path,
+    /// Outside address (a connection), or inside address (a [`flow_kind::NAT`] entry).
+    pub nat_addr: Addr,
+    /// Packets of the originator and of the responder.
+    pub packets: [u64; 2],
+    /// Bytes of IP, likewise.
+    pub bytes: [u64; 2],
+}
+
+impl FlowEntry {
+    /// The collector owns the entry: packets treat it as absent, and nobody but the collector removes it.
+    pub const DELETING: u32 = u32::MAX;
+}
+
+/// Flags of [`FlowEntry`].
+pub mod flow_flags {
+    /// The originator is the `low` end of the key.
+    pub const ORIGIN_LOW: u16 = 1;
+    /// Originator sent a SYN or any packet that was taken up late.
+    pub const SEEN_FORWARD: u16 = 2;
+    /// Responder answered.
+    pub const SEEN_REPLY: u16 = 4;
+    /// Originator closed (FIN).
+    pub const FIN_FORWARD: u16 = 8;
+    /// Responder closed (FIN).
+    pub const FIN_REPLY: u16 = 16;
+    /// Either side reset the connection.
+    pub const RST: u16 = 32;
+    /// Masqueraded.
+    pub const MASQUERADED: u16 = 64;
+}
+
+/// A fragmented datagram: RFC 791 3.2, RFC 8200 4.5.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct FragmentKey {
+    /// Source.
+    pub source: Addr,
+    /// Destination.
+    pub destination: Addr,
+    /// Identification, as in the packet.
+    pub id_be: u32,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// The ports, from the first fragment.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FragmentValue {
+    /// Network order.
+    pub source_port_be: u16,
+    /// Network order.
+    pub destination_port_be: u16,
+}
+
+/// Index of the metrics array: `reason * 2 + direction`; reason 0 is "forwarded", direction 0 ingress, 1 egress.
+pub struct MetricKey;
+
+impl MetricKey {
+    /// Entries of the array.
+    pub const MAX: u32 = 512;
+
+    /// The index.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(reason: u8, egress: bool) -> u32 {
+        (reason as u32) * 2 + egress as u32
+    }
+}
+
+/// A counter.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct MetricValue {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<Path>() == 36);
+const _: () = assert!(size_of::<FlowEntry>() == 160);
+const _: () = assert!(size_of::<FragmentKey>() == 40);

@@ -1,0 +1,73 @@
+//! What the kernel programs and user space share: map keys and values, event records, verdicts, drop reasons,
+//! reserved identities. Layouts are asserted at compile time; a change of layout bumps [`LAYOUT_VERSION`].
+//!
+//! One address type serves both families: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291 2.5.5.2).
+//! So every map, key and stage exists once, and no feature can exist for one family alone.
+#![no_std]
+
+mod addr;
+mod config;
+mod drop_reason;
+mod endpoint;
+mod event;
+mod flow;
+pub mod identity;
+mod policy;
+
+pub use addr::Addr;
+pub use config::{NodeConfig, config_flags};
+pub use drop_reason::DropReason;
+pub use endpoint::{CidrValue, EndpointInfo, IpcacheInfo, LpmKey, RouteInfo, endpoint_flags, ipcache_flags, route_flags};
+pub use event::{Event, event_kind, verdict};
+pub use flow::{FlowEntry, FlowKey, FragmentKey, FragmentValue, MetricKey, MetricValue, Path, flow_flags, flow_kind, path_action};
+pub use policy::{PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, policy_action, policy_shape};
+
+/// Version of all layouts in this crate together. It is part of the pin directory's name.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Highest endpoint number of a node; slot 0 of the generation array is the node's own.
+pub const ENDPOINT_ID_MAX: u16 = 4095;
+
+/// Names of the maps, as in the ELF object and as pin names.
+pub mod map_name {
+    /// [`crate::Addr`] -> [`crate::EndpointInfo`]: the endpoints of this node.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// [`crate::Addr`] -> [`crate::IpcacheInfo`]: pods and nodes of the cluster, exact.
+    pub const IPCACHE: &str = "IPCACHE";
+    /// [`crate::LpmKey`] -> [`crate::CidrValue`]: the prefixes that policies name.
+    pub const CIDRS: &str = "CIDRS";
+    /// [`crate::LpmKey`] -> [`crate::RouteInfo`]: pod CIDRs and prefixes that are not masqueraded.
+    pub const ROUTES: &str = "ROUTES";
+    /// [`crate::PolicyPeerKey`] -> u32 class: first step of the policy lookup.
+    pub const POLICY_PEERS: &str = "POLICY_PEERS";
+    /// [`crate::PolicyEntryKey`] -> [`crate::PolicyEntryValue`]: second step.
+    pub const POLICY_ENTRIES: &str = "POLICY_ENTRIES";
+    /// u32 policy id -> [`crate::PolicyInfo`].
+    pub const POLICY_INFO: &str = "POLICY_INFO";
+    /// [`crate::FlowKey`] -> [`crate::FlowEntry`]: connection tracking and NAT.
+    pub const FLOWS: &str = "FLOWS";
+    /// [`crate::FragmentKey`] -> [`crate::FragmentValue`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Array of u32: index 0 the node, then one per endpoint id: the revision at which it was last touched.
+    pub const GENERATIONS: &str = "GENERATIONS";
+    /// Array of one [`crate::NodeConfig`].
+    pub const CONFIG: &str = "CONFIG";
+    /// Ring buffer of [`crate::Event`].
+    pub const EVENTS: &str = "EVENTS";
+    /// Per-CPU array of [`crate::MetricValue`], index [`crate::MetricKey`].
+    pub const METRICS: &str = "METRICS";
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($name:ident),* $(,)?) => { $(
+            // SAFETY: `#[repr(C)]`, only integers and arrays of them, no implicit padding, any bit pattern is valid.
+            unsafe impl aya::Pod for crate::$name {}
+        )* };
+    }
+    pod!(
+        Addr, CidrValue, EndpointInfo, Event, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo, LpmKey,
+        MetricValue, NodeConfig, PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, RouteInfo,
+    );
+}

@@ -1,0 +1,78 @@
+//! The two-step policy lookup: (policy, peer) -> class, then (policy, class, protocol, port prefix) -> verdict.
+//!
+//! A policy id stands for one direction. Peers are identities and, by their own numbers
+//! ([`crate::identity::CIDR_SCOPE`]), CIDR prefixes. Class 0 holds the rules for any peer and is always probed as well.
+//! Of all entries that match, the highest precedence is the verdict; no entry is a drop.
+
+/// First step.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct PolicyPeerKey {
+    /// Policy id.
+    pub policy: u32,
+    /// Identity of the peer, or the number of the longest matching prefix of its address.
+    pub peer: u32,
+}
+
+/// Second step.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct PolicyEntryKey {
+    /// Policy id.
+    pub policy: u32,
+    /// Peer class.
+    pub class: u32,
+    /// Destination port, network order, masked to `port_prefix_len` bits.
+    pub port_be: u16,
+    /// 0..=16; 0: any port.
+    pub port_prefix_len: u8,
+    /// IP protocol, 0: any (then any port).
+    pub protocol: u8,
+}
+
+/// A verdict.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PolicyEntryValue {
+    /// Higher wins.
+    pub precedence: u32,
+    /// Number of the rule that made the entry.
+    pub rule: u32,
+    /// [`policy_action`].
+    pub action: u32,
+}
+
+/// Actions.
+pub mod policy_action {
+    /// Let it pass.
+    pub const ALLOW: u32 = 1;
+    /// Drop it.
+    pub const DENY: u32 = 2;
+}
+
+/// What a lookup must know of a policy.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PolicyInfo {
+    /// Shapes that the policy's entries use: [`policy_shape`].
+    pub shapes: u32,
+    /// No flags yet; zero.
+    pub flags: u32,
+}
+
+/// Bits of [`PolicyInfo::shapes`].
+pub mod policy_shape {
+    /// Any protocol.
+    pub const ANY: u32 = 1;
+    /// A protocol with a port prefix of `n` bits (0: any port).
+    #[must_use]
+    #[inline(always)]
+    pub const fn port_prefix(n: u32) -> u32 {
+        2 << n
+    }
+}
+
+const _: () = assert!(size_of::<PolicyPeerKey>() == 8);
+const _: () = assert!(size_of::<PolicyEntryKey>() == 12);
+const _: () = assert!(size_of::<PolicyEntryValue>() == 12);
+const _: () = assert!(size_of::<PolicyInfo>() == 8);

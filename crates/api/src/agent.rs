@@ -1,0 +1,293 @@
+//! Requests to the agent and its answers.
+
+use crate::cni;
+use crate::flow::{Flow, FlowFilter, PolicyRef};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// A request: one line of JSON, `{"method": "status"}`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// CNI ADD. Answer: [`Response::CniResult`].
+    CniAdd(cni::AddRequest),
+    /// CNI DEL. Answer: [`Response::Done`].
+    CniDel(cni::DelRequest),
+    /// CNI CHECK. Answer: [`Response::Done`].
+    CniCheck(cni::CheckRequest),
+    /// CNI STATUS. Answer: [`Response::Done`].
+    CniStatus,
+    /// CNI GC. Answer: [`Response::Done`].
+    CniGc(cni::GcRequest),
+    /// How the agent is. Answer: [`Response::Status`].
+    Status,
+    /// Local endpoints.
+    Endpoints,
+    /// Identities known here.
+    Identities,
+    /// Policies in force.
+    Policies,
+    /// Addresses.
+    Ipcache,
+    /// Connections.
+    Connections,
+    /// Fill of the maps.
+    Maps,
+    /// Would it pass?
+    Explain(ExplainRequest),
+    /// Wait until something is in force. Answer: [`Response::Status`].
+    Wait(WaitRequest),
+    /// Flows: any number of [`Response::Flow`], then [`Response::Done`] unless `follow`.
+    Observe {
+        /// What to show.
+        filter: FlowFilter,
+        /// How many of the past, newest last.
+        last: usize,
+        /// Go on with new ones.
+        follow: bool,
+    },
+}
+
+/// An answer: one line of JSON.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", content = "value", rename_all = "snake_case")]
+pub enum Response {
+    /// It failed.
+    Error(cni::CniError),
+    /// It is done.
+    Done,
+    /// Of an ADD.
+    CniResult(cni::AddResult),
+    /// See [`Status`].
+    Status(Status),
+    /// See [`Endpoint`].
+    Endpoints(Vec<Endpoint>),
+    /// See [`Identity`].
+    Identities(Vec<Identity>),
+    /// See [`Policy`].
+    Policies(Vec<Policy>),
+    /// See [`IpcacheEntry`].
+    Ipcache(Vec<IpcacheEntry>),
+    /// See [`Connection`].
+    Connections(Vec<Connection>),
+    /// See [`Map`].
+    Maps(Vec<Map>),
+    /// See [`Explanation`].
+    Explanation(Explanation),
+    /// See [`Flow`].
+    Flow(Box<Flow>),
+}
+
+/// How the agent is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its node.
+    pub node: String,
+    /// Version of the program.
+    pub version: String,
+    /// Everything was synced and is in force: pods may come.
+    pub ready: bool,
+    /// What is still missing, in words.
+    pub waiting_for: Vec<String>,
+    /// Newest revision of the tables.
+    pub revision: u64,
+    /// Newest revision of which everything is in the kernel.
+    pub revision_in_force: u64,
+    /// What is wrong now: object or map, and why.
+    pub problems: Vec<String>,
+    /// Number of endpoints.
+    pub endpoints: usize,
+    /// `native` or `vxlan`.
+    pub routing: String,
+    /// The node's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The node's pod prefixes.
+    pub pod_cidrs: Vec<String>,
+    /// Addresses in use and in all, per prefix.
+    pub ipam: Vec<(String, u64, u64)>,
+    /// Dropped packets by reason since boot: text, direction, packets, bytes.
+    pub drops: Vec<(String, String, u64, u64)>,
+    /// Events that were not reported, for the rate limit.
+    pub events_suppressed: u64,
+}
+
+/// A local endpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Number.
+    pub id: u16,
+    /// Pod.
+    pub namespace: String,
+    /// Pod.
+    pub pod: String,
+    /// Container id of the attachment.
+    pub container_id: String,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Identity.
+    pub identity: u32,
+    /// Labels.
+    pub labels: Vec<String>,
+    /// `ready`, `restoring`, `blocked`, ...
+    pub state: String,
+    /// Why it is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Isolated on ingress by these.
+    pub ingress: Option<Vec<PolicyRef>>,
+    /// Isolated on egress by these.
+    pub egress: Option<Vec<PolicyRef>>,
+    /// Host side of its link.
+    pub device: String,
+}
+
+/// An identity.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    /// Number.
+    pub identity: u32,
+    /// Labels.
+    pub labels: Vec<String>,
+    /// Local endpoints that have it.
+    pub endpoints: usize,
+}
+
+/// A policy object as this node has it in force.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Policy {
+    /// Which.
+    pub policy: PolicyRef,
+    /// Version of the object that is in force; empty: none.
+    pub resource_version: String,
+    /// Local endpoints that it selects.
+    pub endpoints: Vec<u16>,
+    /// Why the newest version is not in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// An address.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IpcacheEntry {
+    /// Prefix or address.
+    pub prefix: String,
+    /// Identity.
+    pub identity: u32,
+    /// Its node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<IpAddr>,
+    /// `pod`, `node`, `cidr`, `pool`.
+    pub kind: String,
+}
+
+/// A tracked connection.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Connection {
+    /// Protocol.
+    pub protocol: String,
+    /// Originator.
+    pub source: IpAddr,
+    /// Its port.
+    pub source_port: u16,
+    /// Responder.
+    pub destination: IpAddr,
+    /// Its port.
+    pub destination_port: u16,
+    /// `syn`, `established`, `closing`, `unreplied`, ...
+    pub state: String,
+    /// Seconds since the last packet.
+    pub idle_s: u64,
+    /// Packets each way.
+    pub packets: (u64, u64),
+    /// Bytes each way.
+    pub bytes: (u64, u64),
+    /// Outside address and port if masqueraded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<(IpAddr, u16)>,
+}
+
+/// A map.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Map {
+    /// Name.
+    pub name: String,
+    /// Entries.
+    pub entries: u64,
+    /// Capacity.
+    pub entries_max: u64,
+    /// Kernel memory.
+    pub memory_bytes: u64,
+}
+
+/// One end of a question: a pod `ns/name`, or an address.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExplainPeer {
+    /// `ns/name`
+    Pod(String),
+    /// Address.
+    Ip(IpAddr),
+}
+
+/// Would a new connection pass?
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// Originator.
+    pub from: ExplainPeer,
+    /// Responder.
+    pub to: ExplainPeer,
+    /// Port; 0 for protocols without.
+    pub port: u16,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`.
+    pub protocol: String,
+}
+
+/// The answer. A side that is not on this node is `None`: ask its own node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Leaving the originator.
+    pub egress: Option<Decision>,
+    /// Entering the responder.
+    pub ingress: Option<Decision>,
+}
+
+/// One direction.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Decision {
+    /// It passes.
+    pub allowed: bool,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// Rules that allow it; if denied, the policies that isolate.
+    pub policies: Vec<PolicyRef>,
+}
+
+/// Wait for a fact.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum WaitRequest {
+    /// The agent is ready.
+    Ready {
+        /// Give up after.
+        timeout_ms: u64,
+    },
+    /// Everything of this revision is in force.
+    Revision {
+        /// The revision.
+        revision: u64,
+        /// Give up after.
+        timeout_ms: u64,
+    },
+    /// This version of a NetworkPolicy is in force; `resource_version: None`: the policy is gone.
+    Policy {
+        /// Namespace.
+        namespace: String,
+        /// Name.
+        name: String,
+        /// Version.
+        resource_version: Option<String>,
+        /// Give up after.
+        timeout_ms: u64,
+    },
+}

@@ -1,0 +1,113 @@
+//! What the CNI executable and the agent say to each other, and the error of the CNI spec.
+
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// An error in the form and with the codes of the CNI spec 1.1.0, section 5 ("Error").
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{msg}: {details}")]
+pub struct CniError {
+    /// See [`code`].
+    pub code: u32,
+    /// Short.
+    pub msg: String,
+    /// Long.
+    #[serde(default)]
+    pub details: String,
+}
+
+/// Codes of the CNI spec; 100 and above are the plugin's own.
+pub mod code {
+    /// Incompatible CNI version.
+    pub const INCOMPATIBLE_VERSION: u32 = 1;
+    /// Unsupported field in the network configuration.
+    pub const UNSUPPORTED_FIELD: u32 = 2;
+    /// Container unknown or does not exist.
+    pub const UNKNOWN_CONTAINER: u32 = 3;
+    /// Invalid necessary environment variables.
+    pub const INVALID_ENVIRONMENT: u32 = 4;
+    /// I/O failure.
+    pub const IO_FAILURE: u32 = 5;
+    /// Failed to decode content.
+    pub const DECODING_FAILURE: u32 = 6;
+    /// Invalid network config.
+    pub const INVALID_CONFIG: u32 = 7;
+    /// Try again later.
+    pub const TRY_AGAIN_LATER: u32 = 11;
+    /// The plugin is not available (STATUS).
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// The plugin is not available, and existing containers may have limited connectivity (STATUS).
+    pub const NOT_AVAILABLE_LIMITED: u32 = 51;
+    /// Ours: the agent refused.
+    pub const AGENT: u32 = 100;
+    /// Ours: no addresses left.
+    pub const NO_ADDRESSES: u32 = 101;
+}
+
+/// The attachment that a call is about.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Attachment {
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+}
+
+/// ADD.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AddRequest {
+    /// Which.
+    pub attachment: Attachment,
+    /// CNI_NETNS.
+    pub netns: String,
+    /// K8S_POD_NAMESPACE of CNI_ARGS.
+    pub pod_namespace: String,
+    /// K8S_POD_NAME.
+    pub pod_name: String,
+    /// K8S_POD_UID, where given.
+    pub pod_uid: Option<String>,
+    /// MTU wanted by the network configuration.
+    pub mtu: Option<u32>,
+}
+
+/// DEL.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DelRequest {
+    /// Which.
+    pub attachment: Attachment,
+    /// CNI_NETNS, if it still exists.
+    pub netns: Option<String>,
+}
+
+/// CHECK.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// Which.
+    pub attachment: Attachment,
+    /// CNI_NETNS.
+    pub netns: String,
+    /// Addresses of prevResult.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// GC.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GcRequest {
+    /// `cni.dev/valid-attachments`; everything else goes.
+    pub valid: Vec<Attachment>,
+}
+
+/// What ADD made.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AddResult {
+    /// Host side of the link.
+    pub host_ifname: String,
+    /// Its MAC, `aa:bb:cc:dd:ee:ff`.
+    pub host_mac: String,
+    /// MAC inside the pod.
+    pub pod_mac: String,
+    /// MTU.
+    pub mtu: u32,
+    /// Addresses with prefix length (`10.0.1.5/32`) and gateway.
+    pub addresses: Vec<(String, IpAddr)>,
+}

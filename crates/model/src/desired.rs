@@ -1,0 +1,234 @@
+//! What the kernel shall hold, and the trait of that which makes it so.
+
+use crate::id::{ClassId, EndpointId, Identity, PolicyId, RuleId};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// A local endpoint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// Number.
+    pub id: EndpointId,
+    /// Its addresses, one per family.
+    pub addresses: Vec<IpAddr>,
+    /// Host side of its link.
+    pub ifindex: u32,
+    /// MAC inside the pod.
+    pub pod_mac: [u8; 6],
+    /// MAC of the host side.
+    pub host_mac: [u8; 6],
+    /// Identity.
+    pub identity: Identity,
+    /// Policy for packets to it.
+    pub ingress: PolicyId,
+    /// Policy for packets from it.
+    pub egress: PolicyId,
+    /// Drop everything: its policy could not be put in force.
+    pub blocked: bool,
+}
+
+/// Who has an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IpcacheEntry {
+    /// Identity.
+    pub identity: Identity,
+    /// Its node; `None`: this one.
+    pub node: Option<IpAddr>,
+    /// The address is the node's own.
+    pub is_node: bool,
+}
+
+/// What is known of a prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// Pods of this node.
+    LocalPool,
+    /// Pods of the node with this address.
+    RemotePool(IpAddr),
+    /// Reached with the pod's own address.
+    NoMasquerade,
+}
+
+/// Ports of one protocol as a prefix of the port number's bits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PortPrefix {
+    /// IP protocol, 0: any (then `prefix_len` is 0).
+    pub protocol: u8,
+    /// Port, host order, bits after the prefix are zero.
+    pub port: u16,
+    /// 0..=16.
+    pub prefix_len: u8,
+}
+
+/// Allow or deny.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Action {
+    /// Pass.
+    Allow,
+    /// Drop.
+    Deny,
+}
+
+/// What an entry says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// Action.
+    pub action: Action,
+    /// Higher wins.
+    pub precedence: u32,
+    /// The rule that made it.
+    pub rule: RuleId,
+}
+
+/// A resolved policy of one direction.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CompiledPolicy {
+    /// Peer (identity or prefix number) -> class. Peers that are absent have only the entries of [`ClassId::ANY`].
+    pub peers: BTreeMap<Identity, ClassId>,
+    /// Entries.
+    pub entries: BTreeMap<(ClassId, PortPrefix), Verdict>,
+}
+
+/// A change of a compiled policy that is in force. Applied in the order of the fields, so that no packet meets a
+/// peer whose class has no entries yet, or entries whose class lost its meaning.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PolicyPatch {
+    /// Entries to write.
+    pub put_entries: BTreeMap<(ClassId, PortPrefix), Verdict>,
+    /// Peers to write.
+    pub put_peers: BTreeMap<Identity, ClassId>,
+    /// Peers to remove.
+    pub del_peers: BTreeSet<Identity>,
+    /// Entries to remove.
+    pub del_entries: BTreeSet<(ClassId, PortPrefix)>,
+}
+
+/// Whose decided flows must decide again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Touched {
+    /// All of the node.
+    Node,
+    /// Those of these endpoints.
+    Endpoints(BTreeSet<EndpointId>),
+}
+
+/// Fill of a map.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MapUsage {
+    /// Name.
+    pub name: String,
+    /// Entries in it.
+    pub entries: u64,
+    /// Entries that fit.
+    pub entries_max: u64,
+    /// Bytes of kernel memory.
+    pub memory_bytes: u64,
+}
+
+/// Why the kernel does not hold what was wanted. Nothing was changed by the refused call.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The map cannot take that many.
+    #[error("map {map} is full: {entries} entries of {entries_max}, {wanted} more wanted")]
+    MapFull {
+        /// Name of the map.
+        map: &'static str,
+        /// Entries in it.
+        entries: u64,
+        /// Entries that fit.
+        entries_max: u64,
+        /// Entries that the call would have added.
+        wanted: u64,
+    },
+    /// A system call failed.
+    #[error("{what}")]
+    System {
+        /// What was attempted on what.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The one that fills the kernel's maps. Every call is idempotent; removal of what is not there is `Ok`.
+/// Nothing takes hold on decided flows before [`Dataplane::bump`].
+pub trait Dataplane: Send {
+    /// Writes a policy that no endpoint uses yet. Refused whole if it does not fit.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]; nothing of the policy is left behind.
+    fn put_policy(&mut self, id: PolicyId, policy: &CompiledPolicy) -> Result<(), DataplaneError>;
+    /// Changes a policy in use. Refused whole if it does not fit.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn patch_policy(&mut self, id: PolicyId, patch: &PolicyPatch) -> Result<(), DataplaneError>;
+    /// Removes a policy that no endpoint uses any more.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn remove_policy(&mut self, id: PolicyId) -> Result<(), DataplaneError>;
+    /// Policies that the kernel holds (after a restart: from before).
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn policies(&mut self) -> Result<BTreeMap<PolicyId, CompiledPolicy>, DataplaneError>;
+    /// Writes an endpoint.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), DataplaneError>;
+    /// Removes an endpoint's addresses and everything tracked for them.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn remove_endpoint(&mut self, addresses: &[IpAddr]) -> Result<(), DataplaneError>;
+    /// Endpoints that the kernel holds.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn endpoints(&mut self) -> Result<Vec<Endpoint>, DataplaneError>;
+    /// Writes (`Some`) or removes (`None`) an address.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn set_ipcache(&mut self, address: IpAddr, entry: Option<&IpcacheEntry>) -> Result<(), DataplaneError>;
+    /// Addresses that the kernel holds.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn ipcache(&mut self) -> Result<BTreeMap<IpAddr, IpcacheEntry>, DataplaneError>;
+    /// Writes or removes a prefix that policies name.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn set_cidr(&mut self, cidr: IpNet, identity: Option<Identity>) -> Result<(), DataplaneError>;
+    /// Prefixes that the kernel holds.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn cidrs(&mut self) -> Result<BTreeMap<IpNet, Identity>, DataplaneError>;
+    /// Writes or removes what is known of a prefix.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn set_route(&mut self, cidr: IpNet, route: Option<Route>) -> Result<(), DataplaneError>;
+    /// Prefixes that the kernel holds.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn routes(&mut self) -> Result<BTreeMap<IpNet, Route>, DataplaneError>;
+    /// Makes everything written so far take hold on the flows of `touched`, established ones included:
+    /// when this returns, the next packet of each is judged by it.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn bump(&mut self, touched: &Touched) -> Result<(), DataplaneError>;
+    /// Fill of every map.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn usage(&mut self) -> Result<Vec<MapUsage>, DataplaneError>;
+}

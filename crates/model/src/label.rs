@@ -1,0 +1,37 @@
+//! Label sets of endpoints. A key carries its source: `k8s:app`, `reserved:host`.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Key of the label that names a pod's namespace.
+pub const NAMESPACE: &str = "k8s:io.kubernetes.pod.namespace";
+/// Prefix of the labels of a pod's namespace.
+pub const NAMESPACE_LABELS: &str = "k8s:io.cilium.k8s.namespace.labels.";
+/// Key of the cluster's name.
+pub const CLUSTER: &str = "k8s:io.cilium.k8s.policy.cluster";
+/// Key of the service account.
+pub const SERVICE_ACCOUNT: &str = "k8s:io.cilium.k8s.policy.serviceaccount";
+
+/// Security-relevant labels, `source:key` -> value, sorted.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LabelSet(pub BTreeMap<String, String>);
+
+impl LabelSet {
+    /// The value of `key` (with source).
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+}
+
+impl fmt::Display for LabelSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, (key, value)) in self.0.iter().enumerate() {
+            let comma = if n == 0 { "" } else { "," };
+            if value.is_empty() { write!(f, "{comma}{key}")? } else { write!(f, "{comma}{key}={value}")? }
+        }
+        Ok(())
+    }
+}

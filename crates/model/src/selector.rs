@@ -1,0 +1,43 @@
+//! Kubernetes label selectors.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// `matchLabels` AND `matchExpressions`; empty selects everything.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Selector {
+    /// All must hold.
+    pub requirements: Vec<Requirement>,
+}
+
+/// One requirement on one key.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Requirement {
+    /// The key is there and its value is one of these.
+    In(String, BTreeSet<String>),
+    /// The key is absent or its value is none of these.
+    NotIn(String, BTreeSet<String>),
+    /// The key is there.
+    Exists(String),
+    /// The key is absent.
+    DoesNotExist(String),
+}
+
+impl Selector {
+    /// Whether the plain labels (no sources) satisfy the selector.
+    #[must_use]
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.matches_with(|key| labels.get(key).map(String::as_str))
+    }
+
+    /// The same with any way to look up a label.
+    #[must_use]
+    pub fn matches_with<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.requirements.iter().all(|requirement| match requirement {
+            Requirement::In(key, values) => get(key).is_some_and(|value| values.contains(value)),
+            Requirement::NotIn(key, values) => get(key).is_none_or(|value| !values.contains(value)),
+            Requirement::Exists(key) => get(key).is_some(),
+            Requirement::DoesNotExist(key) => get(key).is_none(),
+        })
+    }
+}
