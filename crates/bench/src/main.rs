@@ -21,7 +21,8 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(name = "weft-bench", version)]
 struct Arguments {
-    /// What to measure: path (traffic), program (eBPF run time), cni, policy, memory, or all.
+    /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
+    /// cni, policy, memory, or all.
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
     /// Rounds; every scenario gets one slice a round.
@@ -44,7 +45,7 @@ struct Arguments {
     alarm_s: u32,
 }
 
-const BENCHMARKS: [&str; 5] = ["path", "program", "cni", "policy", "memory"];
+const BENCHMARKS: [&str; 6] = ["baseline", "path", "program", "cni", "policy", "memory"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -80,6 +81,9 @@ fn main() -> Result<()> {
         cni_plugins: arguments.cni_plugins.clone(),
     };
 
+    if arguments.what == ["baseline"] {
+        return path::baseline(&settings)?.write(&arguments.out.join("baseline.json"));
+    }
     let native = cluster::Cluster::up(&bin_dir, "native", 2)?;
     if wanted("cni") {
         cni::run(&native)?.write(&arguments.out.join("cni.json"))?;

@@ -48,6 +48,18 @@ impl Scenario {
         }
     }
 
+    fn bridge(bridge: &Bridge) -> Result<Self> {
+        let (client, server, addresses) = (bridge.client(), bridge.server(), bridge.addresses()?);
+        Ok(Self {
+            name: "bridge",
+            base: "base-near",
+            client,
+            server,
+            addresses,
+            observe: Vec::new(),
+        })
+    }
+
     fn chain(name: &'static str, base: &'static str, chain: &Chain) -> Self {
         let (client, server) = (chain.client_ns(), chain.server_ns());
         Self {
@@ -59,6 +71,21 @@ impl Scenario {
             observe: Vec::new(),
         }
     }
+}
+
+/// The chains and the bridge plugin alone: what Weft is compared with, and whether this machine is quiet enough.
+pub fn baseline(settings: &Settings) -> Result<Report> {
+    let near = Chain::new("n", 1)?;
+    let far = Chain::new("f", 3)?;
+    let bridge = Bridge::new(&settings.cni_plugins).context("the reference bridge plugin")?;
+    let scenarios = [
+        Scenario::chain("base-near", "base-near", &near),
+        Scenario::chain("base-near/again", "base-near", &near),
+        Scenario::bridge(&bridge)?,
+        Scenario::chain("base-far", "base-far", &far),
+        Scenario::chain("base-far/again", "base-far", &far),
+    ];
+    rounds(&scenarios, settings)
 }
 
 /// A NetworkPolicy for pods labelled `app`, of `rules` rules, of which the last lets everything of the namespace in.
@@ -114,14 +141,7 @@ pub fn run(native: &Cluster, vxlan: &Cluster, settings: &Settings) -> Result<Rep
         Scenario::pods("same-node/policy-1", "base-near", client, one),
         Scenario::pods("same-node/policy-1000", "base-near", client, thousand),
         observed,
-        Scenario {
-            name: "bridge",
-            base: "base-near",
-            client: bridge.client(),
-            server: bridge.server(),
-            addresses: bridge.addresses()?,
-            observe: Vec::new(),
-        },
+        Scenario::bridge(&bridge)?,
         Scenario::chain("base-far", "base-far", &far),
         Scenario::chain("base-far/again", "base-far", &far),
         Scenario::pods("native", "base-far", client, remote),
