@@ -111,3 +111,18 @@ pub struct AddResult {
     /// Addresses with prefix length (`10.0.1.5/32`) and gateway.
     pub addresses: Vec<(String, IpAddr)>,
 }
+
+/// Most deletes that may wait for an agent that is down.
+pub const QUEUE_FILES_MAX: usize = 256;
+/// Name of the queue's lock file (flock).
+pub const QUEUE_LOCK: &str = "lock";
+
+/// Name of the file in which a delete waits: a JSON [`DelRequest`].
+#[must_use]
+pub fn queue_file_name(attachment: &Attachment) -> String {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    attachment.hash(&mut hasher);
+    // The hash sets apart what the cut-off id does not; the id is for people.
+    format!("{:.128}-{}-{:016x}.json", attachment.container_id, attachment.ifname, hasher.finish())
+}

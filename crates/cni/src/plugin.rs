@@ -1,0 +1,175 @@
+//! The six commands.
+
+use crate::client::{self, AskError, Patience};
+use crate::config::{self, Config};
+use crate::env::{self, Command, Lookup};
+use crate::{queue, result};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::time::Duration;
+use weft_api::agent::{Request, Response};
+use weft_api::cni::{AddRequest, CheckRequest, CniError, DelRequest, GcRequest, code};
+
+/// A container runtime gives up on a sandbox after two to four minutes; an answer must come well before.
+const ADD: Patience = Patience { connect: Duration::from_secs(10), answer: Duration::from_secs(60) };
+/// A delete that meets no agent is queued, so it need not wait long.
+const DEL: Patience = Patience { connect: Duration::from_millis(200), answer: Duration::from_secs(30) };
+/// Runtimes poll STATUS.
+const STATUS: Patience = Patience { connect: Duration::from_secs(1), answer: Duration::from_secs(5) };
+
+/// An error with the version that the caller speaks.
+#[derive(Debug)]
+pub struct Failure {
+    /// `cniVersion` of the answer.
+    pub version: &'static str,
+    /// What went wrong.
+    pub error: CniError,
+}
+
+impl Failure {
+    /// As it goes to standard output.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let CniError { code, msg, details } = &self.error;
+        json!({ "cniVersion": self.version, "code": code, "msg": msg, "details": details }).to_string()
+    }
+}
+
+impl From<CniError> for Failure {
+    fn from(error: CniError) -> Self {
+        Self { version: config::NEWEST, error }
+    }
+}
+
+/// Carries out one call; what it returns goes to standard output.
+///
+/// # Errors
+/// See [`Failure`].
+pub fn run(env: impl Fn(&str) -> Option<OsString>, stdin: &[u8]) -> Result<String, Failure> {
+    let command = env::command(&env)?;
+    if command == Command::Version {
+        let asked = config::asked_version(stdin)?;
+        let version = asked.as_deref().unwrap_or(config::NEWEST);
+        return Ok(json!({ "cniVersion": version, "supportedVersions": config::VERSIONS }).to_string());
+    }
+    let config = config::parse(stdin)?;
+    let version = config.version.as_str();
+    let answer = match command {
+        Command::Add => add(&env, &config),
+        Command::Del => del(&env, &config),
+        Command::Check => check(&env, &config),
+        Command::Gc => gc(&config),
+        Command::Status => status(&config),
+        Command::Version => unreachable!("answered above"),
+    };
+    answer.map_err(|error| Failure { version, error })
+}
+
+/// Standard input could not be read.
+#[must_use]
+pub fn stdin_unreadable(error: &std::io::Error) -> Failure {
+    CniError { code: code::IO_FAILURE, msg: "cannot read standard input".into(), details: error.to_string() }.into()
+}
+
+fn add(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
+    let attachment = env::attachment(env)?;
+    let netns = env::netns_required(env)?;
+    let pod = env::pod_args(env)?;
+    let (Some(pod_namespace), Some(pod_name)) = (pod.namespace, pod.name) else {
+        return Err(env::invalid("CNI_ARGS", "expected K8S_POD_NAMESPACE and K8S_POD_NAME: which pod this is decides its policy"));
+    };
+    if config.prev_result.is_some() {
+        return Err(config::invalid("prevResult: expected none on ADD: weft-cni makes the interface and must be the first plugin of the list"));
+    }
+    let request = AddRequest { attachment: attachment.clone(), netns: netns.clone(), pod_namespace, pod_name, pod_uid: pod.uid, mtu: config.mtu };
+    match ask(config, &Request::CniAdd(request), ADD)? {
+        Response::CniResult(added) => Ok(result::render(config.version, &attachment, &netns, &added).to_string()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// DEL succeeds whenever the delete is certain to happen: now, or when the agent is back.
+fn del(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
+    let request = DelRequest { attachment: env::attachment(env)?, netns: env::netns(env)? };
+    match client::ask(&config.socket, &Request::CniDel(request.clone()), DEL) {
+        Ok(Response::Done) => Ok(String::new()),
+        Ok(Response::Error(error)) => Err(error),
+        Ok(other) => Err(unexpected(&other)),
+        Err(cause) => match queue::push(&config.queue_dir, &request) {
+            Ok(()) => Ok(String::new()),
+            Err(error) => {
+                let details = format!("{}: {error}; agent: {}", config.queue_dir.display(), describe(&cause));
+                Err(CniError { code: code::TRY_AGAIN_LATER, msg: "the agent is down and the delete could not be queued".into(), details })
+            }
+        },
+    }
+}
+
+fn check(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
+    since(config, "CHECK", "0.4.0")?;
+    let attachment = env::attachment(env)?;
+    let netns = env::netns_required(env)?;
+    let Some(previous) = &config.prev_result else { return Err(config::mismatch("prevResult", "the result of ADD", None)) };
+    let addresses = config::addresses(previous, &attachment.ifname)?;
+    done(ask(config, &Request::CniCheck(CheckRequest { attachment, netns, addresses }), ADD)?)
+}
+
+fn gc(config: &Config) -> Result<String, CniError> {
+    since(config, "GC", "1.1.0")?;
+    let Some(valid) = config.valid_attachments.clone() else {
+        return Err(config::mismatch("cni.dev/valid-attachments", "a list", None));
+    };
+    done(ask(config, &Request::CniGc(GcRequest { valid }), ADD)?)
+}
+
+fn status(config: &Config) -> Result<String, CniError> {
+    since(config, "STATUS", "1.1.0")?;
+    match client::ask(&config.socket, &Request::CniStatus, STATUS) {
+        Ok(answer) => done(answer),
+        Err(cause) => Err(CniError { code: code::NOT_AVAILABLE, msg: "the agent does not answer".into(), details: reach(config, &cause) }),
+    }
+}
+
+fn since(config: &Config, command: &str, version: &str) -> Result<(), CniError> {
+    if config.version.at_least(version) {
+        return Ok(());
+    }
+    let details = format!("cniVersion: expected {version} or newer for {command}, found {:?}", config.version.as_str());
+    Err(CniError { code: code::INCOMPATIBLE_VERSION, msg: "incompatible CNI version".into(), details })
+}
+
+fn ask(config: &Config, request: &Request, patience: Patience) -> Result<Response, CniError> {
+    match client::ask(&config.socket, request, patience) {
+        Ok(Response::Error(error)) => Err(error),
+        Ok(answer) => Ok(answer),
+        Err(cause @ (AskError::Unreachable(_) | AskError::Interrupted(_))) => {
+            Err(CniError { code: code::TRY_AGAIN_LATER, msg: "the agent does not answer".into(), details: reach(config, &cause) })
+        }
+        Err(cause) => Err(CniError { code: code::DECODING_FAILURE, msg: "the agent's answer makes no sense".into(), details: reach(config, &cause) }),
+    }
+}
+
+fn done(answer: Response) -> Result<String, CniError> {
+    if answer == Response::Done { Ok(String::new()) } else { Err(unexpected(&answer)) }
+}
+
+fn unexpected(answer: &Response) -> CniError {
+    let kind = serde_json::to_value(answer).ok();
+    let kind = kind.as_ref().and_then(|value| value.get("type")).and_then(Value::as_str).unwrap_or("?");
+    CniError { code: code::DECODING_FAILURE, msg: "the agent's answer makes no sense".into(), details: format!("unexpected kind {kind:?}") }
+}
+
+fn reach(config: &Config, cause: &AskError) -> String {
+    format!("{}: {}", config.socket.display(), describe(cause))
+}
+
+fn describe(cause: &AskError) -> String {
+    match cause {
+        AskError::Unreachable(error) => format!("cannot connect: {error}"),
+        AskError::Interrupted(error) => format!("no answer: {error}"),
+        AskError::Nonsense(text) => text.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
