@@ -1,0 +1,349 @@
+//! The options of `weft up`, and the settings that they amount to once checked.
+
+use crate::cluster::paths::Paths;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+/// Prefix length of a node's IPv4 pod prefix.
+pub const NODE_MASK_V4: u8 = 24;
+/// Prefix length of a node's IPv6 pod prefix.
+pub const NODE_MASK_V6: u8 = 64;
+/// The most nodes that one machine's fabric has addresses for.
+pub const NODES_MAX: u8 = 200;
+
+/// The network of the node addresses.
+pub const FABRIC_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 0, 0), 24);
+/// The network of the node addresses.
+pub const FABRIC_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd31, 0, 0, 0, 0, 0, 0, 0), 64);
+/// The world outside.
+pub const OUTSIDE_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 51, 100, 0), 24);
+/// The world outside.
+pub const OUTSIDE_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0), 64);
+
+/// Options of `weft up`. What is not given has a default, or stays as it is when the cluster exists.
+#[derive(Clone, Default, PartialEq, Eq, Debug, clap::Args)]
+pub struct UpOptions {
+    /// Name of the cluster; any number of clusters run side by side
+    #[arg(long, default_value = "weft", env = "WEFT_CLUSTER")]
+    pub name: String,
+    /// How many nodes [default: 3]
+    #[arg(long, value_name = "N")]
+    pub nodes: Option<u8>,
+    /// Address families: ipv4,ipv6 or one of them [default: ipv4,ipv6]
+    #[arg(long, value_name = "LIST")]
+    pub ip_families: Option<String>,
+    /// How pod packets travel between nodes: native or vxlan [default: native]
+    #[arg(long, value_name = "MODE")]
+    pub routing: Option<String>,
+    /// Addresses for pods, /24 (IPv4) or /64 (IPv6) of it per node; repeatable [default: 10.244.0.0/16 and fd44::/48]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_cidr: Vec<String>,
+    /// Addresses for services; repeatable [default: 10.96.0.0/16 and fd96::/108]
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Vec<String>,
+    /// Use the Kubernetes API server of this kubeconfig instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// How pod packets travel between nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Routing {
+    /// The fabric knows the pod prefixes.
+    Native,
+    /// In VXLAN packets between node addresses.
+    Vxlan,
+}
+
+impl Routing {
+    /// As the options write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Vxlan => "vxlan",
+        }
+    }
+}
+
+/// Settings of a cluster, checked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// Its name.
+    pub name: String,
+    /// Number of nodes.
+    pub nodes: u8,
+    /// Uses IPv4.
+    pub ipv4: bool,
+    /// Uses IPv6.
+    pub ipv6: bool,
+    /// Between nodes.
+    pub routing: Routing,
+    /// For pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// For services.
+    pub service_cidrs: Vec<IpNet>,
+    /// Another API server.
+    pub kubeconfig: Option<PathBuf>,
+    /// Port on 127.0.0.1 of the built-in API server.
+    pub port: u16,
+    /// Directory of the programs.
+    pub bin_dir: PathBuf,
+}
+
+/// A wrong option: which one, what was given, what was expected.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("--{option} {given}: {expected}")]
+pub struct OptionError {
+    /// Without the dashes.
+    pub option: &'static str,
+    /// As given.
+    pub given: String,
+    /// What was expected.
+    pub expected: String,
+}
+
+fn wrong(option: &'static str, given: impl ToString, expected: impl Into<String>) -> OptionError {
+    OptionError { option, given: given.to_string(), expected: expected.into() }
+}
+
+/// Checks a cluster's name.
+///
+/// # Errors
+/// What a name looks like.
+pub fn check_name(name: &str) -> Result<(), OptionError> {
+    let fine = (1..=20).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && !name.ends_with('-');
+    if fine { Ok(()) } else { Err(wrong("name", name, "expected 1 to 20 lowercase letters, digits and inner hyphens")) }
+}
+
+impl UpOptions {
+    /// Checks everything and fills in the defaults.
+    ///
+    /// # Errors
+    /// The first option that is wrong.
+    pub fn check(&self) -> Result<Config, OptionError> {
+        check_name(&self.name)?;
+        let nodes = self.nodes.unwrap_or(3);
+        if !(1..=NODES_MAX).contains(&nodes) {
+            return Err(wrong("nodes", nodes, format!("expected 1 to {NODES_MAX}")));
+        }
+        let (ipv4, ipv6) = parse_families(self.ip_families.as_deref().unwrap_or("ipv4,ipv6"))?;
+        let routing = match self.routing.as_deref() {
+            None | Some("native") => Routing::Native,
+            Some("vxlan") => Routing::Vxlan,
+            Some(other) => return Err(wrong("routing", other, "expected native or vxlan")),
+        };
+        let families = (ipv4, ipv6);
+        let pod_cidrs = parse_cidrs("pod-cidr", &self.pod_cidr, families, ["10.244.0.0/16", "fd44::/48"])?;
+        let service_cidrs = parse_cidrs("service-cidr", &self.service_cidr, families, ["10.96.0.0/16", "fd96::/108"])?;
+        check_capacity(&pod_cidrs, nodes, families)?;
+        check_overlaps(&pod_cidrs, &service_cidrs)?;
+        if let Some(file) = &self.kubeconfig
+            && !file.is_file()
+        {
+            return Err(wrong("kubeconfig", file.display(), "expected an existing file"));
+        }
+        let kubeconfig = match &self.kubeconfig {
+            Some(file) => Some(
+                std::path::absolute(file).map_err(|e| wrong("kubeconfig", file.display(), e.to_string()))?,
+            ),
+            None => None,
+        };
+        let name = self.name.clone();
+        Ok(Config { name, nodes, ipv4, ipv6, routing, pod_cidrs, service_cidrs, kubeconfig, port: 0, bin_dir: PathBuf::new() })
+    }
+
+    /// The first option that was given and differs from what an existing cluster has.
+    #[must_use]
+    pub fn conflict(&self, existing: &Config, wanted: &Config) -> Option<OptionError> {
+        let differs = |option, given: String, has: String| {
+            wrong(option, given, format!("cluster {} exists with {has}; `weft down` removes it", existing.name))
+        };
+        let list = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        if self.nodes.is_some() && wanted.nodes != existing.nodes {
+            return Some(differs("nodes", wanted.nodes.to_string(), existing.nodes.to_string()));
+        }
+        if let Some(given) = &self.ip_families
+            && (wanted.ipv4, wanted.ipv6) != (existing.ipv4, existing.ipv6)
+        {
+            return Some(differs("ip-families", given.clone(), existing.families()));
+        }
+        if self.routing.is_some() && wanted.routing != existing.routing {
+            return Some(differs("routing", wanted.routing.name().into(), existing.routing.name().into()));
+        }
+        if !self.pod_cidr.is_empty() && wanted.pod_cidrs != existing.pod_cidrs {
+            return Some(differs("pod-cidr", list(&wanted.pod_cidrs), list(&existing.pod_cidrs)));
+        }
+        if !self.service_cidr.is_empty() && wanted.service_cidrs != existing.service_cidrs {
+            return Some(differs("service-cidr", list(&wanted.service_cidrs), list(&existing.service_cidrs)));
+        }
+        if let Some(given) = &wanted.kubeconfig
+            && existing.kubeconfig.as_ref() != Some(given)
+        {
+            return Some(differs("kubeconfig", given.display().to_string(), "another API server".into()));
+        }
+        None
+    }
+}
+
+impl Config {
+    /// Names of the nodes.
+    #[must_use]
+    pub fn node_names(&self) -> Vec<String> {
+        (1..=self.nodes).map(super::paths::node_name).collect()
+    }
+
+    /// As `--ip-families` writes it.
+    #[must_use]
+    pub fn families(&self) -> String {
+        [(self.ipv4, "ipv4"), (self.ipv6, "ipv6")]
+            .iter()
+            .filter_map(|(on, name)| on.then_some(*name))
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+
+    /// Addresses of the nth node, counting from 1.
+    #[must_use]
+    pub fn node_addresses(&self, number: u8) -> Vec<IpAddr> {
+        self.fabric_addresses(10 + u16::from(number))
+    }
+
+    /// Addresses of the fabric, which is every node's gateway.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        self.fabric_addresses(1)
+    }
+
+    fn fabric_addresses(&self, host: u16) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        if self.ipv4 {
+            let base = u32::from(FABRIC_V4.network());
+            addresses.push(IpAddr::V4(Ipv4Addr::from(base + u32::from(host))));
+        }
+        if self.ipv6 {
+            // Written as people read it: node 1 is fd31::11 beside 172.31.0.11.
+            let digits = u16::from_str_radix(&host.to_string(), 16).unwrap_or(host);
+            addresses.push(IpAddr::V6(Ipv6Addr::new(0xfd31, 0, 0, 0, 0, 0, 0, digits)));
+        }
+        addresses
+    }
+
+    /// Addresses of the world's only host.
+    #[must_use]
+    pub fn outside_addresses(&self) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        if self.ipv4 {
+            addresses.push(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10)));
+        }
+        if self.ipv6 {
+            addresses.push(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0x10)));
+        }
+        addresses
+    }
+
+    /// Places.
+    #[must_use]
+    pub fn paths(&self) -> Paths {
+        Paths::new(&self.name)
+    }
+}
+
+fn parse_families(given: &str) -> Result<(bool, bool), OptionError> {
+    let mut families = (false, false);
+    for family in given.split(',') {
+        match family.trim().to_ascii_lowercase().as_str() {
+            "ipv4" => families.0 = true,
+            "ipv6" => families.1 = true,
+            _ => return Err(wrong("ip-families", given, "expected ipv4, ipv6 or ipv4,ipv6")),
+        }
+    }
+    Ok(families)
+}
+
+fn parse_cidrs(
+    option: &'static str,
+    given: &[String],
+    (ipv4, ipv6): (bool, bool),
+    defaults: [&str; 2],
+) -> Result<Vec<IpNet>, OptionError> {
+    let mut nets: Vec<IpNet> = Vec::new();
+    for text in given.iter().flat_map(|g| g.split(',')).map(str::trim) {
+        let net: IpNet = text
+            .parse()
+            .map_err(|_| wrong(option, text, "expected address/length, such as 10.244.0.0/16 or fd44::/48"))?;
+        if net.addr() != net.network() {
+            return Err(wrong(option, text, format!("has bits behind its length; expected {}", net.trunc())));
+        }
+        let (on, family) = if net.addr().is_ipv4() { (ipv4, "IPv4") } else { (ipv6, "IPv6") };
+        if !on {
+            return Err(wrong(option, text, format!("is {family}, which --ip-families leaves out")));
+        }
+        if let Some(other) = nets.iter().find(|n| overlap(n, &net)) {
+            return Err(wrong(option, text, format!("overlaps with --{option} {other}")));
+        }
+        nets.push(net);
+    }
+    for (default, on, v4) in [(defaults[0], ipv4, true), (defaults[1], ipv6, false)] {
+        if on && !nets.iter().any(|n| n.addr().is_ipv4() == v4) {
+            nets.push(default.parse().expect("the defaults are prefixes"));
+        }
+    }
+    nets.sort_by_key(|n| n.addr().is_ipv6());
+    Ok(nets)
+}
+
+fn check_capacity(pods: &[IpNet], nodes: u8, (ipv4, ipv6): (bool, bool)) -> Result<(), OptionError> {
+    for (on, v4, mask) in [(ipv4, true, NODE_MASK_V4), (ipv6, false, NODE_MASK_V6)] {
+        let of_family: Vec<_> = pods.iter().filter(|n| on && n.addr().is_ipv4() == v4).collect();
+        let Some(first) = of_family.first() else { continue };
+        let blocks = |net: &IpNet| match mask.checked_sub(net.prefix_len()) {
+            Some(bits) => 1_u64 << bits.min(32),
+            None => 0,
+        };
+        let room: u64 = of_family.iter().map(|n| blocks(n)).sum();
+        if room < u64::from(nodes) {
+            let why = format!("has room for {room} nodes (/{mask} each), expected at least {nodes}");
+            return Err(wrong("pod-cidr", first, why));
+        }
+    }
+    Ok(())
+}
+
+fn check_overlaps(pods: &[IpNet], services: &[IpNet]) -> Result<(), OptionError> {
+    let fabric = [
+        (IpNet::V4(FABRIC_V4), "the nodes' network"),
+        (IpNet::V6(FABRIC_V6), "the nodes' network"),
+        (IpNet::V4(OUTSIDE_V4), "the network that stands for the outside"),
+        (IpNet::V6(OUTSIDE_V6), "the network that stands for the outside"),
+        (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)), "the link-local addresses"),
+        (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)), "the loopback addresses"),
+        (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)), "the link-local addresses"),
+    ];
+    for (option, nets) in [("pod-cidr", pods), ("service-cidr", services)] {
+        for net in nets {
+            if let Some((other, what)) = fabric.iter().find(|(other, _)| overlap(other, net)) {
+                return Err(wrong(option, net, format!("overlaps with {other}, {what}")));
+            }
+        }
+    }
+    for net in services {
+        if let Some(pod) = pods.iter().find(|p| overlap(p, net)) {
+            return Err(wrong("service-cidr", net, format!("overlaps with --pod-cidr {pod}")));
+        }
+    }
+    Ok(())
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+#[cfg(test)]
+mod tests;

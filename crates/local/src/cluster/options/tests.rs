@@ -1,0 +1,74 @@
+use super::*;
+
+fn options() -> UpOptions {
+    UpOptions { name: "t".into(), ..UpOptions::default() }
+}
+
+fn error(change: impl FnOnce(&mut UpOptions)) -> String {
+    let mut given = options();
+    change(&mut given);
+    given.check().expect_err("is wrong").to_string()
+}
+
+#[test]
+fn defaults_are_dual_stack() {
+    let config = options().check().expect("defaults are fine");
+    assert_eq!(config.families(), "ipv4,ipv6");
+    assert_eq!(config.nodes, 3);
+    let texts: Vec<_> = config.pod_cidrs.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["10.244.0.0/16", "fd44::/48"]);
+    let addresses: Vec<_> = config.node_addresses(2).iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["172.31.0.12", "fd31::12"]);
+    assert_eq!(config.gateways()[1].to_string(), "fd31::1");
+}
+
+#[test]
+fn one_family_alone() {
+    let mut given = options();
+    given.ip_families = Some("ipv6".into());
+    let config = given.check().expect("IPv6 alone is fine");
+    assert!(!config.ipv4);
+    assert_eq!(config.pod_cidrs.len(), 1);
+    assert_eq!(config.node_addresses(1).len(), 1);
+}
+
+#[test]
+fn errors_name_the_option_and_what_was_expected() {
+    let cases: [(fn(&mut UpOptions), &str); 12] = [
+        (|o| o.name = "A_b".into(), "--name A_b: expected 1 to 20 lowercase"),
+        (|o| o.nodes = Some(0), "--nodes 0: expected 1 to"),
+        (|o| o.ip_families = Some("ipv5".into()), "--ip-families ipv5: expected"),
+        (|o| o.routing = Some("geneve".into()), "--routing geneve: expected native or vxlan"),
+        (|o| o.pod_cidr = vec!["10.0.0.0".into()], "--pod-cidr 10.0.0.0: expected address/length"),
+        (|o| o.pod_cidr = vec!["10.0.0.1/16".into()], "expected 10.0.0.0/16"),
+        (|o| o.pod_cidr = vec!["10.0.0.0/24".into()], "has room for 1 nodes (/24 each), expected at least 3"),
+        (|o| o.pod_cidr = vec!["10.0.0.0/26".into()], "has room for 0 nodes"),
+        (|o| o.pod_cidr = vec!["172.31.0.0/16".into()], "overlaps with 172.31.0.0/24, the nodes' network"),
+        (|o| o.service_cidr = vec!["10.244.7.0/24".into()], "--service-cidr 10.244.7.0/24: overlaps with --pod-cidr"),
+        (
+            |o| {
+                o.ip_families = Some("ipv4".into());
+                o.pod_cidr = vec!["fd44::/48".into()];
+            },
+            "--pod-cidr fd44::/48: is IPv6, which --ip-families leaves out",
+        ),
+        (|o| o.kubeconfig = Some("/nowhere/config".into()), "--kubeconfig /nowhere/config: expected an existing file"),
+    ];
+    for (change, expected) in cases {
+        let text = error(change);
+        assert!(text.contains(expected), "{text:?} lacks {expected:?}");
+    }
+}
+
+#[test]
+fn an_existing_cluster_keeps_what_was_not_given() {
+    let mut first = options();
+    first.nodes = Some(5);
+    let existing = first.check().expect("fine");
+    let again = options();
+    assert_eq!(again.conflict(&existing, &again.check().expect("fine")), None);
+    let mut other = options();
+    other.routing = Some("vxlan".into());
+    let conflict = other.conflict(&existing, &other.check().expect("fine")).expect("differs");
+    assert!(conflict.to_string().starts_with("--routing vxlan: cluster t exists with native"), "{conflict}");
+}

@@ -1,0 +1,242 @@
+//! The network between the nodes: a routed namespace that stands for a cloud's virtual network.
+//!
+//! It carries a packet only if such a network would. Each node has a link of its own; what comes in by it must come
+//! from the node's own addresses or, in native routing, from the pod prefixes that `Node.spec.podCIDRs` gives to that
+//! very node. Pod addresses never reach the outside. Both families are filtered by the same kind of routing rules.
+
+use crate::cluster::options::{Config, FABRIC_V4, FABRIC_V6, OUTSIDE_V4, OUTSIDE_V6, Routing};
+use crate::cluster::paths::node_name;
+use crate::netlink::{Netlink, Rule, RuleAction, VethEnd};
+use crate::netns;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+/// Of every link, as in most clouds.
+pub const MTU: u32 = 1500;
+/// Name of a node's link inside the node.
+pub const NODE_LINK: &str = "eth0";
+/// Name of the fabric's link to the outside.
+const OUTSIDE_LINK: &str = "outside";
+
+/// Priorities of the rules, in the order in which they are asked.
+mod priority {
+    pub const TO_OUTSIDE: u32 = 100;
+    pub const NEVER_OUTSIDE: u32 = 110;
+    pub const OWN_SOURCE: u32 = 120;
+    pub const ANY_SOURCE: u32 = 200;
+}
+
+/// Pod prefixes by node.
+pub type PodCidrs = BTreeMap<String, Vec<IpNet>>;
+
+/// Builds all namespaces and links; what exists already stays.
+///
+/// # Errors
+/// Which step failed.
+pub fn create(config: &Config) -> io::Result<()> {
+    let paths = config.paths();
+    let fabric = paths.fabric_netns();
+    netns::create(&fabric)?;
+    netns::create(&paths.outside_netns())?;
+    netns::within(&netns::path(&fabric), || {
+        forwarding();
+        let mut netlink = Netlink::open()?;
+        netlink.set_up("lo")?;
+        for gateway in config.gateways() {
+            netlink.add_address("lo", IpNet::from(gateway))?;
+        }
+        Ok(())
+    })
+    .map_err(during("the fabric"))?;
+    for number in 1..=config.nodes {
+        let name = node_name(number);
+        netns::create(&paths.node_netns(&name))?;
+        let addresses = config.node_addresses(number);
+        link(&fabric, &name, &paths.node_netns(&name), &addresses, &config.gateways())
+            .map_err(during(&format!("the link of {name}")))?;
+    }
+    link(&fabric, OUTSIDE_LINK, &paths.outside_netns(), &config.outside_addresses(), &config.gateways())
+        .map_err(during("the link to the outside"))?;
+    // Whoever watches the nodes corrects this; until then a fabric that already works goes on working.
+    let carried = carried(config)?;
+    apply(config, &carried)
+}
+
+/// The pod prefixes that the fabric carries now.
+fn carried(config: &Config) -> io::Result<PodCidrs> {
+    netns::within(&netns::path(&config.paths().fabric_netns()), || {
+        let mut netlink = Netlink::open()?;
+        let mut carried = PodCidrs::new();
+        for v6 in [false, true] {
+            for rule in netlink.rules(v6)? {
+                if let (priority::OWN_SOURCE, Some(from)) = (rule.priority, rule.from)
+                    && rule.iif != OUTSIDE_LINK
+                    && !is_fabric(from)
+                {
+                    carried.entry(rule.iif).or_default().push(from);
+                }
+            }
+        }
+        Ok(carried)
+    })
+}
+
+fn during(what: &str) -> impl Fn(io::Error) -> io::Error {
+    move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
+}
+
+/// A sysctl of the calling thread's namespace. A kernel without one family lacks its settings, and needs none.
+fn sysctl(name: &str, value: &str) {
+    let _ = fs::write(format!("/proc/sys/net/{name}"), value);
+}
+
+fn forwarding() {
+    sysctl("ipv4/ip_forward", "1");
+    sysctl("ipv6/conf/all/forwarding", "1");
+    sysctl("ipv6/conf/default/forwarding", "1");
+    sysctl("ipv6/conf/all/accept_ra", "0");
+    sysctl("ipv6/conf/default/accept_ra", "0");
+    sysctl("ipv6/conf/default/accept_dad", "0");
+}
+
+/// One veth pair between the fabric (end `name`) and `netns` (end [`NODE_LINK`]), with addresses and routes.
+fn link(fabric: &str, name: &str, other: &str, addresses: &[IpAddr], gateways: &[IpAddr]) -> io::Result<()> {
+    let near_file = fs::File::open(netns::path(fabric))?;
+    let far_file = fs::File::open(netns::path(other))?;
+    let exists = netns::within(&netns::path(fabric), || Ok(Netlink::open()?.index(name).is_ok()))?;
+    if !exists {
+        // A half-made pair from an interrupted attempt is not possible: the kernel makes both ends or none.
+        netns::within(&netns::path(fabric), || {
+            Netlink::open()?.add_veth(
+                &VethEnd { name, netns: near_file.as_fd() },
+                &VethEnd { name: NODE_LINK, netns: far_file.as_fd() },
+                MTU,
+            )
+        })?;
+    }
+    netns::within(&netns::path(other), || {
+        forwarding();
+        let mut netlink = Netlink::open()?;
+        netlink.set_up("lo")?;
+        for address in addresses {
+            netlink.add_address(NODE_LINK, IpNet::from(*address))?;
+        }
+        netlink.set_up(NODE_LINK)
+    })?;
+    netns::within(&netns::path(fabric), || {
+        sysctl(&format!("ipv4/conf/{name}/rp_filter"), "1");
+        let mut netlink = Netlink::open()?;
+        for gateway in gateways {
+            netlink.add_address(name, IpNet::from(*gateway))?;
+        }
+        netlink.set_up(name)?;
+        for address in addresses {
+            netlink.add_route(IpNet::from(*address), name, None, None)?;
+        }
+        Ok(())
+    })?;
+    netns::within(&netns::path(other), || {
+        let mut netlink = Netlink::open()?;
+        for gateway in gateways {
+            let source = addresses.iter().find(|a| a.is_ipv4() == gateway.is_ipv4()).copied();
+            let everything = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+            let everything = everything.parse().expect("a prefix");
+            netlink.add_route(everything, NODE_LINK, Some(*gateway), source)?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes the fabric carry exactly these pod prefixes (none in VXLAN mode), and nobody's else.
+///
+/// # Errors
+/// What the kernel says.
+pub fn apply(config: &Config, pod_cidrs: &PodCidrs) -> io::Result<()> {
+    let none = PodCidrs::new();
+    let wanted = if config.routing == Routing::Native { pod_cidrs } else { &none };
+    let file = netns::path(&config.paths().fabric_netns());
+    netns::within(&file, || {
+        let mut netlink = Netlink::open()?;
+        let rules = rules(config, wanted);
+        for v6 in [false, true] {
+            let have: BTreeSet<Rule> = netlink.rules(v6)?.into_iter().collect();
+            let want: BTreeSet<Rule> = rules.iter().filter(|r| r.v6 == v6).cloned().collect();
+            // The dropping rules come first and go last, so that no moment is more open than it should be.
+            for rule in want.difference(&have).filter(|r| r.action == RuleAction::Blackhole) {
+                netlink.add_rule(rule)?;
+            }
+            for rule in want.difference(&have).filter(|r| r.action == RuleAction::Main) {
+                netlink.add_rule(rule)?;
+            }
+            for rule in have.difference(&want) {
+                netlink.delete_rule(rule)?;
+                if let (Some(from), RuleAction::Main) = (rule.from, rule.action)
+                    && rule.priority == priority::OWN_SOURCE
+                    && !is_fabric(from)
+                {
+                    netlink.delete_route(from, &rule.iif)?;
+                }
+            }
+        }
+        for (node, nets) in wanted {
+            for net in nets {
+                netlink.add_route(*net, node, None, None)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn is_fabric(net: IpNet) -> bool {
+    IpNet::V4(FABRIC_V4).contains(&net) || IpNet::V6(FABRIC_V6).contains(&net)
+}
+
+/// All rules that should be there.
+fn rules(config: &Config, pod_cidrs: &PodCidrs) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for number in 1..=config.nodes {
+        let node = node_name(number);
+        let no_prefixes = Vec::new();
+        let pods = pod_cidrs.get(&node).unwrap_or(&no_prefixes);
+        for address in config.node_addresses(number) {
+            let v6 = address.is_ipv6();
+            let own = Some(IpNet::from(address));
+            let outside = Some(if v6 { IpNet::V6(OUTSIDE_V6) } else { IpNet::V4(OUTSIDE_V4) });
+            let rule = |priority, from, to, action| Rule { priority, iif: node.clone(), v6, from, to, action };
+            rules.push(rule(priority::TO_OUTSIDE, own, outside, RuleAction::Main));
+            rules.push(rule(priority::NEVER_OUTSIDE, None, outside, RuleAction::Blackhole));
+            rules.push(rule(priority::OWN_SOURCE, own, None, RuleAction::Main));
+            for net in pods.iter().filter(|n| n.addr().is_ipv6() == v6) {
+                rules.push(rule(priority::OWN_SOURCE, Some(*net), None, RuleAction::Main));
+            }
+            rules.push(rule(priority::ANY_SOURCE, None, None, RuleAction::Blackhole));
+        }
+    }
+    for address in config.outside_addresses() {
+        let v6 = address.is_ipv6();
+        let (from, to) = if v6 {
+            (IpNet::V6(OUTSIDE_V6), IpNet::V6(FABRIC_V6))
+        } else {
+            (IpNet::V4(OUTSIDE_V4), IpNet::V4(FABRIC_V4))
+        };
+        let rule = |priority, from, to, action| Rule { priority, iif: OUTSIDE_LINK.into(), v6, from, to, action };
+        rules.push(rule(priority::OWN_SOURCE, Some(from), Some(to), RuleAction::Main));
+        rules.push(rule(priority::ANY_SOURCE, None, None, RuleAction::Blackhole));
+    }
+    rules
+}
+
+/// Removes all namespaces of the cluster, with the links in them. Absent is fine.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove(paths: &crate::cluster::paths::Paths) -> io::Result<()> {
+    for name in netns::list().iter().filter(|n| paths.owns_netns(n)) {
+        netns::remove(name)?;
+    }
+    Ok(())
+}

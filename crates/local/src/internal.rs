@@ -1,0 +1,84 @@
+//! The hidden subcommands: parts of the embedded cluster that are processes of their own.
+//!
+//! They must be entered before the program has started any thread, since some of them change namespaces.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// Runs what `weft internal ...` and `weft toolbox ...` ask for. `args` begins with `internal` or `toolbox`.
+#[must_use]
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    let mut rest = args.into_iter();
+    let first = rest.next().unwrap_or_default();
+    if first == "toolbox" {
+        return crate::toolbox::main(rest.collect());
+    }
+    let part = rest.next().unwrap_or_default();
+    let rest: Vec<OsString> = rest.collect();
+    match part.to_string_lossy().as_ref() {
+        // "apiserver" => crate::apiserver::main(rest),
+        "supervisor" => crate::supervisor::main(&rest),
+        "node" => crate::node::main(&rest),
+        "enter" => enter(&rest),
+        "container" => crate::pod::shim::main(&rest),
+        "init" => crate::pod::init::main(&rest),
+        "exec" => crate::pod::exec::main(&rest),
+        "toolbox" => crate::toolbox::main(rest),
+        other => {
+            eprintln!("weft internal {other}: expected apiserver, supervisor, node, enter, container, init or exec");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Directory of the programs that belong together: `$WEFT_BIN_DIR`, or where this one is.
+///
+/// # Errors
+/// That the running program's place is unknown.
+pub fn bin_dir() -> io::Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("WEFT_BIN_DIR") {
+        return Ok(PathBuf::from(dir));
+    }
+    let own = std::env::current_exe()?;
+    let dir = own.parent().unwrap_or(Path::new("/"));
+    // Tests run in a directory below the programs.
+    let above = dir.parent().filter(|_| !dir.join("weft").exists());
+    Ok(above.filter(|d| d.join("weft").exists()).unwrap_or(dir).to_owned())
+}
+
+/// Tells the log what happens; `WEFT_LOG` chooses how much.
+pub(crate) fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).try_init();
+}
+
+/// `enter [--netns FILE] [--cgroup DIR] -- PROGRAM ARGS...`: becomes the program, inside the namespace and the group.
+fn enter(args: &[OsString]) -> ExitCode {
+    match try_enter(args) {
+        Ok(never) => match never {},
+        Err(error) => {
+            eprintln!("weft internal enter: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_enter(args: &[OsString]) -> io::Result<std::convert::Infallible> {
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        let mut value = || rest.next().ok_or_else(|| io::Error::other(format!("{}: expected a value", arg.display())));
+        match arg.to_string_lossy().as_ref() {
+            "--netns" => crate::netns::enter(Path::new(value()?))?,
+            "--cgroup" => std::fs::write(Path::new(value()?).join("cgroup.procs"), "0")?,
+            "--" => break,
+            other => return Err(io::Error::other(format!("{other}: unknown option"))),
+        }
+    }
+    let program = rest.next().ok_or_else(|| io::Error::other("expected a program behind --"))?;
+    let error = Command::new(program).args(rest).exec();
+    Err(io::Error::new(error.kind(), format!("{}: {error}", program.display())))
+}

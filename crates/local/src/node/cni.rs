@@ -1,0 +1,194 @@
+//! Calling CNI executables exactly as a container runtime does (CNI specification 1.1.0).
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+
+/// The interface inside the pod.
+pub(super) const IFNAME: &str = "eth0";
+/// An executable that takes longer hangs.
+const CALL_WITHIN: Duration = Duration::from_secs(60);
+/// The version in which results are asked for, if the configuration names none.
+const VERSION: &str = "1.1.0";
+
+/// Directories of a node's CNI.
+#[derive(Clone, Debug)]
+pub(super) struct Network {
+    /// Executables.
+    pub bin_dir: PathBuf,
+    /// Configurations.
+    pub conf_dir: PathBuf,
+}
+
+/// The pod that is attached.
+#[derive(Clone, Debug)]
+pub(super) struct Target<'a> {
+    pub container_id: &'a str,
+    pub netns: &'a Path,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub uid: &'a str,
+}
+
+impl Network {
+    /// The configuration list in force: the first file by name, as everywhere.
+    pub(super) fn config(&self) -> Result<Value, String> {
+        let mut files: Vec<PathBuf> = fs::read_dir(&self.conf_dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.extension().is_some_and(|e| e == "conflist" || e == "conf" || e == "json"))
+            .collect();
+        files.sort();
+        let file = files.first().ok_or_else(|| {
+            format!("cni plugin not initialized: no network configuration in {}", self.conf_dir.display())
+        })?;
+        let text = fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let config: Value = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", file.display()))?;
+        if config["plugins"].is_array() {
+            return Ok(config);
+        }
+        // A single configuration is a list of one.
+        Ok(json!({"cniVersion": config["cniVersion"], "name": config["name"], "plugins": [config]}))
+    }
+
+    /// Attaches: every plugin of the list in order, each given the result of the one before.
+    pub(super) async fn add(&self, config: &Value, target: &Target<'_>) -> Result<Value, String> {
+        let mut result = Value::Null;
+        for plugin in plugins(config) {
+            result = self.call("ADD", config, plugin, &result, Some(target)).await?;
+        }
+        Ok(result)
+    }
+
+    /// Detaches: the plugins in reverse order, each given the result of ADD.
+    pub(super) async fn delete(&self, config: &Value, result: &Value, target: &Target<'_>) -> Result<(), String> {
+        for plugin in plugins(config).iter().rev() {
+            self.call("DEL", config, plugin, result, Some(target)).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks whether pods may come.
+    pub(super) async fn status(&self) -> Result<(), String> {
+        let config = self.config()?;
+        for plugin in plugins(&config) {
+            self.call("STATUS", &config, plugin, &Value::Null, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn call(
+        &self,
+        command: &str,
+        config: &Value,
+        plugin: &Value,
+        previous: &Value,
+        target: Option<&Target<'_>>,
+    ) -> Result<Value, String> {
+        let kind = plugin["type"].as_str().filter(|t| !t.is_empty() && !t.contains('/'));
+        let kind = kind.ok_or("plugins[].type: expected the name of an executable")?;
+        let mut input = plugin.clone();
+        input["cniVersion"] = match &config["cniVersion"] {
+            Value::Null => json!(VERSION),
+            version => version.clone(),
+        };
+        input["name"] = config["name"].clone();
+        if !previous.is_null() {
+            input["prevResult"] = previous.clone();
+        }
+        let mut process = tokio::process::Command::new(self.bin_dir.join(kind));
+        process.env("CNI_COMMAND", command).env("CNI_PATH", &self.bin_dir).env("CNI_IFNAME", IFNAME);
+        if let Some(target) = target {
+            process.env("CNI_CONTAINERID", target.container_id).env("CNI_NETNS", target.netns);
+            process.env("CNI_ARGS", target.args());
+        }
+        process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let work = async {
+            let mut child = process.spawn()?;
+            if let Some(mut stdin) = child.stdin.take() {
+                // An executable that fails early does not read; its answer says why.
+                let _ = stdin.write_all(input.to_string().as_bytes()).await;
+            }
+            child.wait_with_output().await
+        };
+        let output = tokio::time::timeout(CALL_WITHIN, work)
+            .await
+            .map_err(|_| format!("{kind} {command}: no answer in {CALL_WITHIN:?}"))?
+            .map_err(|e| format!("{}: {e}", self.bin_dir.join(kind).display()))?;
+        if output.status.success() {
+            if command != "ADD" {
+                return Ok(Value::Null);
+            }
+            return serde_json::from_slice(&output.stdout).map_err(|e| format!("{kind} ADD: result: {e}"));
+        }
+        Err(format!("{kind} {command}: {}", explain(&output)))
+    }
+}
+
+impl Target<'_> {
+    fn args(&self) -> String {
+        format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+            self.namespace, self.name, self.container_id, self.uid
+        )
+    }
+}
+
+fn plugins(config: &Value) -> &[Value] {
+    config["plugins"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// The error object that a failed executable prints, or whatever it said.
+fn explain(output: &std::process::Output) -> String {
+    if let Ok(error) = serde_json::from_slice::<Value>(&output.stdout)
+        && let Some(message) = error["msg"].as_str()
+    {
+        let details = error["details"].as_str().filter(|d| !d.is_empty());
+        return details.map_or_else(|| message.to_owned(), |details| format!("{message}: {details}"));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    format!("{}: {}", output.status, said.trim())
+}
+
+/// Addresses of a result.
+pub(super) fn addresses(result: &Value) -> Vec<std::net::IpAddr> {
+    result["ips"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_lose_their_prefix_length() {
+        let result = json!({"ips": [{"address": "10.0.0.5/32"}, {"address": "fd44::5/128"}, {"address": "x"}]});
+        let texts: Vec<_> = addresses(&result).iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["10.0.0.5", "fd44::5"]);
+    }
+
+    #[test]
+    fn the_first_configuration_by_name_counts() {
+        let dir = std::env::temp_dir().join(format!("weft-cni-conf-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("temporary directory");
+        let network = Network { bin_dir: dir.clone(), conf_dir: dir.clone() };
+        assert!(network.config().is_err_and(|e| e.contains("not initialized")));
+        fs::write(dir.join("10-b.conf"), r#"{"name": "b", "type": "x"}"#).expect("writes");
+        fs::write(dir.join("05-a.conflist"), r#"{"name": "a", "plugins": []}"#).expect("writes");
+        let first = network.config().map(|c| c["name"].clone());
+        fs::remove_file(dir.join("05-a.conflist")).expect("removes");
+        let second = network.config().map(|c| c["plugins"][0]["type"].clone());
+        fs::remove_dir_all(&dir).expect("removes");
+        assert_eq!(first, Ok(json!("a")));
+        assert_eq!(second, Ok(json!("x")));
+    }
+}

@@ -1,0 +1,100 @@
+//! One attempt to reach something, and what came of it.
+
+use super::serve::greeting;
+use super::{ConnectArguments, Outcome, resolve, sctp};
+use socket2::{Domain, Socket, Type};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+/// What is sent to TCP and UDP servers.
+const HELLO: &[u8] = b"hello from weft\n";
+
+pub(super) fn run(arguments: &ConnectArguments) -> Outcome {
+    let target = match resolve(&arguments.host, arguments.port) {
+        Ok(target) => target,
+        Err(error) => return Outcome::Failed(format!("{}: {error}", arguments.host)),
+    };
+    let (timeout, source) = (arguments.timeout, arguments.source_port);
+    let result = if arguments.udp {
+        udp(target, source, timeout)
+    } else if arguments.http {
+        http(target, source, timeout)
+    } else if arguments.sctp {
+        sctp::connect(target, source, timeout)
+    } else {
+        tcp(target, source, timeout)
+    };
+    match result {
+        Ok(answer) => Outcome::Ok(answer.trim_end().to_owned()),
+        Err(error) => Outcome::of(&error),
+    }
+}
+
+fn any(target: SocketAddr, port: u16) -> SocketAddr {
+    if target.is_ipv4() { (Ipv4Addr::UNSPECIFIED, port).into() } else { (Ipv6Addr::UNSPECIFIED, port).into() }
+}
+
+fn open(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    if source != 0 {
+        socket.set_reuse_address(true)?;
+        socket.bind(&any(target, source).into())?;
+    }
+    socket.connect_timeout(&target.into(), timeout)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn tcp(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<String> {
+    let mut stream = open(target, source, timeout)?;
+    stream.write_all(HELLO)?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    // A server of ours sends a line; another one may send nothing, and was reached all the same.
+    while !answer.contains(&b'\n') && answer.len() < buffer.len() {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => answer.extend_from_slice(&buffer[..length]),
+            Err(error) if !answer.is_empty() => {
+                let _ = error;
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(first_line(&answer))
+}
+
+fn first_line(answer: &[u8]) -> String {
+    String::from_utf8_lossy(answer).lines().next().unwrap_or_default().to_owned()
+}
+
+fn udp(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<String> {
+    let socket = UdpSocket::bind(any(target, source))?;
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(timeout))?;
+    socket.send(HELLO)?;
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer)?;
+    Ok(first_line(&buffer[..length]))
+}
+
+fn http(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<String> {
+    let mut stream = open(target, source, timeout)?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(1 << 20).read_to_end(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("no HTTP answer"))?;
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    Ok(format!("{status} {}", body.lines().next().unwrap_or_default()))
+}
+
+/// The answer of an SCTP responder, in the words of the others.
+pub(super) fn sctp_answer(name: &[u8], local: SocketAddr) -> String {
+    greeting(&String::from_utf8_lossy(name), local.ip(), local.port())
+}

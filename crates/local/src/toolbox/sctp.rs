@@ -1,0 +1,169 @@
+//! The beginning of an SCTP association, INIT and INIT ACK, in packets of our own making: this works on kernels
+//! without SCTP, and is all that a policy on SCTP ports needs to show itself.
+
+use super::connect::sctp_answer;
+use super::packet::{RawSocket, SCTP, crc32c};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+const INIT: u8 = 1;
+const INIT_ACK: u8 = 2;
+const ABORT: u8 = 6;
+/// Parameter that an INIT ACK must carry; ours holds the responder's name.
+const STATE_COOKIE: u16 = 7;
+const NAME_MAX: usize = 63;
+
+struct Packet {
+    source_port: u16,
+    destination_port: u16,
+    tag: u32,
+    chunk: u8,
+    /// Behind the chunk's header.
+    body: Vec<u8>,
+}
+
+impl Packet {
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(64);
+        bytes.extend_from_slice(&self.source_port.to_be_bytes());
+        bytes.extend_from_slice(&self.destination_port.to_be_bytes());
+        bytes.extend_from_slice(&self.tag.to_be_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        let length = u16::try_from(4 + self.body.len()).unwrap_or(u16::MAX);
+        bytes.extend_from_slice(&[self.chunk, 0]);
+        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(&self.body);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        let sum = crc32c(&bytes);
+        bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let number = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        let tag = u32::from_be_bytes(bytes.get(4..8)?.try_into().ok()?);
+        let sum = u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?);
+        let mut unsummed = bytes.to_vec();
+        unsummed.get_mut(8..12)?.fill(0);
+        if crc32c(&unsummed) != sum {
+            return None;
+        }
+        let end = 12 + usize::from(number(14)?);
+        let body = bytes.get(16..end)?.to_vec();
+        Some(Self { source_port: number(0)?, destination_port: number(2)?, tag, chunk: *bytes.get(12)?, body })
+    }
+}
+
+/// Initiate tag, receiver window, streams out and in, first sequence number.
+fn init_body(tag: u32) -> Vec<u8> {
+    let mut body = tag.to_be_bytes().to_vec();
+    body.extend_from_slice(&65_536_u32.to_be_bytes());
+    body.extend_from_slice(&[0, 1, 0, 1]);
+    body.extend_from_slice(&1_u32.to_be_bytes());
+    body
+}
+
+fn tag() -> u32 {
+    uuid::Uuid::new_v4().as_u128() as u32 | 1
+}
+
+/// Sends INIT until INIT ACK or ABORT comes back.
+pub(super) fn connect(target: SocketAddr, source_port: u16, timeout: Duration) -> io::Result<String> {
+    let socket = RawSocket::open(target.is_ipv6(), SCTP)?;
+    socket.connect(target.ip())?;
+    let own_tag = tag();
+    let source_port = if source_port == 0 { 32_768 + (own_tag % 16_384) as u16 } else { source_port };
+    let init = Packet {
+        source_port,
+        destination_port: target.port(),
+        tag: 0,
+        chunk: INIT,
+        body: init_body(own_tag),
+    };
+    let deadline = Instant::now() + timeout;
+    loop {
+        socket.send(&init.bytes())?;
+        // Like SCTP itself: again after a second.
+        let again = (Instant::now() + Duration::from_secs(1)).min(deadline);
+        while let Some(left) = again.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
+            socket.set_timeout(left)?;
+            let bytes = match socket.receive() {
+                Ok(bytes) => bytes,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => break,
+                Err(e) => return Err(e),
+            };
+            let Some(answer) = Packet::parse(&bytes) else { continue };
+            if answer.source_port != target.port() || answer.destination_port != source_port || answer.tag != own_tag {
+                continue;
+            }
+            match answer.chunk {
+                INIT_ACK => return Ok(sctp_answer(cookie(&answer.body), own_address(target, source_port)?)),
+                ABORT => return Err(io::ErrorKind::ConnectionRefused.into()),
+                _ => {}
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+}
+
+/// The state cookie behind the fixed part of an INIT ACK.
+fn cookie(body: &[u8]) -> &[u8] {
+    let header = |at: usize| body.get(16 + at..18 + at).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
+    let end = 16 + usize::from(header(2));
+    if header(0) == STATE_COOKIE { body.get(20..end).unwrap_or_default() } else { &[] }
+}
+
+/// The address that the kernel sends from towards the target.
+fn own_address(target: SocketAddr, port: u16) -> io::Result<SocketAddr> {
+    let any: SocketAddr = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(target)?;
+    Ok(SocketAddr::new(socket.local_addr()?.ip(), port))
+}
+
+/// Answers INIT on the port with INIT ACK, and on every other port with ABORT, for ever or until packets cannot be made.
+pub(super) fn respond(v6: bool, port: u16, name: &str) {
+    let Ok(socket) = RawSocket::open(v6, SCTP) else { return };
+    let name = &name.as_bytes()[..name.len().min(NAME_MAX)];
+    loop {
+        let Ok((bytes, peer)) = socket.receive_from() else { continue };
+        let Some(request) = Packet::parse(&bytes).filter(|p| p.chunk == INIT && p.body.len() >= 16) else { continue };
+        let peer_tag = request.body.get(..4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+        let mut answer = Packet {
+            source_port: request.destination_port,
+            destination_port: request.source_port,
+            tag: peer_tag,
+            chunk: ABORT,
+            body: Vec::new(),
+        };
+        if request.destination_port == port {
+            answer.chunk = INIT_ACK;
+            answer.body = init_body(tag());
+            answer.body.extend_from_slice(&STATE_COOKIE.to_be_bytes());
+            answer.body.extend_from_slice(&u16::try_from(4 + name.len()).unwrap_or(4).to_be_bytes());
+            answer.body.extend_from_slice(name);
+        }
+        let _ = socket.send_to(&answer.bytes(), peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_survives_and_a_changed_one_does_not() {
+        let packet = Packet { source_port: 1, destination_port: 2, tag: 3, chunk: INIT, body: init_body(4) };
+        let mut bytes = packet.bytes();
+        let back = Packet::parse(&bytes).expect("is whole");
+        assert_eq!((back.source_port, back.destination_port, back.tag, back.body), (1, 2, 3, init_body(4)));
+        for length in 0..bytes.len() {
+            assert!(Packet::parse(&bytes[..length]).is_none(), "cut at {length}");
+        }
+        bytes[17] ^= 1;
+        assert!(Packet::parse(&bytes).is_none());
+    }
+}
