@@ -41,6 +41,12 @@ impl Identity {
         (1..=0x00ff_ffff).contains(&n).then_some(Self(Self::CIDR_SCOPE | n))
     }
 
+    /// The number of a CIDR prefix.
+    #[must_use]
+    pub const fn is_cidr(self) -> bool {
+        self.0 & !0x00ff_ffff == Self::CIDR_SCOPE && self.0 != Self::CIDR_SCOPE
+    }
+
     /// Whatever number came from a map or an object.
     #[must_use]
     pub const fn from_raw(n: u32) -> Self {

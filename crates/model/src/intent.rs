@@ -59,7 +59,7 @@ pub struct NamedPort {
 }
 
 /// A pod, as far as the network cares.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
@@ -80,7 +80,7 @@ pub struct Pod {
 }
 
 /// A namespace.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Namespace {
     /// Name.
     pub name: String,
@@ -89,7 +89,7 @@ pub struct Namespace {
 }
 
 /// A node.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Node {
     /// Name.
     pub name: String,
@@ -100,7 +100,7 @@ pub struct Node {
 }
 
 /// A CiliumIdentity.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct IdentityLabels {
     /// The number.
     pub identity: Identity,
@@ -109,7 +109,7 @@ pub struct IdentityLabels {
 }
 
 /// An endpoint as its own node announces it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct RemoteEndpoint {
     /// The pod.
     pub name: ObjectName,
@@ -126,7 +126,7 @@ pub struct RemoteEndpoint {
 }
 
 /// A CiliumEndpointSlice.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct EndpointSlice {
     /// Name of the slice.
     pub name: String,
@@ -135,7 +135,7 @@ pub struct EndpointSlice {
 }
 
 /// A policy object, validated. `None` for a direction: the policy does not isolate it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Policy {
     /// Kind, for people: `NetworkPolicy`.
     pub kind: &'static str,
@@ -154,7 +154,7 @@ pub struct Policy {
 }
 
 /// One allow rule: (any of the peers) and (any of the ports).
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Rule {
     /// `None`: any peer.
     pub peers: Option<Vec<Peer>>,
@@ -202,7 +202,7 @@ pub enum PortMatch {
 }
 
 /// A change of one row, or news of a source.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Change {
     /// A pod of this node.
     Pod(Pod),

@@ -1,0 +1,93 @@
+//! Which labels make a pod's identity, and which number a label set gets.
+//!
+//! Labels that differ from replica to replica or that tools write for themselves are left out, else every pod would
+//! be an identity of its own. Labels under our own prefix are never taken from a pod: whoever may label a pod must
+//! not be able to claim another namespace.
+
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use weft_model::label::{CLUSTER, LabelSet, NAMESPACE, NAMESPACE_LABELS, SERVICE_ACCOUNT};
+
+mod table;
+
+pub use table::{Exhausted, IdentityTable, NumberOf};
+
+/// Source of labels that come from Kubernetes.
+const SOURCE: &str = "k8s:";
+/// Prefix of the keys that only the control plane sets.
+const OWN_PREFIX: &str = "io.cilium.k8s.";
+/// Keys that are kept although an exclusion matches.
+const INCLUDED: &[&str] = &["app.kubernetes.io"];
+/// Keys that start like this are left out.
+const EXCLUDED: &[&str] = &[
+    OWN_PREFIX,
+    "io.kubernetes",
+    "k8s.io",
+    "pod-template-generation",
+    "pod-template-hash",
+    "controller-revision-hash",
+    "annotation",
+    "controller-uid",
+    "etcd_node",
+];
+/// Keys that contain this are left out.
+const EXCLUDED_FAMILY: &str = "kubernetes.io";
+
+/// Whether the pod label `key` (without source) is no part of identities.
+#[must_use]
+pub fn is_excluded(key: &str) -> bool {
+    !INCLUDED.iter().any(|prefix| key.starts_with(prefix))
+        && (key.contains(EXCLUDED_FAMILY) || EXCLUDED.iter().any(|prefix| key.starts_with(prefix)))
+}
+
+/// What identifies a pod.
+#[derive(Clone, Copy, Debug)]
+pub struct PodFacts<'a> {
+    /// Name of the cluster.
+    pub cluster: &'a str,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Labels of the namespace.
+    pub namespace_labels: &'a BTreeMap<String, String>,
+    /// Labels of the pod.
+    pub labels: &'a BTreeMap<String, String>,
+    /// Its service account.
+    pub service_account: &'a str,
+}
+
+/// The label set of a pod's identity.
+#[must_use]
+pub fn label_set(pod: &PodFacts<'_>) -> LabelSet {
+    let mut labels = BTreeMap::new();
+    for (key, value) in pod.labels {
+        if !is_excluded(key) {
+            labels.insert(format!("{SOURCE}{key}"), value.clone());
+        }
+    }
+    for (key, value) in pod.namespace_labels {
+        labels.insert(format!("{NAMESPACE_LABELS}{key}"), value.clone());
+    }
+    // The API server sets it on every namespace; a namespace that was seen without it has it all the same.
+    labels.insert(format!("{NAMESPACE_LABELS}kubernetes.io/metadata.name"), pod.namespace.to_owned());
+    labels.insert(NAMESPACE.to_owned(), pod.namespace.to_owned());
+    labels.insert(CLUSTER.to_owned(), pod.cluster.to_owned());
+    labels.insert(SERVICE_ACCOUNT.to_owned(), pod.service_account.to_owned());
+    LabelSet(labels)
+}
+
+/// A number that is the same everywhere for the same labels.
+fn stable_hash(labels: &LabelSet) -> u64 {
+    let mut hash = Sha256::new();
+    for (key, value) in &labels.0 {
+        // Neither can hold a zero byte, so different sets never feed the same bytes.
+        hash.update(key);
+        hash.update([0]);
+        hash.update(value);
+        hash.update([0]);
+    }
+    let digest = hash.finalize();
+    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests;

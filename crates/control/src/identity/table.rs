@@ -1,0 +1,110 @@
+//! The known identities: number -> labels and back.
+
+use super::stable_hash;
+use foldhash::{HashMap, HashMapExt};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use weft_model::id::Identity;
+use weft_model::label::LabelSet;
+
+/// The number of a label set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NumberOf {
+    /// There is an object for it.
+    Known(Identity),
+    /// There is none; this is the number to try to create it under. Everybody who knows the same objects tries the
+    /// same number.
+    Proposed(Identity),
+}
+
+/// All numbers are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("all {} identities are in use", Identity::ALLOCATED.clone().count())]
+pub struct Exhausted;
+
+/// The objects that are known. Several may carry the same labels (two nodes raced): the lowest number is the one
+/// to use, the others stay valid until their objects are gone.
+#[derive(Clone, Debug, Default)]
+pub struct IdentityTable {
+    labels: BTreeMap<Identity, Arc<LabelSet>>,
+    numbers: HashMap<Arc<LabelSet>, BTreeSet<Identity>>,
+}
+
+impl IdentityTable {
+    /// Empty.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { labels: BTreeMap::new(), numbers: HashMap::new() }
+    }
+
+    /// An object was seen. Returns the labels now known under the number, shared with all objects of equal labels,
+    /// and whether that is news.
+    pub fn insert(&mut self, identity: Identity, labels: LabelSet) -> (Arc<LabelSet>, bool) {
+        if let Some(known) = self.labels.get(&identity) {
+            if **known == labels {
+                return (Arc::clone(known), false);
+            }
+            self.remove(identity);
+        }
+        let shared = match self.numbers.get_key_value(&labels) {
+            Some((shared, _)) => Arc::clone(shared),
+            None => Arc::new(labels),
+        };
+        self.labels.insert(identity, Arc::clone(&shared));
+        self.numbers.entry(Arc::clone(&shared)).or_default().insert(identity);
+        (shared, true)
+    }
+
+    /// An object is gone. Returns its labels.
+    pub fn remove(&mut self, identity: Identity) -> Option<Arc<LabelSet>> {
+        let labels = self.labels.remove(&identity)?;
+        if let Some(numbers) = self.numbers.get_mut(&labels) {
+            numbers.remove(&identity);
+            if numbers.is_empty() {
+                self.numbers.remove(&labels);
+            }
+        }
+        Some(labels)
+    }
+
+    /// The labels of a number.
+    #[must_use]
+    pub fn labels(&self, identity: Identity) -> Option<&Arc<LabelSet>> {
+        self.labels.get(&identity)
+    }
+
+    /// The number of a label set.
+    ///
+    /// # Errors
+    /// [`Exhausted`]
+    pub fn number_of(&self, labels: &LabelSet) -> Result<NumberOf, Exhausted> {
+        if let Some(lowest) = self.numbers.get(labels).and_then(BTreeSet::first) {
+            return Ok(NumberOf::Known(*lowest));
+        }
+        let (first, last) = (*Identity::ALLOCATED.start(), *Identity::ALLOCATED.end());
+        let count = last - first + 1;
+        let start = u32::try_from(stable_hash(labels) % u64::from(count)).expect("less than count");
+        (0..count)
+            .filter_map(|step| Identity::allocated(first + (start + step) % count))
+            .find(|number| !self.labels.contains_key(number))
+            .map(NumberOf::Proposed)
+            .ok_or(Exhausted)
+    }
+
+    /// All, by number.
+    pub fn iter(&self) -> impl Iterator<Item = (Identity, &Arc<LabelSet>)> {
+        self.labels.iter().map(|(identity, labels)| (*identity, labels))
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// None at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+}
