@@ -1,1 +1,26 @@
-//! k8s.
+//! The only crate that knows Kubernetes: watches turn objects into [`weft_model::intent`] changes, writers turn what
+//! the node has decided into objects. Nothing here decides anything about traffic.
+//!
+//! - [`client`]: JSON verbs over one authenticated connection pool, each with a deadline.
+//! - [`watch`]: list and watch with differences, so that a relist never replays what is known.
+//! - [`convert`]: objects into intents; the one place where foreign JSON is judged.
+//! - [`identity`], [`slice`], [`node`], [`event`], [`lease`], [`crd`]: writers.
+//! - [`pod`]: single reads, for when a watch is late.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod convert;
+pub mod crd;
+pub mod error;
+pub mod event;
+pub mod identity;
+mod list;
+pub mod lease;
+pub mod node;
+pub mod pod;
+pub mod slice;
+pub mod watch;
+pub mod wire;
+
+pub use client::Client;
+pub use error::Error;

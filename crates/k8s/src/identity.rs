@@ -1,0 +1,104 @@
+//! CiliumIdentity objects: one per number, made once, never changed.
+
+use crate::client::{Client, PatchKind, Preconditions};
+use crate::convert;
+use crate::error::Error;
+use crate::wire::{CiliumIdentity, Metadata, path};
+use serde::Deserialize;
+use serde_json::json;
+use weft_model::id::Identity;
+use weft_model::intent::IdentityLabels;
+use weft_model::label::LabelSet;
+
+/// Annotation: since when nothing refers to the identity (RFC 3339).
+pub const UNUSED_SINCE: &str = "weft.dev/unused-since";
+
+/// What came of creating an identity.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The number now stands for these labels.
+    Created,
+    /// The number was taken before, by these labels. Equal ones: another node was faster, which is as good.
+    Exists(LabelSet),
+}
+
+/// Creates the object of `row`'s number with `row`'s labels.
+///
+/// # Errors
+/// Refusal other than "exists", timeout, connection.
+pub async fn create(client: &Client, row: &IdentityLabels) -> Result<Outcome, Error> {
+    let object = convert::identity_object(row);
+    match client.create::<serde::de::IgnoredAny>(path::IDENTITIES, &object).await {
+        Ok(_) => Ok(Outcome::Created),
+        Err(error) if error.is_already_exists() => {
+            match client.find::<CiliumIdentity>(&object_path(row.identity)).await? {
+                Some(found) => Ok(Outcome::Exists(LabelSet(found.security_labels))),
+                // Deleted in between: the caller's next try creates it.
+                None => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// An identity object as the operator's garbage collection sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// The number.
+    pub identity: Identity,
+    /// Version of the object.
+    pub resource_version: String,
+    /// Since when it is marked unused.
+    pub unused_since: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct HeldObject {
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+/// All identities whose names are numbers.
+///
+/// # Errors
+/// Refusal, timeout, connection.
+pub async fn list(client: &Client) -> Result<Vec<Held>, Error> {
+    let mut all = Vec::new();
+    crate::list::each(client, path::IDENTITIES, 500, &[], |object: HeldObject| {
+        let mut metadata = object.metadata;
+        let number = metadata.name.parse().ok().and_then(Identity::allocated);
+        all.extend(number.map(|identity| Held {
+            identity,
+            unused_since: metadata.annotations.remove(UNUSED_SINCE),
+            resource_version: metadata.resource_version,
+        }));
+    })
+    .await?;
+    Ok(all)
+}
+
+/// Marks an identity as unused since `since`, or (`None`) as in use.
+///
+/// # Errors
+/// Refusal (a conflict, if it changed meanwhile), timeout, connection.
+pub async fn mark(client: &Client, held: &Held, since: Option<&str>) -> Result<(), Error> {
+    let patch = json!({"metadata": {
+        "resourceVersion": held.resource_version,
+        "annotations": {UNUSED_SINCE: since},
+    }});
+    client.patch::<serde::de::IgnoredAny>(&object_path(held.identity), PatchKind::Merge, &patch).await?;
+    Ok(())
+}
+
+/// Deletes an identity, if it is still as it was read.
+///
+/// # Errors
+/// Refusal (a conflict, if it changed meanwhile), timeout, connection.
+pub async fn delete(client: &Client, held: &Held) -> Result<(), Error> {
+    let unchanged = Preconditions { uid: None, resource_version: Some(held.resource_version.clone()) };
+    client.delete(&object_path(held.identity), &unchanged).await
+}
+
+fn object_path(identity: Identity) -> String {
+    format!("{}/{identity}", path::IDENTITIES)
+}

@@ -1,0 +1,91 @@
+//! List and watch: the cluster's objects as a stream of changes.
+//!
+//! Per kind one task: list in pages, watch from there, list again when the server has forgotten our version. A table of
+//! keys and hashes (no objects) turns all of that into differences, so a relist, a duplicate, a heartbeat that changes
+//! nothing of interest or an event out of order costs the readers nothing. Nothing is reported gone but by the server's
+//! own word: a deletion, or a complete list without it.
+
+mod drive;
+mod kinds;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use crate::client::Client;
+pub(crate) use drive::{Retry, with_query};
+use std::hash::Hash;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use weft_model::intent::Change;
+
+/// Batches that may wait for the reader before the watches stop reading.
+const BATCHES_MAX: usize = 64;
+
+/// A kind of objects and what shall be told about them.
+pub trait Kind: Send + Sync + 'static {
+    /// What names an object.
+    type Key: Ord + Clone + Send + Sync;
+    /// What is told.
+    type News: Hash + Send + 'static;
+
+    /// For logs.
+    const NAME: &'static str;
+    /// Objects per page of a list: large objects, small pages.
+    const PAGE: u32;
+
+    /// Path of the collection.
+    fn path(&self) -> String;
+    /// `name=value` of a field selector.
+    fn field_selector(&self) -> Option<String> {
+        None
+    }
+    /// Reads one object.
+    ///
+    /// # Errors
+    /// In words, when not even its name can be read; such an object is logged and skipped.
+    fn read(&self, json: &str) -> Result<Seen<Self::Key, Self::News>, String>;
+    /// What to tell when an object is gone.
+    fn gone(&self, key: &Self::Key, uid: &str) -> Self::News;
+    /// What to tell after the first complete list.
+    fn synced(&self) -> Self::News;
+}
+
+/// One object, read.
+#[derive(Debug)]
+pub struct Seen<K, N> {
+    /// Its key.
+    pub key: K,
+    /// Its UID; empty where a successor of the same name is as good.
+    pub uid: String,
+    /// Its version.
+    pub version: String,
+    /// What to tell; `None`: it exists, but cannot be used, and what was told before stands.
+    pub news: Option<N>,
+}
+
+/// Watches everything that the agent of `node_name` needs, until `stop`. Must be called within a runtime.
+///
+/// Every source first tells all that exists, then `Synced`, once; after that, changes. The reader sees each source's
+/// changes in order. When the reader is slow, the watches wait; when it is gone, they end.
+#[must_use]
+pub fn start(client: Client, node_name: &str, stop: CancellationToken) -> mpsc::Receiver<Vec<Change>> {
+    let (sender, receiver) = mpsc::channel(BATCHES_MAX);
+    follow(client.clone(), kinds::Pods { node: node_name.to_owned() }, sender.clone(), stop.clone());
+    follow(client.clone(), kinds::Namespaces, sender.clone(), stop.clone());
+    follow(client.clone(), kinds::Policies, sender.clone(), stop.clone());
+    follow(client.clone(), kinds::Identities, sender.clone(), stop.clone());
+    follow(client.clone(), kinds::Slices, sender.clone(), stop.clone());
+    follow(client, kinds::Nodes, sender, stop);
+    receiver
+}
+
+/// Watches one kind until `stop`, or until nobody listens any more.
+pub fn follow<K: Kind>(
+    client: Client,
+    kind: K,
+    sender: mpsc::Sender<Vec<K::News>>,
+    stop: CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(drive::Drive::new(client, kind, sender).run(stop))
+}
