@@ -71,7 +71,7 @@ pub fn parse(stdin: &[u8]) -> Result<Config, CniError> {
     Ok(Config {
         version,
         socket: path(&object, "socket")?.unwrap_or_else(|| PathBuf::from("/run/weft/agent.sock")),
-        queue_dir: path(&object, "queue-dir")?.unwrap_or_else(|| PathBuf::from("/var/lib/weft/delete-queue")),
+        queue_dir: path(&object, "queue-dir")?.unwrap_or_else(|| PathBuf::from("/run/weft/state/delete-queue")),
         mtu: mtu(&object)?,
         prev_result: match object.get("prevResult") {
             None | Some(Value::Null) => None,

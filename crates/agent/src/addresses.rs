@@ -1,0 +1,190 @@
+//! Who has an address: the union of what slices, nodes and this node's own endpoints say, merged so that an address
+//! never changes to "nobody" while it only moves from one slice to another.
+//!
+//! A claim is keyed by the slice and the pod's UID: the late removal of an old pod does not touch the claim of a new
+//! one with the same address or the same name. Of several claims the one that was last made or changed holds. When
+//! the last one goes, the answer lingers for a moment, in case the claim is only on its way from slice to slice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use weft_model::desired::IpcacheEntry;
+use weft_model::id::Identity;
+use weft_model::intent::{EndpointSlice, ObjectName, RemoteEndpoint};
+
+/// How long an address that nobody claims any more keeps its identity.
+pub const LINGER: Duration = Duration::from_secs(5);
+
+/// A remote pod's claim to an address.
+#[derive(Clone, Debug)]
+struct Claim {
+    slice: Arc<str>,
+    uid: Arc<str>,
+    name: Arc<ObjectName>,
+    entry: IpcacheEntry,
+    /// Order of claims.
+    sequence: u64,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    claims: BTreeMap<IpAddr, Vec<Claim>>,
+    /// Which addresses each slice claims, and for whom.
+    slices: BTreeMap<Arc<str>, BTreeSet<(IpAddr, Arc<str>)>>,
+    nodes: BTreeMap<IpAddr, (IpcacheEntry, Arc<str>)>,
+    local: BTreeMap<IpAddr, Identity>,
+    lingering: BTreeMap<IpAddr, (IpcacheEntry, Duration)>,
+    /// Addresses whose answer may differ from what was last taken.
+    dirty: BTreeSet<IpAddr>,
+    sequence: u64,
+}
+
+impl Addresses {
+    /// Everything a slice says, in place of what it said before. Endpoints for which `skip` holds (this node's own)
+    /// are left out.
+    pub fn set_slice(&mut self, slice: &EndpointSlice, now: Duration, skip: impl Fn(&RemoteEndpoint) -> bool) {
+        let name: Arc<str> = slice.name.as_str().into();
+        let before = self.slices.remove(&name).unwrap_or_default();
+        let mut after = BTreeSet::new();
+        for endpoint in slice.endpoints.iter().filter(|endpoint| !skip(endpoint)) {
+            let uid: Arc<str> = endpoint.pod_uid.as_str().into();
+            let pod = Arc::new(endpoint.name.clone());
+            for address in &endpoint.addresses {
+                let entry = IpcacheEntry { identity: endpoint.identity, node: Some(endpoint.node), is_node: false };
+                self.claim(*address, &name, &uid, &pod, entry);
+                after.insert((*address, uid.clone()));
+            }
+        }
+        for (address, uid) in before.difference(&after) {
+            self.unclaim(*address, &name, uid, now);
+        }
+        if !after.is_empty() {
+            self.slices.insert(name, after);
+        }
+    }
+
+    /// A slice is gone.
+    pub fn remove_slice(&mut self, name: &str, now: Duration) {
+        let Some((name, claims)) = self.slices.remove_entry(name) else { return };
+        for (address, uid) in claims {
+            self.unclaim(address, &name, &uid, now);
+        }
+    }
+
+    /// A node's own address.
+    pub fn set_node(&mut self, address: IpAddr, name: &str, entry: IpcacheEntry) {
+        self.nodes.insert(address, (entry, name.into()));
+        self.dirty.insert(address);
+    }
+
+    /// It is gone.
+    pub fn remove_node(&mut self, address: IpAddr) {
+        self.nodes.remove(&address);
+        self.dirty.insert(address);
+    }
+
+    /// An endpoint of this node.
+    pub fn set_local(&mut self, address: IpAddr, identity: Identity) {
+        self.local.insert(address, identity);
+        self.lingering.remove(&address);
+        self.dirty.insert(address);
+    }
+
+    /// It is gone.
+    pub fn remove_local(&mut self, address: IpAddr) {
+        self.local.remove(&address);
+        self.dirty.insert(address);
+    }
+
+    /// Who has it.
+    #[must_use]
+    pub fn get(&self, address: IpAddr) -> Option<IpcacheEntry> {
+        if let Some(identity) = self.local.get(&address) {
+            return Some(IpcacheEntry { identity: *identity, node: None, is_node: false });
+        }
+        if let Some((entry, _)) = self.nodes.get(&address) {
+            return Some(*entry);
+        }
+        let newest = self.claims.get(&address).and_then(|claims| claims.iter().max_by_key(|claim| claim.sequence));
+        newest.map(|claim| claim.entry).or_else(|| self.lingering.get(&address).map(|(entry, _)| *entry))
+    }
+
+    /// The remote pod that has it.
+    #[must_use]
+    pub fn pod(&self, address: IpAddr) -> Option<Arc<ObjectName>> {
+        let newest = self.claims.get(&address)?.iter().max_by_key(|claim| claim.sequence)?;
+        Some(newest.name.clone())
+    }
+
+    /// The node that has it.
+    #[must_use]
+    pub fn node(&self, address: IpAddr) -> Option<Arc<str>> {
+        self.nodes.get(&address).map(|(_, name)| name.clone())
+    }
+
+    /// Addresses of a remote pod.
+    #[must_use]
+    pub fn of_pod(&self, name: &ObjectName) -> Vec<IpAddr> {
+        let named = |claims: &[Claim]| claims.iter().max_by_key(|claim| claim.sequence).is_some_and(|claim| *claim.name == *name);
+        self.claims.iter().filter(|(_, claims)| named(claims)).map(|(address, _)| *address).collect()
+    }
+
+    /// Every address and who has it.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<IpAddr, IpcacheEntry> {
+        let addresses = self.local.keys().chain(self.nodes.keys()).chain(self.claims.keys()).chain(self.lingering.keys());
+        addresses.filter_map(|address| self.get(*address).map(|entry| (*address, entry))).collect()
+    }
+
+    /// What may have changed since the last call.
+    pub fn take_dirty(&mut self) -> Vec<(IpAddr, Option<IpcacheEntry>)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().map(|address| (address, self.get(address))).collect()
+    }
+
+    /// Drops what lingered long enough; says when to come again.
+    pub fn expire(&mut self, now: Duration) -> Option<Duration> {
+        let over: Vec<_> = self.lingering.iter().filter(|(_, (_, until))| *until <= now).map(|(address, _)| *address).collect();
+        for address in over {
+            self.lingering.remove(&address);
+            self.dirty.insert(address);
+        }
+        self.lingering.values().map(|(_, until)| *until).min()
+    }
+
+    fn claim(&mut self, address: IpAddr, slice: &Arc<str>, uid: &Arc<str>, name: &Arc<ObjectName>, entry: IpcacheEntry) {
+        let claims = self.claims.entry(address).or_default();
+        match claims.iter_mut().find(|claim| claim.slice == *slice && claim.uid == *uid) {
+            Some(claim) if claim.entry == entry => return,
+            Some(claim) => {
+                self.sequence += 1;
+                (claim.entry, claim.sequence) = (entry, self.sequence);
+            }
+            None => {
+                self.sequence += 1;
+                let (slice, uid, name) = (slice.clone(), uid.clone(), name.clone());
+                claims.push(Claim { slice, uid, name, entry, sequence: self.sequence });
+            }
+        }
+        self.lingering.remove(&address);
+        self.dirty.insert(address);
+    }
+
+    fn unclaim(&mut self, address: IpAddr, slice: &Arc<str>, uid: &Arc<str>, now: Duration) {
+        let Some(claims) = self.claims.get_mut(&address) else { return };
+        let Some(at) = claims.iter().position(|claim| claim.slice == *slice && claim.uid == *uid) else { return };
+        let gone = claims.swap_remove(at);
+        if claims.is_empty() {
+            self.claims.remove(&address);
+            if !self.local.contains_key(&address) {
+                self.lingering.insert(address, (gone.entry, now + LINGER));
+            }
+        }
+        self.dirty.insert(address);
+    }
+}
+
+#[cfg(test)]
+mod tests;

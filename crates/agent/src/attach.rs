@@ -1,0 +1,387 @@
+//! CNI: attaching pods and taking them off. Calls about one attachment run one after the other, others side by side.
+//!
+//! Every step of ADD has its opposite, and a failure walks back through them; the record of the endpoint is written
+//! before the first and removed after the last, so that a successor can do the same for a predecessor that died.
+
+use crate::core::endpoints::{Endpoint, Reservation, refusal};
+use crate::core::thread::{Handle, Unavailable};
+use crate::core::{Progress, describe};
+use crate::ports::{Cluster, Created, LinkError, LinkSpec, Links};
+use crate::state::EndpointRecord;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::time::Instant;
+use weft_api::cni::{AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, GcRequest, code};
+use weft_control::identity::NumberOf;
+use weft_model::id::Identity;
+use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
+use weft_model::label::LabelSet;
+
+/// Gateways of every pod. Nobody has them; the link has permanent neighbours for them.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// See [`GATEWAY_V4`].
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// An ADD answers within this, whatever happens: `weft-cni` waits a little longer.
+const ADD_TIMEOUT: Duration = Duration::from_secs(50);
+/// First pause between two questions to an API server that does not answer.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// Longest.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub struct Attachments {
+    core: Handle,
+    links: Arc<dyn Links>,
+    cluster: Arc<dyn Cluster>,
+    progress: watch::Receiver<Progress>,
+    /// Largest packet of the pod network.
+    mtu: Arc<AtomicU32>,
+    locks: Mutex<BTreeMap<Attachment, Arc<tokio::sync::Mutex<()>>>>,
+    timeout: Duration,
+}
+
+impl Attachments {
+    /// Wires it up.
+    #[must_use]
+    pub fn new(
+        core: Handle,
+        links: Arc<dyn Links>,
+        cluster: Arc<dyn Cluster>,
+        progress: watch::Receiver<Progress>,
+        mtu: Arc<AtomicU32>,
+    ) -> Self {
+        Self { core, links, cluster, progress, mtu, locks: Mutex::default(), timeout: ADD_TIMEOUT }
+    }
+
+    /// Gives up on an ADD after `timeout`.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Attaches a pod. When this returns, its policy is in force and it can be reached. The same call again gives
+    /// the same answer.
+    ///
+    /// # Errors
+    /// Everything is as before the call.
+    pub async fn add(&self, request: AddRequest) -> Result<AddResult, CniError> {
+        let until = Instant::now() + self.timeout;
+        self.wait_ready(until).await?;
+        let _alone = self.lock(&request.attachment).await;
+        let attachment = request.attachment.clone();
+        if let Some(present) = self.core.call(move |core| core.endpoint_of(&attachment)).await.map_err(gone)? {
+            if self.is_whole(&present, &request).await {
+                return Ok(result(&present.record));
+            }
+            self.take_off(present.record).await?;
+        }
+        let name = ObjectName { namespace: request.pod_namespace.clone(), name: request.pod_name.clone() };
+        let (pod, labels) = self.pod_and_labels(&name, request.pod_uid.as_deref(), until).await?;
+        let identity = self.identity(&labels, until).await?;
+        let mtu = self.mtu.load(Ordering::Relaxed);
+        let mtu = request.mtu.map_or(mtu, |wanted| wanted.min(mtu));
+        let reservation =
+            Reservation { attachment: request.attachment, netns: request.netns, pod, labels, identity, mtu };
+        let record = self.core.call(move |core| core.reserve(reservation)).await.map_err(gone)??;
+        match self.put_on(&record).await {
+            Ok(record) => {
+                tracing::info!(endpoint = %record.id, pod = %record.pod, addresses = ?record.addresses, "attached");
+                Ok(result(&record))
+            }
+            Err(error) => {
+                tracing::warn!(endpoint = %record.id, pod = %record.pod, %error, "ADD failed; taking everything back");
+                if let Err(rest) = self.take_off(record).await {
+                    // The record stays, so the runtime's DEL (or the next start) does the rest.
+                    tracing::warn!(error = %rest, "something of it is left for now");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn put_on(&self, record: &EndpointRecord) -> Result<EndpointRecord, CniError> {
+        let (links, wanted) = (self.links.clone(), spec(record));
+        let ifindex = blocking(move || links.create(&wanted)).await?.map_err(|error| link_refusal(&error))?;
+        let id = record.id;
+        self.core.call(move |core| core.activate(id, ifindex)).await.map_err(gone)?
+    }
+
+    /// Everything that ADD made, backwards. Can be called at any stage, and again.
+    async fn take_off(&self, record: EndpointRecord) -> Result<(), CniError> {
+        let id = record.id;
+        self.core.call(move |core| core.deactivate(id)).await.map_err(gone)??;
+        let links = self.links.clone();
+        blocking(move || links.remove(id, &record.device, &record.addresses)).await?.map_err(|error| link_refusal(&error))?;
+        self.core.call(move |core| core.release(id)).await.map_err(gone)?
+    }
+
+    /// Takes a pod off. What is not there is off.
+    ///
+    /// # Errors
+    /// Something could not be removed; the next call goes on from there.
+    pub async fn del(&self, request: DelRequest) -> Result<(), CniError> {
+        let _alone = self.lock(&request.attachment).await;
+        let attachment = request.attachment;
+        match self.core.call(move |core| core.endpoint_of(&attachment)).await.map_err(gone)? {
+            Some(endpoint) => {
+                tracing::info!(endpoint = %endpoint.record.id, pod = %endpoint.record.pod, "detaching");
+                self.take_off(endpoint.record).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether an attachment is as ADD left it.
+    ///
+    /// # Errors
+    /// Says what is not.
+    pub async fn check(&self, request: CheckRequest) -> Result<(), CniError> {
+        let _alone = self.lock(&request.attachment).await;
+        let attachment = request.attachment.clone();
+        let found = self.core.call(move |core| core.endpoint_of(&attachment)).await.map_err(gone)?;
+        let Some(endpoint) = found.filter(Endpoint::is_active) else {
+            return Err(refusal(code::UNKNOWN_CONTAINER, "unknown container", &request.attachment.container_id));
+        };
+        let record = &endpoint.record;
+        let has: BTreeSet<_> = record.addresses.iter().collect();
+        if !request.addresses.iter().collect::<BTreeSet<_>>().is_subset(&has) {
+            let details = format!("expected {:?}, found {:?}", request.addresses, record.addresses);
+            return Err(refusal(code::AGENT, "addresses differ from prevResult", &details));
+        }
+        if endpoint.in_kernel.is_none() && !endpoint.restoring {
+            let why = endpoint.problem.clone().unwrap_or_default();
+            return Err(refusal(code::AGENT, "the endpoint is not in force", &why));
+        }
+        let (links, mut wanted) = (self.links.clone(), spec(record));
+        wanted.netns = request.netns.into();
+        blocking(move || links.check(&wanted)).await?.map_err(|error| link_refusal(&error))
+    }
+
+    /// Takes off everything that the runtime does not know of.
+    ///
+    /// # Errors
+    /// The first of those that could not be taken off; the others are.
+    pub async fn gc(&self, request: GcRequest) -> Result<(), CniError> {
+        let valid: BTreeSet<Attachment> = request.valid.into_iter().collect();
+        let present = self.core.call(|core| core.finished_attachments()).await.map_err(gone)?;
+        let mut outcome = Ok(());
+        for attachment in present.into_iter().filter(|attachment| !valid.contains(attachment)) {
+            let done = self.del(DelRequest { attachment, netns: None }).await;
+            outcome = outcome.and(done);
+        }
+        outcome
+    }
+
+    /// Whether ADD could work now.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub async fn status(&self) -> Result<(), CniError> {
+        let status = self.core.call(|core| core.status()).await.map_err(gone)?;
+        if status.ready {
+            return Ok(());
+        }
+        Err(refusal(code::NOT_AVAILABLE, "the agent is not ready", &format!("waiting for {}", status.waiting_for.join(", "))))
+    }
+
+    async fn wait_ready(&self, until: Instant) -> Result<(), CniError> {
+        let mut progress = self.progress.clone();
+        let ready = tokio::time::timeout_at(until, progress.wait_for(|progress| progress.ready)).await;
+        match ready {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(gone(Unavailable)),
+            Err(_) => {
+                let missing = self.core.call(|core| core.status().waiting_for).await.map_err(gone)?;
+                Err(refusal(code::TRY_AGAIN_LATER, "the agent is not ready", &format!("waiting for {}", missing.join(", "))))
+            }
+        }
+    }
+
+    async fn is_whole(&self, endpoint: &Endpoint, request: &AddRequest) -> bool {
+        let record = &endpoint.record;
+        let same = endpoint.is_active()
+            && endpoint.in_kernel.is_some()
+            && record.netns == request.netns
+            && record.pod.namespace == request.pod_namespace
+            && record.pod.name == request.pod_name;
+        let (links, spec) = (self.links.clone(), spec(record));
+        same && matches!(blocking(move || links.check(&spec)).await, Ok(Ok(())))
+    }
+
+    /// The pod and its labels: from the tables, else from the API server, until they can be had. A pod whose labels
+    /// cannot be read waits; it never runs with the wrong ones.
+    async fn pod_and_labels(&self, name: &ObjectName, uid: Option<&str>, until: Instant) -> Result<(Pod, LabelSet), CniError> {
+        let right = |pod: &Pod| uid.is_none_or(|uid| pod.uid == uid);
+        let mut pause = RETRY_MIN;
+        loop {
+            let wanted = name.clone();
+            let known = self.core.call(move |core| core.pod(&wanted)).await.map_err(gone)?.filter(right);
+            let pod = match known {
+                Some(pod) => Ok(pod),
+                None => match self.cluster.pod(name).await {
+                    Ok(Some(pod)) if right(&pod) => Ok(pod),
+                    Ok(Some(other)) => {
+                        let details = format!("{name}: expected uid {}, found {}", uid.unwrap_or_default(), other.uid);
+                        return Err(refusal(code::AGENT, "the pod was replaced", &details));
+                    }
+                    Ok(None) => return Err(refusal(code::AGENT, "no such pod", &name.to_string())),
+                    Err(error) => Err(describe(&error)),
+                },
+            };
+            let problem = match pod {
+                Ok(pod) => match self.labels(&pod).await? {
+                    Ok(labels) => return Ok((pod, labels)),
+                    Err(problem) => problem,
+                },
+                Err(problem) => problem,
+            };
+            wait(&mut pause, until, "the pod's labels cannot be read", &problem).await?;
+        }
+    }
+
+    async fn labels(&self, pod: &Pod) -> Result<Result<LabelSet, String>, CniError> {
+        let labels_with = |namespace: Option<Namespace>| {
+            let pod = pod.clone();
+            self.core.call(move |core| core.labels_of(&pod, namespace.as_ref()))
+        };
+        if let Some(labels) = labels_with(None).await.map_err(gone)? {
+            return Ok(Ok(labels));
+        }
+        let name = &pod.name.namespace;
+        match self.cluster.namespace(name).await {
+            Ok(Some(namespace)) => {
+                let labels = labels_with(Some(namespace)).await.map_err(gone)?;
+                Ok(labels.ok_or_else(|| format!("namespace {name} is not known")))
+            }
+            Ok(None) => Ok(Err(format!("namespace {name} does not exist"))),
+            Err(error) => Ok(Err(describe(&error))),
+        }
+    }
+
+    /// The number of a label set. One that is known costs nothing; a new one is made under the number that every
+    /// node would try.
+    async fn identity(&self, labels: &LabelSet, until: Instant) -> Result<Identity, CniError> {
+        let mut pause = RETRY_MIN;
+        loop {
+            match obtain_identity(&self.core, &*self.cluster, labels).await? {
+                Ok(identity) => return Ok(identity),
+                Err(problem) => wait(&mut pause, until, "no identity for the pod's labels", &problem).await?,
+            }
+        }
+    }
+
+    async fn lock(&self, attachment: &Attachment) -> AttachmentGuard<'_> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.entry(attachment.clone()).or_default().clone()
+        };
+        AttachmentGuard { all: &self.locks, attachment: attachment.clone(), held: Some(lock.lock_owned().await) }
+    }
+}
+
+/// The number of a label set, making it if need be. The inner error is worth another try.
+///
+/// # Errors
+/// All numbers are taken, or the agent ends.
+pub async fn obtain_identity(core: &Handle, cluster: &dyn Cluster, labels: &LabelSet) -> Result<Result<Identity, String>, CniError> {
+    loop {
+        let wanted = labels.clone();
+        let number = core.call(move |core| core.number_of(&wanted)).await.map_err(gone)?;
+        let identity = match number {
+            Ok(NumberOf::Known(identity)) => return Ok(Ok(identity)),
+            Ok(NumberOf::Proposed(identity)) => identity,
+            Err(error) => return Err(refusal(code::AGENT, "no identity", &error.to_string())),
+        };
+        let proposed = IdentityLabels { identity, labels: labels.clone() };
+        // Either way the tables learn who has the number: then it is known, or the next one is proposed.
+        let learned = match cluster.create_identity(&proposed).await {
+            Ok(Created::Yes) => proposed,
+            Ok(Created::Taken(other)) => other,
+            Err(error) => return Ok(Err(describe(&error))),
+        };
+        core.call(move |core| core.apply(vec![Change::Identity(learned)])).await.map_err(gone)?;
+    }
+}
+
+async fn wait(pause: &mut Duration, until: Instant, what: &str, problem: &str) -> Result<(), CniError> {
+    let next = Instant::now() + *pause;
+    if next >= until {
+        return Err(refusal(code::TRY_AGAIN_LATER, what, problem));
+    }
+    tracing::warn!(problem, "{what}; trying again");
+    tokio::time::sleep_until(next).await;
+    *pause = (*pause * 2).min(RETRY_MAX);
+    Ok(())
+}
+
+/// Holds an attachment's lock; the last one out removes it.
+struct AttachmentGuard<'a> {
+    all: &'a Mutex<BTreeMap<Attachment, Arc<tokio::sync::Mutex<()>>>>,
+    attachment: Attachment,
+    held: Option<OwnedMutexGuard<()>>,
+}
+
+impl Drop for AttachmentGuard<'_> {
+    fn drop(&mut self) {
+        self.held = None;
+        let mut locks = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if locks.get(&self.attachment).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            locks.remove(&self.attachment);
+        }
+    }
+}
+
+/// The link that a record stands for.
+#[must_use]
+pub fn spec(record: &EndpointRecord) -> LinkSpec {
+    LinkSpec {
+        id: record.id,
+        netns: record.netns.clone().into(),
+        ifname: record.attachment.ifname.clone(),
+        device: record.device.clone(),
+        addresses: record.addresses.clone(),
+        mtu: record.mtu,
+        pod_mac: record.pod_mac,
+        host_mac: record.host_mac,
+    }
+}
+
+fn result(record: &EndpointRecord) -> AddResult {
+    let address = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => (format!("{v4}/32"), IpAddr::V4(GATEWAY_V4)),
+        IpAddr::V6(v6) => (format!("{v6}/128"), IpAddr::V6(GATEWAY_V6)),
+    };
+    AddResult {
+        host_ifname: record.device.clone(),
+        host_mac: mac(record.host_mac),
+        pod_mac: mac(record.pod_mac),
+        mtu: record.mtu,
+        addresses: record.addresses.iter().map(address).collect(),
+    }
+}
+
+fn mac(octets: [u8; 6]) -> String {
+    octets.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+fn link_refusal(error: &LinkError) -> CniError {
+    let code = if error.netns_gone { code::UNKNOWN_CONTAINER } else { code::AGENT };
+    refusal(code, "the pod's link", &describe(error))
+}
+
+fn gone(_: Unavailable) -> CniError {
+    refusal(code::TRY_AGAIN_LATER, "the agent is stopping", "")
+}
+
+async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, CniError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| refusal(code::AGENT, "the agent is stopping", &error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

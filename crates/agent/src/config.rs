@@ -1,0 +1,328 @@
+//! What the agent is told: file < environment (`WEFT_*`) < flags, checked once into [`Config`].
+
+use clap::Parser;
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Everything that can be said, as it was said. The same names in the file (kebab-case).
+#[derive(Parser, Deserialize, Clone, Debug, Default)]
+#[command(name = "weft-agent", version, about = "The node agent of Weft: pod network and network policy in eBPF")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Options {
+    /// Name of the Node object of this machine.
+    #[arg(long, env = "WEFT_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// How to reach the API server; without it: the pod's service account, or $KUBECONFIG.
+    #[arg(long, env = "WEFT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Unix socket to serve CNI and `weft` on.
+    #[arg(long, env = "WEFT_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// Where the agent remembers its endpoints. Should not outlive a reboot.
+    #[arg(long, env = "WEFT_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Directory on a bpffs for pinned maps and links.
+    #[arg(long, env = "WEFT_BPF_DIR")]
+    pub bpf_dir: Option<PathBuf>,
+    /// The node's network device; without it: the one with the node's address.
+    #[arg(long, env = "WEFT_DEVICE")]
+    pub device: Option<String>,
+    /// How packets reach pods of other nodes: `native` (the network routes pod addresses) or `vxlan`.
+    #[arg(long, env = "WEFT_ROUTING")]
+    pub routing: Option<String>,
+    /// Address families of pods: `ipv4,ipv6`, `ipv4` or `ipv6`.
+    #[arg(long, env = "WEFT_IP_FAMILIES")]
+    pub ip_families: Option<String>,
+    /// Where to install the CNI executable; empty: nowhere.
+    #[arg(long, env = "WEFT_CNI_BIN_DIR")]
+    pub cni_bin_dir: Option<String>,
+    /// Where to install the CNI configuration; empty: nowhere.
+    #[arg(long, env = "WEFT_CNI_CONF_DIR")]
+    pub cni_conf_dir: Option<String>,
+    /// Name of the cluster, part of every pod's identity.
+    #[arg(long, env = "WEFT_CLUSTER_NAME")]
+    pub cluster_name: Option<String>,
+    /// Prefixes that pods reach with their own addresses, beside the pods' own: comma separated.
+    #[arg(long, env = "WEFT_NO_MASQUERADE")]
+    pub no_masquerade: Option<String>,
+    /// Whether pods leave the cluster with their node's address: `true` (default) or `false`.
+    #[arg(long, env = "WEFT_MASQUERADE")]
+    pub masquerade: Option<String>,
+    /// Largest packet of the pod network; without it: what the device carries.
+    #[arg(long, env = "WEFT_MTU")]
+    pub mtu: Option<u32>,
+    /// UDP port of VXLAN.
+    #[arg(long, env = "WEFT_TUNNEL_PORT")]
+    pub tunnel_port: Option<u16>,
+    /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
+    #[arg(long, env = "WEFT_LOG")]
+    pub log: Option<String>,
+    /// File with the same settings (YAML or JSON).
+    #[arg(long, env = "WEFT_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+/// How packets reach pods of other nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Routing {
+    /// The network between the nodes routes pod addresses.
+    Native,
+    /// Wrapped in VXLAN.
+    Vxlan,
+}
+
+impl Routing {
+    /// As users write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Vxlan => "vxlan",
+        }
+    }
+}
+
+/// Checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Name of the Node object.
+    pub node_name: String,
+    /// How to reach the API server.
+    pub kubeconfig: Option<PathBuf>,
+    /// Local API.
+    pub socket: PathBuf,
+    /// Endpoint files, the lock, the queue of deletes.
+    pub state_dir: PathBuf,
+    /// Pins.
+    pub bpf_dir: PathBuf,
+    /// The node's device, if told.
+    pub device: Option<String>,
+    /// Routing.
+    pub routing: Routing,
+    /// Pods have IPv4 addresses.
+    pub ipv4: bool,
+    /// Pods have IPv6 addresses.
+    pub ipv6: bool,
+    /// Where CNI goes: executables and configuration.
+    pub cni_bin_dir: Option<PathBuf>,
+    /// See `cni_bin_dir`.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Name of the cluster.
+    pub cluster_name: String,
+    /// Reached with the pod's own address.
+    pub no_masquerade: Vec<IpNet>,
+    /// Masquerade at all.
+    pub masquerade: bool,
+    /// MTU, if told.
+    pub mtu: Option<u32>,
+    /// UDP port of VXLAN.
+    pub tunnel_port: u16,
+    /// Log directives.
+    pub log: String,
+}
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("config: cannot read {path}")]
+    Read {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file has an unknown field or a wrong type.
+    #[error("config {path}: {problem}")]
+    Parse {
+        /// Its path.
+        path: PathBuf,
+        /// Field and what was expected.
+        problem: String,
+    },
+    /// A value is not acceptable.
+    #[error("{field}: expected {expected}, found {found}")]
+    Value {
+        /// Name of the flag.
+        field: &'static str,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+}
+
+impl Options {
+    /// Adds what the file says where neither flag nor environment said anything.
+    ///
+    /// # Errors
+    /// The file cannot be read or understood.
+    pub fn with_file(self) -> Result<Self, ConfigError> {
+        let Some(path) = self.config.clone() else { return Ok(self) };
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let file: Self =
+            serde_saphyr::from_str(&text).map_err(|error| ConfigError::Parse { path, problem: error.to_string() })?;
+        Ok(self.or(file))
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self {
+            node_name: self.node_name.or(other.node_name),
+            kubeconfig: self.kubeconfig.or(other.kubeconfig),
+            socket: self.socket.or(other.socket),
+            state_dir: self.state_dir.or(other.state_dir),
+            bpf_dir: self.bpf_dir.or(other.bpf_dir),
+            device: self.device.or(other.device),
+            routing: self.routing.or(other.routing),
+            ip_families: self.ip_families.or(other.ip_families),
+            cni_bin_dir: self.cni_bin_dir.or(other.cni_bin_dir),
+            cni_conf_dir: self.cni_conf_dir.or(other.cni_conf_dir),
+            cluster_name: self.cluster_name.or(other.cluster_name),
+            no_masquerade: self.no_masquerade.or(other.no_masquerade),
+            masquerade: self.masquerade.or(other.masquerade),
+            mtu: self.mtu.or(other.mtu),
+            tunnel_port: self.tunnel_port.or(other.tunnel_port),
+            log: self.log.or(other.log),
+            config: self.config,
+        }
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// The first field that is not acceptable.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let Some(node_name) = self.node_name.filter(|name| !name.is_empty()) else {
+            return Err(value("node-name", "the name of this machine's Node object", "nothing"));
+        };
+        let (ipv4, ipv6) = families(self.ip_families.as_deref().unwrap_or("ipv4,ipv6"))?;
+        let tunnel_port = self.tunnel_port.unwrap_or(8472);
+        if tunnel_port == 0 {
+            return Err(value("tunnel-port", "1 to 65535", "0"));
+        }
+        let least = if ipv6 { 1280 } else { 576 };
+        if let Some(mtu) = self.mtu.filter(|mtu| !(least..=65_535).contains(mtu)) {
+            return Err(value("mtu", "576 (with IPv6: 1280) to 65535", &mtu.to_string()));
+        }
+        Ok(Config {
+            node_name,
+            kubeconfig: self.kubeconfig,
+            socket: absolute("socket", self.socket.unwrap_or_else(|| "/run/weft/agent.sock".into()))?,
+            state_dir: absolute("state-dir", self.state_dir.unwrap_or_else(|| "/run/weft/state".into()))?,
+            bpf_dir: absolute("bpf-dir", self.bpf_dir.unwrap_or_else(|| "/sys/fs/bpf/weft".into()))?,
+            device: self.device.filter(|device| !device.is_empty()),
+            routing: match self.routing.as_deref().unwrap_or("native") {
+                "native" => Routing::Native,
+                "vxlan" => Routing::Vxlan,
+                other => return Err(value("routing", "`native` or `vxlan`", other)),
+            },
+            ipv4,
+            ipv6,
+            cni_bin_dir: directory("cni-bin-dir", self.cni_bin_dir)?,
+            cni_conf_dir: directory("cni-conf-dir", self.cni_conf_dir)?,
+            cluster_name: cluster_name(self.cluster_name.unwrap_or_else(|| "default".into()))?,
+            no_masquerade: prefixes("no-masquerade", self.no_masquerade.as_deref().unwrap_or_default())?,
+            masquerade: match self.masquerade.as_deref().unwrap_or("true") {
+                "true" => true,
+                "false" => false,
+                other => return Err(value("masquerade", "`true` or `false`", other)),
+            },
+            mtu: self.mtu,
+            tunnel_port,
+            log: self.log.unwrap_or_else(|| "info".into()),
+        })
+    }
+}
+
+fn value(field: &'static str, expected: &'static str, found: &str) -> ConfigError {
+    ConfigError::Value { field, expected, found: found.to_owned() }
+}
+
+fn families(text: &str) -> Result<(bool, bool), ConfigError> {
+    let (mut ipv4, mut ipv6) = (false, false);
+    for family in text.split(',').map(str::trim) {
+        match family {
+            "ipv4" => ipv4 = true,
+            "ipv6" => ipv6 = true,
+            _ => return Err(value("ip-families", "`ipv4,ipv6`, `ipv4` or `ipv6`", text)),
+        }
+    }
+    Ok((ipv4, ipv6))
+}
+
+fn absolute(field: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() { Ok(path) } else { Err(value(field, "an absolute path", &display(&path))) }
+}
+
+fn directory(field: &'static str, text: Option<String>) -> Result<Option<PathBuf>, ConfigError> {
+    text.filter(|text| !text.is_empty()).map(|text| absolute(field, PathBuf::from(text))).transpose()
+}
+
+fn display(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+/// A label value (Kubernetes: at most 63 of letters, digits, `-`, `_`, `.`).
+fn cluster_name(name: String) -> Result<String, ConfigError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    if name.len() <= 63 && name.chars().all(good) && edge(name.chars().next()) && edge(name.chars().next_back()) {
+        Ok(name)
+    } else {
+        Err(value("cluster-name", "at most 63 letters, digits, '-', '_' and '.'", &name))
+    }
+}
+
+fn prefixes(field: &'static str, text: &str) -> Result<Vec<IpNet>, ConfigError> {
+    let parse = |part: &str| part.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| value(field, "prefixes such as 10.0.0.0/8", part));
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Options, Routing};
+    use clap::Parser as _;
+
+    fn options(flags: &[&str]) -> Options {
+        Options::try_parse_from([&["weft-agent"], flags].concat()).expect("flags")
+    }
+
+    #[test]
+    fn flags_beat_the_file() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("agent.yaml");
+        std::fs::write(&file, "node-name: from-file\nrouting: vxlan\nmtu: 1400\n").expect("write");
+        let path = file.to_str().expect("UTF-8");
+        let config = options(&["--node-name", "from-flag", "--config", path]).with_file().expect("file").check().expect("good");
+        assert_eq!((config.node_name.as_str(), config.routing, config.mtu), ("from-flag", Routing::Vxlan, Some(1400)));
+        for (text, problem) in [("nodename: x\n", "nodename"), ("mtu: big\n", "mtu"), ("- 1\n", "agent.yaml")] {
+            std::fs::write(&file, text).expect("write");
+            let error = options(&["--config", path]).with_file().expect_err(text).to_string();
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn bad_values_name_the_flag() {
+        let cases: &[(&[&str], &str)] = &[
+            (&[], "node-name: expected the name"),
+            (&["--node-name", "n", "--routing", "bgp"], "routing: expected `native` or `vxlan`, found bgp"),
+            (&["--node-name", "n", "--ip-families", "ipv5"], "ip-families: expected"),
+            (&["--node-name", "n", "--socket", "x"], "socket: expected an absolute path"),
+            (&["--node-name", "n", "--mtu", "100"], "mtu: expected 576"),
+            (&["--node-name", "n", "--no-masquerade", "10.0.0.0/8,x"], "no-masquerade: expected prefixes"),
+            (&["--node-name", "n", "--cluster-name", "a b"], "cluster-name: expected"),
+            (&["--node-name", "n", "--tunnel-port", "0"], "tunnel-port: expected"),
+            (&["--node-name", "n", "--masquerade", "yes"], "masquerade: expected `true` or `false`"),
+            (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
+        ];
+        for (flags, problem) in cases {
+            let error = options(flags).check().expect_err(problem).to_string();
+            assert!(error.contains(problem), "{error}");
+        }
+        assert!(Options::try_parse_from(["weft-agent", "--no-such-flag"]).is_err());
+    }
+}

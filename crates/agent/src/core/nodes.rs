@@ -1,0 +1,214 @@
+//! Nodes, their addresses and pod prefixes; address management for this node's own prefixes.
+
+use super::Core;
+use super::endpoints::refusal;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use weft_api::cni::{CniError, code};
+use weft_control::ipam::{AddressPool, IpamError, NodePool};
+use weft_model::desired::{IpcacheEntry, Route};
+use weft_model::id::{EndpointId, Identity};
+use weft_model::intent::Node;
+
+/// Prefixes: what the kernel shall know of them, and the pools of this node's own.
+#[derive(Debug, Default)]
+pub struct Routes {
+    wanted: BTreeMap<IpNet, Route>,
+    /// What was written; what differs from `wanted` is to do.
+    written: BTreeMap<IpNet, Route>,
+    pool: NodePool,
+}
+
+impl Routes {
+    /// An address of each family: all or nothing.
+    ///
+    /// # Errors
+    /// A prefix has none left.
+    pub fn allocate(&mut self, id: EndpointId) -> Result<Vec<IpAddr>, CniError> {
+        let taken = self.pool.allocate(&id.to_string());
+        let addresses = taken.map_err(|error| refusal(code::NO_ADDRESSES, "no addresses left", &error.to_string()))?.addresses();
+        if addresses.is_empty() {
+            return Err(refusal(code::TRY_AGAIN_LATER, "no pod prefixes", "the node has no pod CIDRs yet"));
+        }
+        Ok(addresses)
+    }
+
+    /// Gives addresses back.
+    pub fn release(&mut self, id: EndpointId) {
+        self.pool.release(&id.to_string());
+    }
+
+    /// Prefix, addresses in use, addresses in all.
+    #[must_use]
+    pub fn usage(&self) -> Vec<(String, u64, u64)> {
+        let usage = |pool: &AddressPool| {
+            let capacity = u64::try_from(pool.capacity()).unwrap_or(u64::MAX);
+            (pool.net().to_string(), pool.in_use() as u64, capacity)
+        };
+        self.pool.families().map(usage).collect()
+    }
+}
+
+impl Core {
+    pub(super) fn set_node(&mut self, node: Node) {
+        let old = self.nodes.insert(node.name.clone(), node.clone());
+        let kept: BTreeSet<_> = node.addresses.iter().copied().collect();
+        for address in old.iter().flat_map(|old| &old.addresses).filter(|address| !kept.contains(address)) {
+            self.addresses.remove_node(*address);
+        }
+        let own = node.name == self.settings.node_name;
+        for address in &node.addresses {
+            let identity = if own { Identity::HOST } else { Identity::REMOTE_NODE };
+            let peer = if own { None } else { tunnel_peer(&node, self.settings.tunnel, *address) };
+            self.addresses.set_node(*address, &node.name, IpcacheEntry { identity, node: peer, is_node: true });
+        }
+        if own {
+            self.policy.set_own_addresses(&node.addresses);
+            self.set_pools(&node.pod_cidrs);
+        }
+        self.nodes_changed();
+    }
+
+    pub(super) fn remove_node(&mut self, name: &str) {
+        // This node stays what it is while its object is away: its pods are still here.
+        if name == self.settings.node_name {
+            return;
+        }
+        if let Some(node) = self.nodes.remove(name) {
+            for address in node.addresses {
+                self.addresses.remove_node(address);
+            }
+        }
+        self.nodes_changed();
+    }
+
+    fn nodes_changed(&mut self) {
+        let mut wanted: BTreeMap<IpNet, Route> =
+            self.settings.no_masquerade.iter().map(|cidr| (*cidr, Route::NoMasquerade)).collect();
+        for node in self.nodes.values() {
+            for cidr in &node.pod_cidrs {
+                if node.name == self.settings.node_name {
+                    wanted.insert(*cidr, Route::LocalPool);
+                } else if let Some(peer) = tunnel_peer(node, self.settings.tunnel, cidr.addr()) {
+                    wanted.insert(*cidr, Route::RemotePool(peer));
+                }
+            }
+        }
+        self.routes.wanted = wanted;
+        self.signals.nodes.notify_one();
+    }
+
+    /// Pools for the node's prefixes. Endpoints with addresses of a prefix that was taken away keep them.
+    pub(super) fn set_pools(&mut self, cidrs: &[IpNet]) {
+        let wanted: Vec<IpNet> = cidrs
+            .iter()
+            .copied()
+            .filter(|cidr| if cidr.addr().is_ipv4() { self.settings.ipv4 } else { self.settings.ipv6 })
+            .collect();
+        let same = self.routes.pool.families().map(AddressPool::net).eq(wanted.iter().map(IpNet::trunc));
+        if same {
+            return;
+        }
+        let mut pool = NodePool::new(&wanted);
+        for record in self.endpoints.rows.values().map(|endpoint| &endpoint.record) {
+            for address in &record.addresses {
+                match pool.restore(&record.id.to_string(), *address) {
+                    Ok(()) | Err(IpamError::Foreign(_)) => {}
+                    Err(error) => tracing::error!(endpoint = %record.id, %error, "two endpoints have one address"),
+                }
+            }
+        }
+        self.routes.pool = pool;
+        if let Err(error) = self.state.set_pod_cidrs(cidrs) {
+            self.set_problem("pod-cidrs", Some(format!("cannot write the file: {error}")));
+        }
+    }
+
+    /// Families that are on but have no pool.
+    pub(super) fn missing_families(&self) -> Vec<&'static str> {
+        let has = |ipv4: bool| self.routes.pool.families().any(|pool| pool.net().addr().is_ipv4() == ipv4);
+        let families = [(self.settings.ipv4, true, "IPv4"), (self.settings.ipv6, false, "IPv6")];
+        families.into_iter().filter(|(on, ipv4, _)| *on && !has(*ipv4)).map(|(_, _, name)| name).collect()
+    }
+
+    /// This node's addresses.
+    pub(super) fn own_addresses(&self) -> Vec<IpAddr> {
+        self.nodes.get(&self.settings.node_name).map(|node| node.addresses.clone()).unwrap_or_default()
+    }
+
+    /// The one by which other nodes know this node's endpoints.
+    pub(super) fn own_address(&self) -> Option<IpAddr> {
+        self.own_addresses().into_iter().min_by_key(|address| !address.is_ipv4())
+    }
+
+    /// All nodes, for those who set up the machine.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeMap<String, Node> {
+        self.nodes.clone()
+    }
+
+    /// Writes what differs from what was written.
+    pub(super) fn write_routes(&mut self) -> Result<(), ()> {
+        let mut result = Ok(());
+        let mut changes: Vec<(IpNet, Option<Route>)> = Vec::new();
+        for (cidr, route) in &self.routes.wanted {
+            if self.routes.written.get(cidr) != Some(route) {
+                changes.push((*cidr, Some(*route)));
+            }
+        }
+        for cidr in self.routes.written.keys().filter(|cidr| !self.routes.wanted.contains_key(cidr)) {
+            changes.push((*cidr, None));
+        }
+        let changed = !changes.is_empty();
+        for (cidr, route) in changes {
+            match (self.dataplane.set_route(cidr, route), route) {
+                (Ok(()), Some(route)) => {
+                    self.routes.written.insert(cidr, route);
+                }
+                (Ok(()), None) => {
+                    self.routes.written.remove(&cidr);
+                }
+                (Err(error), _) => {
+                    self.note_failure("routes", &error);
+                    result = Err(());
+                }
+            }
+        }
+        if changed {
+            self.touched_node = true;
+        }
+        if result.is_ok() {
+            self.problems.remove("routes");
+        }
+        result
+    }
+
+    /// Prefixes with pods in them.
+    pub(super) fn list_pools(&self) -> Vec<weft_api::agent::IpcacheEntry> {
+        let entry = |(cidr, route): (&IpNet, &Route)| weft_api::agent::IpcacheEntry {
+            prefix: cidr.to_string(),
+            identity: 0,
+            node: match route {
+                Route::RemotePool(node) => Some(*node),
+                Route::LocalPool | Route::NoMasquerade => None,
+            },
+            kind: if *route == Route::NoMasquerade { "no-masquerade" } else { "pool" }.to_owned(),
+        };
+        self.routes.wanted.iter().map(entry).collect()
+    }
+
+    /// Takes over what the kernel holds as written, so that the next write removes what is not wanted.
+    pub(super) fn adopt_routes(&mut self) -> Result<(), weft_model::desired::DataplaneError> {
+        self.routes.written = self.dataplane.routes()?;
+        Ok(())
+    }
+}
+
+/// The address by which tunnel packets, or packets to the pods of a prefix, reach the node. A tunnel has one outer
+/// family: IPv4 where the node has it.
+fn tunnel_peer(node: &Node, tunnel: bool, of: IpAddr) -> Option<IpAddr> {
+    let same_family = node.addresses.iter().find(|address| address.is_ipv4() == of.is_ipv4());
+    let first = node.addresses.iter().min_by_key(|address| !address.is_ipv4());
+    if tunnel { first.copied() } else { same_family.or(first).copied() }
+}

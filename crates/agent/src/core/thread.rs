@@ -1,0 +1,80 @@
+//! The one thread that owns the tables and the maps. Everybody else hands it closures; what it does within one of
+//! them nobody sees half done.
+
+use super::Core;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Closures that may wait. Callers beyond that are told so.
+const QUEUE_MAX: usize = 4096;
+/// Closures that run before what they changed is worked out and written together.
+const BATCH_MAX: usize = 256;
+/// Longest sleep.
+const IDLE: Duration = Duration::from_secs(3600);
+
+type Job = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// Hands closures to the thread.
+#[derive(Clone)]
+pub struct Handle {
+    jobs: SyncSender<Job>,
+}
+
+/// The thread has ended, or cannot keep up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the control thread does not answer")]
+pub struct Unavailable;
+
+impl Handle {
+    /// Runs `work` on the thread and answers what it returns.
+    ///
+    /// # Errors
+    /// [`Unavailable`]
+    pub async fn call<R: Send + 'static>(&self, work: impl FnOnce(&mut Core) -> R + Send + 'static) -> Result<R, Unavailable> {
+        let (sender, receiver) = oneshot::channel();
+        let mut job: Job = Box::new(move |core| {
+            let _ = sender.send(work(core));
+        });
+        loop {
+            match self.jobs.try_send(job) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) => {
+                    job = back;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(TrySendError::Disconnected(_)) => return Err(Unavailable),
+            }
+        }
+        receiver.await.map_err(|_| Unavailable)
+    }
+}
+
+/// Starts the thread. It ends when the last [`Handle`] is gone.
+///
+/// # Errors
+/// The system has no thread left.
+pub fn spawn(mut core: Core) -> std::io::Result<(Handle, JoinHandle<()>)> {
+    let (jobs, queue) = sync_channel::<Job>(QUEUE_MAX);
+    let thread = std::thread::Builder::new().name("weft-control".into()).spawn(move || {
+        let start = Instant::now();
+        let mut wake: Option<Duration> = None;
+        loop {
+            let sleep = wake.map_or(IDLE, |at| at.saturating_sub(start.elapsed()));
+            match queue.recv_timeout(sleep) {
+                Ok(job) => {
+                    core.set_time(start.elapsed());
+                    job(&mut core);
+                    for job in queue.try_iter().take(BATCH_MAX) {
+                        job(&mut core);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => core.set_time(start.elapsed()),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            wake = core.flush();
+        }
+    })?;
+    Ok((Handle { jobs }, thread))
+}
