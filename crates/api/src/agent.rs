@@ -76,6 +76,8 @@ pub enum Response {
     Explanation(Explanation),
     /// See [`Flow`].
     Flow(Box<Flow>),
+    /// So many flows that matched are missing here: the reader was too slow.
+    Lost(u64),
 }
 
 /// How the agent is.
