@@ -1,0 +1,38 @@
+//! The embedded cluster without the rest of the command line: for this crate's own tests, which link it as `weft`.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use weft_local::cluster::{self, UpOptions};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Up(UpOptions),
+    Down { name: String },
+    Status { name: String },
+}
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|a| a == "internal" || a == "toolbox") {
+        return weft_local::internal::run(args);
+    }
+    let mut progress = |line: &str| eprintln!("{line}");
+    let result = match Arguments::parse().command {
+        Command::Up(options) => cluster::up(&options, &mut progress).map(|report| println!("{report:?}")),
+        Command::Down { name } => cluster::down(&name, false, &mut progress).map(|was| println!("{was}")),
+        Command::Status { name } => cluster::status(&name).map(|status| print!("{status}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
