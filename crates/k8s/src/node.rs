@@ -202,3 +202,29 @@ pub async fn delete_cilium_node(client: &Client, name: &str) -> Result<(), Error
 fn node_path(name: &str) -> Result<String, Error> {
     Ok(format!("{}/{}", path::NODES, segment("node", name)?))
 }
+
+/// A Node as the operator's address management sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Assigned {
+    /// UID.
+    pub uid: String,
+    /// Version of the object.
+    pub resource_version: String,
+    /// Pod CIDRs as written.
+    pub pod_cidrs: Vec<String>,
+}
+
+/// A Node's pod CIDRs as the API server has them now.
+///
+/// # Errors
+/// Anything but "there is none".
+pub async fn read(client: &Client, name: &str) -> Result<Option<Assigned>, Error> {
+    let node = client.find::<WireNode>(&node_path(name)?).await?;
+    Ok(node.map(|node| {
+        let mut pod_cidrs = node.spec.pod_cidrs;
+        if pod_cidrs.is_empty() && !node.spec.pod_cidr.is_empty() {
+            pod_cidrs.push(node.spec.pod_cidr);
+        }
+        Assigned { uid: node.metadata.uid, resource_version: node.metadata.resource_version, pod_cidrs }
+    }))
+}

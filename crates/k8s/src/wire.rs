@@ -13,6 +13,8 @@ pub mod path {
     pub const IDENTITIES: &str = "/apis/cilium.io/v2/ciliumidentities";
     /// CiliumNodes.
     pub const CILIUM_NODES: &str = "/apis/cilium.io/v2/ciliumnodes";
+    /// CiliumEndpoints of all namespaces.
+    pub const ENDPOINTS: &str = "/apis/cilium.io/v2/ciliumendpoints";
     /// CiliumEndpointSlices.
     pub const SLICES: &str = "/apis/cilium.io/v2alpha1/ciliumendpointslices";
     /// Nodes.

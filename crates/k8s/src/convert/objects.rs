@@ -11,7 +11,7 @@ use weft_model::id::Identity;
 use weft_model::intent::{
     EndpointSlice, IdentityLabels, NamedPort, Namespace, Node, ObjectName, Pod, Protocol, RemoteEndpoint,
 };
-use weft_model::label::LabelSet;
+use weft_model::label::{LabelSet, NAMESPACE};
 
 /// A pod. Ports that cannot be ports are left out: the API server admits none.
 #[must_use]
@@ -146,7 +146,9 @@ fn remote(namespace: &str, n: usize, endpoint: CoreEndpoint) -> Result<RemoteEnd
         named_ports.push(NamedPort { name: port.name, protocol, port: port.port });
     }
     let name = ObjectName { namespace: namespace.to_owned(), name: endpoint.name };
-    Ok(RemoteEndpoint { name, pod_uid: endpoint.pod_uid, identity, addresses, node, named_ports })
+    // Older writers leave it out; the name is the next best thing that tells pods apart.
+    let pod_uid = if endpoint.pod_uid.is_empty() { name.to_string() } else { endpoint.pod_uid };
+    Ok(RemoteEndpoint { name, pod_uid, identity, addresses, node, named_ports })
 }
 
 /// The other way: an endpoint as it stands in a slice.
@@ -189,10 +191,16 @@ pub fn slice_endpoint(endpoint: &RemoteEndpoint) -> CoreEndpoint {
 
 /// A CiliumIdentity object.
 pub(crate) fn identity_object(row: &IdentityLabels) -> CiliumIdentity {
+    // For people: a column of `kubectl get`.
+    let namespace = row.labels.get(NAMESPACE).map(|namespace| ("io.kubernetes.pod.namespace".to_owned(), namespace.to_owned()));
     CiliumIdentity {
         api_version: CILIUM_V2.to_owned(),
         kind: "CiliumIdentity".to_owned(),
-        metadata: Metadata { name: row.identity.to_string(), ..Metadata::default() },
+        metadata: Metadata {
+            name: row.identity.to_string(),
+            labels: namespace.into_iter().collect(),
+            ..Metadata::default()
+        },
         security_labels: row.labels.0.clone(),
     }
 }

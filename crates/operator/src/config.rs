@@ -1,0 +1,162 @@
+//! Settings: from a file, the environment and flags; a flag beats the environment, which beats the file.
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Weft's operator: gives nodes their pod CIDRs and cleans up after nodes that are gone.
+#[derive(Parser, Clone, Debug, Default, Deserialize)]
+#[command(name = "weft-operator", version)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Flags {
+    /// Settings, as YAML; keys are the flags' names without the dashes in front.
+    #[arg(long, env = "WEFT_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// How to reach the API server [default: the service account of the pod it runs in].
+    #[arg(long, env = "WEFT_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Pools of pod addresses, at least one prefix for each family in use. Add only at the end
+    /// [default: 10.244.0.0/16,fd44::/48].
+    #[arg(long, env = "WEFT_POD_CIDR", value_name = "CIDR,...", value_delimiter = ',')]
+    pub pod_cidr: Option<Vec<IpNet>>,
+    /// Prefix length of a node's share of an IPv4 pool [default: 24].
+    #[arg(long, env = "WEFT_NODE_MASK_V4", value_name = "BITS")]
+    pub node_mask_v4: Option<u8>,
+    /// Prefix length of a node's share of an IPv6 pool [default: 64].
+    #[arg(long, env = "WEFT_NODE_MASK_V6", value_name = "BITS")]
+    pub node_mask_v6: Option<u8>,
+    /// Where the Lease is kept by which operators agree who leads [default: kube-system].
+    #[arg(long, env = "WEFT_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// After how many seconds without a sign of life another operator takes over [default: 15].
+    #[arg(long, env = "WEFT_LEASE_SECONDS", value_name = "SECONDS")]
+    pub lease_seconds: Option<u64>,
+    /// Create the custom resource definitions that the cluster lacks [default: true].
+    #[arg(long, env = "WEFT_INSTALL_CRDS", value_name = "BOOL")]
+    pub install_crds: Option<bool>,
+    /// Seconds between two rounds of housekeeping; 0: none at all [default: 300].
+    #[arg(long, env = "WEFT_GC_SECONDS", value_name = "SECONDS")]
+    pub gc_seconds: Option<u64>,
+    /// How many seconds a node must be gone before what it wrote is deleted [default: 60].
+    #[arg(long, env = "WEFT_NODE_GRACE_SECONDS", value_name = "SECONDS")]
+    pub node_grace_seconds: Option<u64>,
+    /// How many seconds an identity must be unused before it is deleted; 0: never [default: 1800].
+    #[arg(long, env = "WEFT_IDENTITY_GRACE_SECONDS", value_name = "SECONDS")]
+    pub identity_grace_seconds: Option<u64>,
+}
+
+/// Settings, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How to reach the API server; `None`: from within a pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// Pools.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Length of a node's IPv4 prefix.
+    pub node_mask_v4: u8,
+    /// Length of a node's IPv6 prefix.
+    pub node_mask_v6: u8,
+    /// Namespace of the Lease.
+    pub lease_namespace: String,
+    /// How long a Lease lasts without renewal.
+    pub lease_duration: Duration,
+    /// Whether missing definitions are created.
+    pub install_crds: bool,
+    /// Between two rounds of housekeeping; `None`: no housekeeping.
+    pub gc_interval: Option<Duration>,
+    /// How long a node must be gone.
+    pub node_grace: Duration,
+    /// How long an identity must be unused; `None`: identities stay.
+    pub identity_grace: Option<Duration>,
+}
+
+impl Config {
+    /// Reads the file, if one is named, under the flags and the environment.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has unknown keys; a value that makes no sense.
+    pub fn read(flags: Flags) -> anyhow::Result<Self> {
+        let file = match &flags.config {
+            None => Flags::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;
+                parse(&text).with_context(|| format!("--config {}", path.display()))?
+            }
+        };
+        Self::merge(flags, file)
+    }
+
+    fn merge(flags: Flags, file: Flags) -> anyhow::Result<Self> {
+        let pools = || vec!["10.244.0.0/16".parse(), "fd44::/48".parse()].into_iter().flatten().collect();
+        let seconds = |value: u64| Duration::from_secs(value);
+        let some = |value: u64| (value > 0).then(|| seconds(value));
+        let lease = flags.lease_seconds.or(file.lease_seconds).unwrap_or(15);
+        if lease < 3 {
+            bail!("lease-seconds: {lease}, expected at least 3");
+        }
+        let pod_cidrs: Vec<IpNet> = flags.pod_cidr.or(file.pod_cidr).unwrap_or_else(pools);
+        if pod_cidrs.is_empty() {
+            bail!("pod-cidr: expected at least one prefix, such as 10.244.0.0/16");
+        }
+        Ok(Self {
+            kubeconfig: flags.kubeconfig.or(file.kubeconfig),
+            pod_cidrs,
+            node_mask_v4: flags.node_mask_v4.or(file.node_mask_v4).unwrap_or(24),
+            node_mask_v6: flags.node_mask_v6.or(file.node_mask_v6).unwrap_or(64),
+            lease_namespace: flags.lease_namespace.or(file.lease_namespace).unwrap_or_else(|| "kube-system".to_owned()),
+            lease_duration: seconds(lease),
+            install_crds: flags.install_crds.or(file.install_crds).unwrap_or(true),
+            gc_interval: some(flags.gc_seconds.or(file.gc_seconds).unwrap_or(300)),
+            node_grace: seconds(flags.node_grace_seconds.or(file.node_grace_seconds).unwrap_or(60)),
+            identity_grace: some(flags.identity_grace_seconds.or(file.identity_grace_seconds).unwrap_or(1800)),
+        })
+    }
+}
+
+fn parse(text: &str) -> anyhow::Result<Flags> {
+    if text.trim().is_empty() {
+        return Ok(Flags::default());
+    }
+    let plain = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, plain).map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(args: &[&str]) -> Flags {
+        Flags::try_parse_from(std::iter::once("weft-operator").chain(args.iter().copied())).expect("valid flags")
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let file = parse("node-mask-v4: 26\nnode-mask-v6: 80\npod-cidr: [10.0.0.0/8]\n").expect("valid file");
+        let config = Config::merge(flags(&["--node-mask-v4", "25"]), file).expect("valid");
+        assert_eq!((config.node_mask_v4, config.node_mask_v6), (25, 80));
+        assert_eq!(config.pod_cidrs, ["10.0.0.0/8".parse::<IpNet>().expect("a prefix")]);
+        assert_eq!(config.lease_namespace, "kube-system");
+    }
+
+    #[test]
+    fn unknown_keys_flags_and_wrong_types_are_named() {
+        let unknown = parse("node-mask: 24\n").expect_err("unknown key").to_string();
+        assert!(unknown.contains("node-mask") && !unknown.contains('\n'), "{unknown}");
+        let wrong = parse("pod-cidr: [10.0.0.0]\n").expect_err("no prefix").to_string();
+        assert!(!wrong.contains('\n'), "{wrong}");
+        let flag = Flags::try_parse_from(["weft-operator", "--node-mask", "24"]).expect_err("unknown flag");
+        assert!(flag.to_string().contains("--node-mask"), "{flag}");
+        assert!(Config::merge(flags(&["--lease-seconds", "1"]), Flags::default()).is_err());
+    }
+
+    #[test]
+    fn several_pools_in_one_flag() {
+        let config = Config::merge(flags(&["--pod-cidr", "10.1.0.0/16,fd01::/48"]), Flags::default()).expect("valid");
+        assert_eq!(config.pod_cidrs.len(), 2);
+        assert!(config.identity_grace.is_some() && config.install_crds);
+    }
+}

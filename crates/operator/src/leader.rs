@@ -1,0 +1,100 @@
+//! Who leads. A leader that cannot renew its lease lays the work down before another may take it up.
+
+use crate::config::Config;
+use anyhow::Context;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use weft_k8s::Client;
+use weft_k8s::lease::{Candidate, Standing};
+
+/// Name of the Lease.
+pub const LEASE: &str = "weft-operator";
+
+/// Stands for leadership until `stop`; runs `duties` for as long as it leads.
+///
+/// # Errors
+/// When the lease's names cannot be names.
+pub async fn run<D, F>(config: &Config, client: &Client, stop: &CancellationToken, duties: D) -> anyhow::Result<()>
+where
+    D: Fn(CancellationToken) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let duration = config.lease_duration;
+    let identity = identity();
+    let mut candidate =
+        Candidate::new(&config.lease_namespace, LEASE, identity.clone(), duration).context("lease-namespace")?;
+    let mut leader_seen = String::new();
+    while !stop.is_cancelled() {
+        match candidate.stand(client).await {
+            Ok(Standing::Leader) => {
+                tracing::info!(identity, "leading");
+                let term = stop.child_token();
+                let work = tokio::spawn(duties(term.clone()));
+                hold(&mut candidate, client, duration, &term).await;
+                term.cancel();
+                let ended = work.await;
+                if stop.is_cancelled() {
+                    resign(&mut candidate, client).await;
+                    return Ok(());
+                }
+                ended.context("a duty of the leader failed")?;
+                tracing::warn!(identity, "no longer leading");
+                leader_seen.clear();
+            }
+            Ok(Standing::Standby { leader }) => {
+                if leader != leader_seen {
+                    tracing::info!(leader, "standing by");
+                    leader_seen = leader;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot stand for the lease"),
+        }
+        pause(duration / 7, stop).await;
+    }
+    Ok(())
+}
+
+/// Renews until the term ends, the lease is another's, or it could not be renewed for two thirds of its duration: the
+/// last third is the margin within which all our writes have ended.
+async fn hold(candidate: &mut Candidate, client: &Client, duration: Duration, term: &CancellationToken) {
+    let patience = duration * 2 / 3;
+    let mut renewed = Instant::now();
+    loop {
+        pause(duration / 7, term).await;
+        if term.is_cancelled() {
+            return;
+        }
+        let began = Instant::now();
+        let answer = tokio::time::timeout_at(renewed + patience, candidate.stand(client)).await;
+        match answer {
+            Ok(Ok(Standing::Leader)) => renewed = began,
+            Ok(Ok(Standing::Standby { leader })) => {
+                tracing::warn!(leader, "the lease is another's");
+                return;
+            }
+            Ok(Err(error)) if renewed.elapsed() < patience => tracing::warn!(%error, "cannot renew the lease"),
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+async fn resign(candidate: &mut Candidate, client: &Client) {
+    match tokio::time::timeout(Duration::from_secs(2), candidate.resign(client)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot give the lease back"),
+        Err(_) => tracing::warn!("cannot give the lease back in time"),
+    }
+}
+
+async fn pause(time: Duration, stop: &CancellationToken) {
+    let _ = tokio::time::timeout(time, stop.cancelled()).await;
+}
+
+/// This process, and no other: host, process number, random number.
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let random = RandomState::new().hash_one(std::process::id());
+    format!("{}-{}-{random:016x}", host.trim(), std::process::id())
+}

@@ -1,0 +1,117 @@
+//! The cluster's nodes as the operator needs them: names and pod CIDRs.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use weft_k8s::Client;
+use weft_k8s::watch::{Kind, Seen, follow};
+use weft_k8s::wire::{Metadata, path};
+
+/// A node.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Row {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Pod CIDRs as written.
+    pub pod_cidrs: Vec<String>,
+}
+
+/// What happens to nodes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum News {
+    /// It exists.
+    Here(Row),
+    /// It is gone.
+    Gone(String),
+    /// All that exist were told.
+    Synced,
+}
+
+/// Names and UIDs of the nodes that exist; `None` until all are known.
+pub type Known = watch::Receiver<Option<Arc<BTreeMap<String, String>>>>;
+
+struct Nodes;
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Object {
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Spec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+}
+
+impl Kind for Nodes {
+    type Key = String;
+    type News = News;
+    const NAME: &'static str = "nodes";
+    const PAGE: u32 = 100;
+
+    fn path(&self) -> String {
+        path::NODES.to_owned()
+    }
+
+    fn read(&self, json: &str) -> Result<Seen<String, News>, String> {
+        let object: Object = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let (name, uid) = (object.metadata.name, object.metadata.uid);
+        if name.is_empty() {
+            return Err("metadata.name: required".to_owned());
+        }
+        let several = object.spec.pod_cidrs.filter(|cidrs| !cidrs.is_empty());
+        let pod_cidrs = several.unwrap_or_else(|| object.spec.pod_cidr.into_iter().filter(|c| !c.is_empty()).collect());
+        let row = Row { name: name.clone(), uid: uid.clone(), pod_cidrs };
+        Ok(Seen { key: name, uid, version: object.metadata.resource_version, news: Some(News::Here(row)) })
+    }
+
+    fn gone(&self, key: &String, _uid: &str) -> News {
+        News::Gone(key.clone())
+    }
+
+    fn synced(&self) -> News {
+        News::Synced
+    }
+}
+
+/// Watches the nodes until `stop`: as news, and as the set of those that exist.
+pub(crate) fn watch(client: Client, stop: CancellationToken) -> (mpsc::Receiver<Vec<News>>, Known) {
+    let (sender, mut receiver) = mpsc::channel(8);
+    follow(client, Nodes, sender, stop);
+    let (forward, forwarded) = mpsc::channel(8);
+    let (knowing, known) = watch::channel(None);
+    tokio::spawn(async move {
+        let (mut names, mut synced) = (BTreeMap::new(), false);
+        while let Some(batch) = receiver.recv().await {
+            for news in &batch {
+                match news {
+                    News::Here(row) => drop(names.insert(row.name.clone(), row.uid.clone())),
+                    News::Gone(name) => drop(names.remove(name)),
+                    News::Synced => synced = true,
+                }
+            }
+            if synced {
+                knowing.send_if_modified(|known: &mut Option<Arc<BTreeMap<String, String>>>| {
+                    let differs = known.as_deref() != Some(&names);
+                    if differs {
+                        *known = Some(Arc::new(names.clone()));
+                    }
+                    differs
+                });
+            }
+            if forward.send(batch).await.is_err() {
+                return;
+            }
+        }
+    });
+    (forwarded, known)
+}
