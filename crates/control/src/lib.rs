@@ -4,4 +4,5 @@
 
 pub mod identity;
 pub mod ipam;
+pub mod oracle;
 pub mod policy;

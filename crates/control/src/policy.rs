@@ -132,10 +132,12 @@ pub struct Plan {
     pub rules: Vec<(RuleId, RuleRef)>,
     /// Policies to write that nobody uses yet.
     pub put: Vec<(PolicyId, Arc<CompiledPolicy>)>,
-    /// Changes of policies in use. After these, addresses may point to the new identities.
+    /// New peers of policies in use. After these, addresses may point to the new identities.
     pub patch: Vec<(PolicyId, PolicyPatch)>,
     /// Prefixes to write.
     pub add_cidrs: Vec<(IpNet, Identity)>,
+    /// Known peers of policies in use that may do something else from now on, or nothing.
+    pub narrow: Vec<(PolicyId, PolicyPatch)>,
     /// Endpoints to switch.
     pub switch: Vec<EndpointPolicy>,
     /// Then bump these: their established connections decide again.

@@ -70,15 +70,19 @@ impl Pods {
         self.by_identity.get(&identity).map_or(&[], Vec::as_slice)
     }
 
-    /// Numbers that a name has in an identity's pods.
-    pub fn numbers(&self, identity: Identity, name: &PortName) -> Vec<u16> {
-        let mut numbers: Vec<u16> = self.of(identity).iter().flat_map(|pod| numbers_in(pod, name)).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-        numbers
+    /// The numbers that a name has in an identity's pods, if it has the same in all of them.
+    pub fn common(&self, identity: Identity, name: &PortName) -> Option<Vec<u16>> {
+        let mut pods = self.of(identity).iter();
+        let first = pods.next().map(|pod| numbers(pod, name)).unwrap_or_default();
+        pods.all(|pod| numbers(pod, name) == first).then_some(first)
     }
 }
 
-fn numbers_in<'a>(pod: &'a RemoteEndpoint, name: &'a PortName) -> impl Iterator<Item = u16> + 'a {
-    pod.named_ports.iter().filter(|port| port.protocol == name.0 && port.name == name.1).map(|port| port.port)
+/// The numbers that a name has in a pod, sorted.
+pub fn numbers(pod: &RemoteEndpoint, name: &PortName) -> Vec<u16> {
+    let ports = pod.named_ports.iter().filter(|port| port.protocol == name.0 && port.name == name.1);
+    let mut numbers: Vec<u16> = ports.map(|port| port.port).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
 }

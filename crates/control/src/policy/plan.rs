@@ -30,7 +30,7 @@ impl Engine {
     }
 
     fn knowing(&self, number: Identity) -> Vec<PolicyId> {
-        self.resolved.iter().filter(|(_, row)| row.has_blocks() && row.knows(number)).map(|(id, _)| *id).collect()
+        self.resolved.iter().filter(|(_, row)| row.knows(number)).map(|(id, _)| *id).collect()
     }
 
     /// Everything that changed since the last plan.
@@ -40,14 +40,17 @@ impl Engine {
         plan.remove.extend(std::mem::take(&mut self.stale));
         for (id, row) in self.resolved.iter_mut().filter(|(_, row)| !row.in_kernel || row.is_changed()) {
             let is_new = !row.in_kernel;
-            let (patch, narrower) = row.commit(&mut self.usage);
+            let (wider, other) = row.commit(&mut self.usage);
             if is_new {
                 plan.put.push((*id, Arc::new(row.compiled().clone())));
-            } else if patch != PolicyPatch::default() {
-                plan.patch.push((*id, patch));
-                if narrower {
-                    plan.touched.extend(&row.users);
-                }
+                continue;
+            }
+            if wider != PolicyPatch::default() {
+                plan.patch.push((*id, wider));
+            }
+            if other != PolicyPatch::default() {
+                plan.narrow.push((*id, other));
+                plan.touched.extend(&row.users);
             }
         }
         plan.add_cidrs = self.prefixes.take_fresh();
@@ -77,7 +80,7 @@ impl Engine {
         }
         for id in late {
             let row = self.resolved.get_mut(&id).expect("named by knowing");
-            let (patch, _) = row.commit(&mut self.usage);
+            let (_, patch) = row.commit(&mut self.usage);
             plan.late_patch.push((id, patch));
         }
     }

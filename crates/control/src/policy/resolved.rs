@@ -92,6 +92,9 @@ pub struct Resolved {
     block_lengths: [BTreeSet<u8>; 2],
     prefixes: Vec<IpNet>,
     has_names: bool,
+    /// Addresses of pods that must be told apart from others of their identity, since a port's name means another
+    /// number there.
+    hosts: BTreeMap<Identity, BTreeSet<IpNet>>,
     classes: HashMap<Arc<Content>, ClassId>,
     rows: BTreeMap<ClassId, Class>,
     /// Classes that may have lost their last peer.
@@ -116,6 +119,7 @@ impl Resolved {
             block_lengths: [BTreeSet::new(), BTreeSet::new()],
             prefixes: Vec::new(),
             has_names: false,
+            hosts: BTreeMap::new(),
             classes: HashMap::default(),
             rows: BTreeMap::new(),
             idle: BTreeSet::new(),
@@ -182,6 +186,21 @@ impl Resolved {
         &self.prefixes
     }
 
+    /// Addresses of pods of `identity` that it tells apart.
+    pub fn hosts_mut(&mut self, identity: Identity) -> &mut BTreeSet<IpNet> {
+        self.hosts.entry(identity).or_default()
+    }
+
+    /// All addresses of pods that it tells apart.
+    pub fn hosts(&self) -> impl Iterator<Item = &IpNet> {
+        self.hosts.values().flatten()
+    }
+
+    /// The identities whose pods it tells apart at this address.
+    pub fn identities_at(&self, host: &IpNet) -> impl Iterator<Item = Identity> {
+        self.hosts.iter().filter(|(_, hosts)| hosts.contains(host)).map(|(identity, _)| *identity)
+    }
+
     /// Selectors that it uses.
     pub fn selectors(&self) -> impl Iterator<Item = SelectorId> {
         self.by_selector.keys().copied()
@@ -234,23 +253,33 @@ impl Resolved {
         parts
     }
 
-    /// What these parts allow; `numbers` tells the numbers of a peer's named port.
-    pub fn content(&self, parts: &[usize], numbers: impl Fn(&PortName) -> Vec<u16>) -> Content {
+    /// What these parts allow by number.
+    pub fn by_number(&self, parts: &[usize]) -> Vec<(PortPrefix, RuleId)> {
+        let ports = |part: &Part| part.ports.iter().map(|prefix| (*prefix, part.rule)).collect::<Vec<_>>();
+        parts.iter().flat_map(|n| ports(&self.parts[*n])).collect()
+    }
+
+    /// What these parts allow by name; `numbers` tells a name's numbers.
+    pub fn by_name(&self, parts: &[usize], numbers: impl Fn(&PortName) -> Vec<u16>) -> Vec<(PortPrefix, RuleId)> {
         let mut entries = Vec::new();
         for part in parts.iter().map(|n| &self.parts[*n]) {
-            entries.extend(part.ports.iter().map(|prefix| (*prefix, part.rule)));
             for name in &part.names {
                 for port in numbers(name) {
                     entries.extend(ports::split(name.0.number(), port, port).iter().map(|p| (*p, part.rule)));
                 }
             }
         }
-        ports::reduce(entries, &self.any)
+        entries
     }
 
     /// Names that these parts ask for.
     pub fn names(&self, parts: &[usize]) -> HashSet<&PortName> {
         parts.iter().flat_map(|n| &self.parts[*n].names).collect()
+    }
+
+    /// Entries as a content of this policy.
+    pub fn content(&self, entries: Vec<(PortPrefix, RuleId)>) -> Content {
+        ports::reduce(entries, &self.any)
     }
 
     /// The class of a content; `None` for nothing. A new class must get a peer before the next [`Self::commit`].
@@ -321,24 +350,23 @@ impl Resolved {
         !self.touched.is_empty() || !self.idle.is_empty()
     }
 
-    /// What changed, and whether some peer may do less than before. The kernel counts as having it from now on.
-    pub fn commit(&mut self, usage: &mut Usage) -> (PolicyPatch, bool) {
-        let mut patch = PolicyPatch::default();
-        let mut narrower = false;
+    /// What changed: what peers that it did not know may do, and what others may do now. The kernel counts as
+    /// having it from now on.
+    pub fn commit(&mut self, usage: &mut Usage) -> (PolicyPatch, PolicyPatch) {
+        let (mut wider, mut other) = (PolicyPatch::default(), PolicyPatch::default());
         for (peer, before) in std::mem::take(&mut self.touched) {
             match self.compiled.peers.get(&peer) {
                 Some(now) if before == Some(*now) => {}
                 Some(now) => {
+                    let patch = if before.is_none() { &mut wider } else { &mut other };
                     patch.put_peers.insert(peer, *now);
                     let row = self.rows.get_mut(now).expect("of a known class");
                     if !std::mem::replace(&mut row.in_kernel, true) {
-                        patch.put_entries.extend(row.content.iter().map(|(p, rule)| ((*now, *p), allow(*rule))));
+                        wider.put_entries.extend(row.content.iter().map(|(p, rule)| ((*now, *p), allow(*rule))));
                     }
-                    narrower |= before.is_some();
                 }
                 None if before.is_some() => {
-                    patch.del_peers.insert(peer);
-                    narrower = true;
+                    other.del_peers.insert(peer);
                 }
                 None => {}
             }
@@ -353,12 +381,12 @@ impl Resolved {
             for prefix in row.content.keys() {
                 self.compiled.entries.remove(&(class, *prefix));
                 if row.in_kernel {
-                    patch.del_entries.insert((class, *prefix));
+                    other.del_entries.insert((class, *prefix));
                 }
             }
         }
         self.in_kernel = true;
-        (patch, narrower)
+        (wider, other)
     }
 }
 

@@ -1,14 +1,17 @@
 //! Resolving: from policies in force to resolved policies, within the limits.
 
 use super::engine::{Engine, Refused, policies_of};
+use super::peers::numbers;
 use super::resolved::{Key, PortName, Resolved};
 use super::rule::Rule;
 use super::{Direction, Overflow};
 use foldhash::{HashMap, HashMapExt};
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use weft_model::id::{ClassId, EndpointId, Identity, PolicyId};
-use weft_model::intent::Policy;
+use weft_model::desired::PortPrefix;
+use weft_model::id::{ClassId, EndpointId, Identity, PolicyId, RuleId};
+use weft_model::intent::{Policy, RemoteEndpoint};
 
 impl Engine {
     /// Puts policies in force: all together, or if that does not fit one by one, refusing those that do not.
@@ -105,8 +108,7 @@ impl Engine {
             }
             self.dirty.switched.insert(id);
         }
-        self.mark_added_prefixes();
-        while let Some((policy, peers)) = self.dirty.peers.pop_first() {
+        while let Some((policy, peers)) = self.next_peers() {
             for peer in peers {
                 if let Err(problem) = self.class_peers(policy, [peer]) {
                     let starved = self.starved.entry(policy).or_insert((problem, BTreeSet::new()));
@@ -124,13 +126,19 @@ impl Engine {
             self.dirty.switched.insert(id);
             self.dirty.endpoints.remove(&id);
         }
-        self.mark_added_prefixes();
-        while let Some((policy, peers)) = self.dirty.peers.first_key_value() {
-            let (policy, peers) = (*policy, peers.clone());
-            self.class_peers(policy, peers)?;
-            self.dirty.peers.remove(&policy);
+        while let Some((policy, peers)) = self.next_peers() {
+            if let Err(problem) = self.class_peers(policy, peers.iter().copied()) {
+                self.dirty.peers.entry(policy).or_default().extend(peers);
+                return Err(problem);
+            }
         }
         Ok(())
+    }
+
+    /// A policy and those of its peers that must be looked at.
+    fn next_peers(&mut self) -> Option<(PolicyId, BTreeSet<Identity>)> {
+        self.mark_added_prefixes();
+        self.dirty.peers.pop_first()
     }
 
     /// Peers that did not fit get another chance.
@@ -281,7 +289,7 @@ impl Engine {
         for selector in row.selectors() {
             self.selectors.release(selector, id);
         }
-        for net in row.prefixes().iter().take(prefixes) {
+        for net in row.prefixes().iter().take(prefixes).chain(row.hosts()) {
             self.prefixes.release(net);
         }
         self.usage.entries -= row.usage().entries;
@@ -293,31 +301,92 @@ impl Engine {
 
     /// Puts each peer into the class that it belongs to now.
     fn class_peers(&mut self, id: PolicyId, peers: impl IntoIterator<Item = Identity>) -> Result<(), Overflow> {
-        let Some(row) = self.resolved.get_mut(&id) else { return Ok(()) };
+        if !self.resolved.contains_key(&id) {
+            return Ok(());
+        }
         let mut known: HashMap<Vec<usize>, Option<ClassId>> = HashMap::new();
         for peer in peers {
-            let parts = if peer.is_cidr() {
-                self.prefixes.net(peer).map(|net| row.parts_of_prefix(&net)).unwrap_or_default()
+            let row = &self.resolved[&id];
+            let (parts, entries) = if peer.is_cidr() {
+                let Some(net) = self.prefixes.net(peer) else {
+                    self.deny_peer(id, peer);
+                    continue;
+                };
+                (row.parts_of_prefix(&net), self.named_at(row, &net))
             } else {
-                row.parts_of_identity(self.selectors.of(peer))
+                let parts = row.parts_of_identity(self.selectors.of(peer));
+                if row.has_names() {
+                    self.tell_apart(id, peer, &parts)?;
+                }
+                let row = &self.resolved[&id];
+                let entries = row.by_name(&parts, |name| self.pods.common(peer, name).unwrap_or_default());
+                (parts, entries)
             };
-            let by_name = !peer.is_cidr() && row.has_names() && !row.names(&parts).is_empty();
+            let row = self.resolved.get_mut(&id).expect("looked at above");
             let class = match known.get(&parts) {
-                Some(class) if !by_name => *class,
+                Some(class) if entries.is_empty() => *class,
                 _ => {
-                    let numbers = |name: &PortName| {
-                        if peer.is_cidr() { Vec::new() } else { self.pods.numbers(peer, name) }
-                    };
-                    let content = row.content(&parts, numbers);
-                    let class = row.class_for(content, &mut self.usage, &self.limits)?;
-                    // A prefix has no named ports, so what holds for it need not hold for an identity.
-                    if row.names(&parts).is_empty() {
+                    let plain = entries.is_empty();
+                    let all = [row.by_number(&parts), entries].concat();
+                    let class = row.class_for(row.content(all), &mut self.usage, &self.limits)?;
+                    if plain {
                         known.insert(parts, class);
                     }
                     class
                 }
             };
             row.set_peer(peer, class, &mut self.usage, &self.limits)?;
+        }
+        Ok(())
+    }
+
+    /// What pods with this address may be sent to by the names of their ports, where those mean other numbers than
+    /// in other pods of their identity.
+    fn named_at(&self, row: &Resolved, host: &IpNet) -> Vec<(PortPrefix, RuleId)> {
+        let mut entries = Vec::new();
+        for identity in row.identities_at(host) {
+            let parts = row.parts_of_identity(self.selectors.of(identity));
+            let here = |pod: &&Arc<RemoteEndpoint>| pod.addresses.iter().any(|address| IpNet::from(*address) == *host);
+            for pod in self.pods.of(identity).iter().filter(here) {
+                entries.extend(row.by_name(&parts, |name| match self.pods.common(identity, name) {
+                    Some(_) => Vec::new(),
+                    None => numbers(pod, name),
+                }));
+            }
+        }
+        entries
+    }
+
+    /// Sees to it that the policy has the addresses of those pods of `identity` for which a port's name does not
+    /// mean what it means in all.
+    fn tell_apart(&mut self, id: PolicyId, identity: Identity, parts: &[usize]) -> Result<(), Overflow> {
+        let row = self.resolved.get_mut(&id).expect("the caller looked at it");
+        let apart: Vec<PortName> =
+            row.names(parts).into_iter().filter(|name| self.pods.common(identity, name).is_none()).cloned().collect();
+        let named = |pod: &&Arc<RemoteEndpoint>| apart.iter().any(|name| !numbers(pod, name).is_empty());
+        let pods = self.pods.of(identity).iter().filter(named);
+        let wanted: BTreeSet<IpNet> = pods.flat_map(|pod| &pod.addresses).map(|a| IpNet::from(*a)).collect();
+        let hosts = row.hosts_mut(identity);
+        let mut changed: BTreeSet<Identity> = BTreeSet::new();
+        for net in hosts.difference(&wanted).copied().collect::<Vec<_>>() {
+            hosts.remove(&net);
+            changed.extend(self.prefixes.number(&net));
+            self.prefixes.release(&net);
+        }
+        for net in wanted {
+            if !hosts.contains(&net) {
+                let overflow = || Overflow {
+                    what: "address prefixes on this node",
+                    wanted: self.limits.cidrs + 1,
+                    limit: self.limits.cidrs,
+                };
+                self.prefixes.acquire(net, self.limits.cidrs).ok_or_else(overflow)?;
+                hosts.insert(net);
+            }
+            changed.extend(self.prefixes.number(&net));
+        }
+        if !changed.is_empty() {
+            self.dirty.peers.entry(id).or_default().extend(changed);
         }
         Ok(())
     }
