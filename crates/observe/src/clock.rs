@@ -30,7 +30,8 @@ impl Clock {
     }
 
     fn measure(&self) {
-        let (Ok(real), Ok(monotonic)) = (clock_gettime(ClockId::CLOCK_REALTIME), clock_gettime(ClockId::CLOCK_MONOTONIC))
+        let (Ok(real), Ok(monotonic)) =
+            (clock_gettime(ClockId::CLOCK_REALTIME), clock_gettime(ClockId::CLOCK_MONOTONIC))
         else {
             return;
         };

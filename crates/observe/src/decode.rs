@@ -127,7 +127,8 @@ pub const fn is_icmp(protocol: u8) -> bool {
 #[must_use]
 pub fn tcp_flags(flags: u8) -> String {
     const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
-    let set: Vec<&str> = NAMES.iter().enumerate().filter(|(bit, _)| flags & (1 << bit) != 0).map(|(_, name)| *name).collect();
+    let set: Vec<&str> =
+        NAMES.iter().enumerate().filter(|(bit, _)| flags & (1 << bit) != 0).map(|(_, name)| *name).collect();
     set.join(",")
 }
 
@@ -161,8 +162,7 @@ mod tests {
         ] {
             bytes.extend(word.to_ne_bytes());
         }
-        for half in
-            [event.source_port_be, event.destination_port_be, event.source_endpoint, event.destination_endpoint]
+        for half in [event.source_port_be, event.destination_port_be, event.source_endpoint, event.destination_endpoint]
         {
             bytes.extend(half.to_ne_bytes());
         }

@@ -54,10 +54,9 @@ impl Filter {
         wanted.pod.as_deref().is_none_or(|pod| is_pod(source, pod) || is_pod(destination, pod))
             && wanted.from_pod.as_deref().is_none_or(|pod| is_pod(source, pod))
             && wanted.to_pod.as_deref().is_none_or(|pod| is_pod(destination, pod))
-            && wanted
-                .namespace
-                .as_deref()
-                .is_none_or(|namespace| [source, destination].iter().any(|end| end.namespace.as_deref() == Some(namespace)))
+            && wanted.namespace.as_deref().is_none_or(|namespace| {
+                [source, destination].iter().any(|end| end.namespace.as_deref() == Some(namespace))
+            })
     }
 }
 
