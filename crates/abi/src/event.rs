@@ -50,6 +50,8 @@ pub struct Event {
     pub reply: u8,
     /// IP version, 4 or 6; 0 when not parsed.
     pub ip_version: u8,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Kinds, numbered as in Hubble's ring.

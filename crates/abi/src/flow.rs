@@ -40,17 +40,30 @@ pub struct Path {
     /// [`path_action`].
     pub action: u8,
     /// Zero.
-    pub pad: u8,
-    /// Destination MAC.
-    pub dmac: [u8; 6],
-    /// Source MAC.
-    pub smac: [u8; 6],
-    /// Zero.
-    pub pad2: u16,
-    /// Device.
+    pub pad: [u8; 3],
+    /// Device to leave by.
     pub ifindex: u32,
-    /// Next hop, or tunnel peer.
-    pub next_hop: Addr,
+    /// Device by which packets of this direction come in. Another one is judged anew: this is what keeps a pod from
+    /// speaking for another one's connection.
+    pub in_ifindex: u32,
+    /// For [`path_action::POD`] the destination and the source MAC ([`Path::macs`]), for [`path_action::TUNNEL`] the
+    /// peer node, else the next hop ([`Addr::NONE`]: the neighbour is the destination itself).
+    pub target: Addr,
+}
+
+impl Path {
+    /// `target` of two MACs.
+    #[inline(always)]
+    #[must_use]
+    pub const fn macs(destination: [u8; 6], source: [u8; 6]) -> Addr {
+        let (d, s) = (destination, source);
+        Addr([
+            u32::from_ne_bytes([d[0], d[1], d[2], d[3]]),
+            u32::from_ne_bytes([d[4], d[5], s[0], s[1]]),
+            u32::from_ne_bytes([s[2], s[3], s[4], s[5]]),
+            0,
+        ])
+    }
 }
 
 /// What to do with a packet.
@@ -96,18 +109,23 @@ pub struct FlowEntry {
     pub ingress_rule: u32,
     /// Monotonic second of the last event.
     pub reported_s: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Masqueraded: the outside address; a [`flow_kind::NAT`] entry: the inside one; tunnelled: the next hop of the
+    /// outer packet.
+    pub nat_addr: Addr,
     /// From the originator to the responder.
     pub forward: Path,
+    /// Packets of the originator. Counters of the two directions lie on different cache lines.
+    pub forward_packets: u64,
+    /// Bytes of IP of the originator.
+    pub forward_bytes: u64,
     /// Back.
     pub reply: Path,
-    /// Outside address (a connection), or inside address (a [`flow_kind::NAT`] entry).
-    pub nat_addr: Addr,
-    /// Packets of the originator and of the responder.
-    pub packets: [u64; 2],
-    /// Bytes of IP, likewise.
-    pub bytes: [u64; 2],
+    /// Zero.
+    pub pad: u32,
+    /// Packets of the responder.
+    pub reply_packets: u64,
+    /// Bytes of IP of the responder.
+    pub reply_bytes: u64,
 }
 
 impl FlowEntry {
@@ -185,6 +203,6 @@ pub struct MetricValue {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
-const _: () = assert!(size_of::<Path>() == 36);
-const _: () = assert!(size_of::<FlowEntry>() == 160);
+const _: () = assert!(size_of::<Path>() == 28);
+const _: () = assert!(size_of::<FlowEntry>() == 144);
 const _: () = assert!(size_of::<FragmentKey>() == 40);

@@ -20,13 +20,17 @@ pub use drop_reason::DropReason;
 pub use endpoint::{CidrValue, EndpointInfo, IpcacheInfo, LpmKey, RouteInfo, endpoint_flags, ipcache_flags, route_flags};
 pub use event::{Event, event_kind, verdict};
 pub use flow::{FlowEntry, FlowKey, FragmentKey, FragmentValue, MetricKey, MetricValue, Path, flow_flags, flow_kind, path_action};
-pub use policy::{PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, policy_action, policy_shape};
+pub use policy::{PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, policy_action, policy_flags, policy_shape};
 
 /// Version of all layouts in this crate together. It is part of the pin directory's name.
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// Highest endpoint number of a node; slot 0 of the generation array is the node's own.
 pub const ENDPOINT_ID_MAX: u16 = 4095;
+
+/// MAC of every node's VXLAN device: one for all, so that whatever a node wraps is addressed to the device that
+/// unwraps it, and no neighbour table is needed. Locally administered.
+pub const TUNNEL_MAC: [u8; 6] = [0x0e, b'w', b'e', b'f', b't', 1];
 
 /// Names of the maps, as in the ELF object and as pin names.
 pub mod map_name {

@@ -56,8 +56,14 @@ pub mod policy_action {
 pub struct PolicyInfo {
     /// Shapes that the policy's entries use: [`policy_shape`].
     pub shapes: u32,
-    /// No flags yet; zero.
+    /// [`policy_flags`].
     pub flags: u32,
+}
+
+/// Flags of [`PolicyInfo`].
+pub mod policy_flags {
+    /// Class 0 has entries: some rule is for any peer.
+    pub const ANY_PEER: u32 = 1;
 }
 
 /// Bits of [`PolicyInfo::shapes`].

@@ -1,0 +1,130 @@
+//! Sends a decided packet on its way.
+
+use aya_ebpf::bindings::{bpf_redir_neigh, TC_ACT_OK};
+use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
+use weft_abi::{Addr, DropReason, FlowEntry, NodeConfig, path_action};
+
+use crate::packet::{ETH, Scratch, Skb, skb_gso_size};
+use crate::{nat, notify, tunnel};
+
+/// Follows the path of the entry, or `s.path` where there is none.
+#[inline(always)]
+pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &NodeConfig) -> Result<i32, DropReason> {
+    let (path, outside, outside_port) = match entry {
+        Some(entry) => {
+            let path = if s.reply == 0 { entry.forward } else { entry.reply };
+            if path.action == path_action::TUNNEL {
+                s.source_identity = if s.reply == 0 { entry.source_identity } else { entry.destination_identity };
+            }
+            (path, entry.nat_addr, entry.nat_port_be)
+        }
+        None => (s.path, s.entry.nat_addr, s.entry.nat_port_be),
+    };
+    notify::forwarded(s);
+    match path.action {
+        path_action::POD => {
+            if s.packet.ttl <= 1 {
+                return Ok(TC_ACT_OK as i32);
+            }
+            set_macs(s, &path.target);
+            hop(skb, s)?;
+            // SAFETY: no pointers.
+            Ok(unsafe { bpf_redirect_peer(path.ifindex, 0) } as i32)
+        }
+        path_action::STACK => Ok(TC_ACT_OK as i32),
+        path_action::DEVICE | path_action::TUNNEL | path_action::MASQUERADE => {
+            if s.packet.ttl <= 1 || too_big(skb, s, config) {
+                // The stack knows how to say so to the sender; but not with an address that nobody outside can answer.
+                return if path.action == path_action::MASQUERADE && s.packet.ttl > 1 && fragmentable(s) {
+                    Err(DropReason::FragmentationNeeded)
+                } else {
+                    Ok(TC_ACT_OK as i32)
+                };
+            }
+            if path.action == path_action::MASQUERADE {
+                nat::outbound(skb, s, &outside, outside_port)?;
+            }
+            hop(skb, s)?;
+            if path.action == path_action::TUNNEL {
+                tunnel::push(skb, s, &path.target, config)?;
+                return neighbour(path.ifindex, &outside);
+            }
+            neighbour(path.ifindex, &path.target)
+        }
+        _ => Err(DropReason::FibFailed),
+    }
+}
+
+/// To the neighbour of that address on that device.
+#[inline(always)]
+fn neighbour(ifindex: u32, next_hop: &Addr) -> Result<i32, DropReason> {
+    const AF_INET: u32 = 2;
+    const AF_INET6: u32 = 10;
+    // SAFETY: all zero is a valid value.
+    let mut to: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    if next_hop.is_v4() {
+        to.nh_family = AF_INET;
+        to.__bindgen_anon_1.ipv4_nh = next_hop.0[3];
+    } else {
+        to.nh_family = AF_INET6;
+        to.__bindgen_anon_1.ipv6_nh = next_hop.0;
+    }
+    // SAFETY: `to` lives for the call.
+    Ok(unsafe { bpf_redirect_neigh(ifindex, &raw mut to, size_of::<bpf_redir_neigh>() as i32, 0) } as i32)
+}
+
+#[inline(always)]
+fn set_macs(s: &mut Scratch, macs: &Addr) {
+    let frame = s.frame();
+    // SAFETY: the first 12 bytes of the frame's copy, which starts two bytes into an aligned buffer.
+    unsafe {
+        for (n, word) in macs.0.iter().take(3).enumerate() {
+            frame.add(n * 4).cast::<[u16; 2]>().write([(*word & 0xffff) as u16, (*word >> 16) as u16]);
+        }
+    }
+}
+
+/// Decrements TTL or hop limit (RFC 1812 5.3.1, RFC 8200 3) and writes the changed head back.
+#[inline(always)]
+fn hop(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let v4 = s.packet.version == 4;
+    let ttl = s.packet.ttl.wrapping_sub(1);
+    let length = if v4 {
+        // RFC 1141: the sum grows by what the field shrinks.
+        let sum = u32::from(s.at::<u16>(24)) + u32::from(0x0100_u16.to_be());
+        let sum = (sum + u32::from(sum >= 0xffff)) as u16;
+        let frame = s.frame();
+        // SAFETY: inside the copy.
+        unsafe {
+            frame.add(22).write(ttl);
+            frame.add(24).cast::<u16>().write(sum);
+        }
+        26
+    } else {
+        // SAFETY: inside the copy.
+        unsafe { s.frame().add(21).write(ttl) };
+        22
+    };
+    // SAFETY: `length` bytes of the copy.
+    if unsafe { bpf_skb_store_bytes(skb, 0, s.frame().cast(), length, 0) } != 0 {
+        return Err(DropReason::WriteError);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn too_big(skb: Skb, s: &Scratch, config: &NodeConfig) -> bool {
+    let mtu = u32::from(config.pod_mtu);
+    if s.packet.length <= mtu {
+        return false;
+    }
+    let segment = skb_gso_size(skb);
+    // A super-packet leaves in segments: its headers come with each.
+    segment == 0 || segment + (u32::from(s.packet.l4) - ETH) + 20 > mtu
+}
+
+/// IPv4 without "don't fragment".
+#[inline(always)]
+fn fragmentable(s: &Scratch) -> bool {
+    s.packet.version == 4 && s.at::<u8>(20) & 0x40 == 0
+}

@@ -1,0 +1,192 @@
+//! ICMP errors belong to the connection that they quote (RFC 1122 3.2.2, RFC 4443 2.4): they pass if it does, and are
+//! masqueraded with it.
+
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_store_bytes};
+use weft_abi::{Addr, DropReason, NodeConfig, flow_kind};
+
+use crate::maps::FLOWS;
+use crate::packet::{ECHO, ETH, ICMP, ICMPV6, SCTP, Scratch, Skb, TCP, UDP, load};
+use crate::track::{canonical, fresh};
+use crate::{Hook, decide, nat, route};
+
+/// Offsets in the frame of the quoted packet's source address and transport header.
+struct Quote {
+    source: u32,
+    l4: u32,
+}
+
+/// True: the error quotes a connection that is allowed, and `s.path` leads to the one who must hear of it.
+#[inline(never)]
+pub fn related(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<bool, DropReason> {
+    s.saved = s.packet;
+    let quote = quoted(skb, s)?;
+    let mut masqueraded = false;
+    if matches!(hook, Hook::FromDevice)
+        && (s.saved.destination == config.node_v4 || s.saved.destination == config.node_v6)
+    {
+        canonical(&s.packet, flow_kind::NAT, &mut s.nat_key);
+        let Some((inside, port)) = nat::inside(&s.nat_key) else {
+            s.packet = s.saved;
+            return Ok(false);
+        };
+        let (old, old_port) = (s.packet.source, s.packet.source_port);
+        s.packet.source = inside;
+        s.packet.source_port = port;
+        if s.packet.flags & ECHO != 0 {
+            s.packet.destination_port = port;
+        }
+        canonical(&s.packet, flow_kind::FLOW, &mut s.key);
+        let echo = s.packet.flags & ECHO != 0;
+        s.packet = s.saved;
+        unmasquerade(skb, s, &quote, &old, &inside)?;
+        port_back(skb, s, quote.l4 + if echo { 4 } else { 0 }, old_port, port)?;
+        s.packet.destination = inside;
+        masqueraded = true;
+    } else {
+        canonical(&s.packet, flow_kind::FLOW, &mut s.key);
+        let about = s.packet.source;
+        s.packet = s.saved;
+        if about != s.packet.destination {
+            return Ok(false);
+        }
+    }
+    let hears_low = s.key.low == s.packet.destination;
+    let Some(pointer) = FLOWS.get_ptr_mut(&s.key) else {
+        return if masqueraded { Err(DropReason::NoNatMapping) } else { Ok(false) };
+    };
+    // SAFETY: a map value stays readable for the length of the program.
+    let entry = unsafe { &*pointer };
+    if !fresh(entry) {
+        return if masqueraded { Err(DropReason::NoNatMapping) } else { Ok(false) };
+    }
+    let origin_low = entry.flags & weft_abi::flow_flags::ORIGIN_LOW != 0;
+    let (origin, responder) = (entry.source_identity, entry.destination_identity);
+    let to_origin = hears_low == origin_low;
+    s.source_identity = if to_origin { responder } else { origin };
+    s.destination_identity = if to_origin { origin } else { responder };
+    if matches!(hook, Hook::FromPod) {
+        match decide::endpoint(&s.packet.source) {
+            Some(info) if info.ifindex == s.packet.ifindex => s.source_identity = info.identity,
+            _ => return Err(DropReason::InvalidSourceIp),
+        }
+    }
+    s.reply = u8::from(to_origin);
+    route::route(skb, s, hook, config, !to_origin)?;
+    if s.path.action == weft_abi::path_action::MASQUERADE {
+        return Err(DropReason::NatProtocol);
+    }
+    s.entry.nat_addr = s.next_hop;
+    Ok(true)
+}
+
+/// Puts the quoted packet's tuple into `s.packet`.
+#[inline(always)]
+fn quoted(skb: Skb, s: &mut Scratch) -> Result<Quote, DropReason> {
+    let start = u32::from(s.packet.l4) + 8;
+    let quote = if s.packet.version == 4 {
+        let header: [u32; 5] = load(skb, start)?;
+        let first = header[0].to_ne_bytes()[0];
+        let length = u32::from(first & 0x0f) * 4;
+        let fragment = header[1].to_ne_bytes();
+        if first >> 4 != 4 || length < 20 || fragment[2] & 0x1f != 0 || fragment[3] != 0 {
+            return Err(DropReason::InvalidPacket);
+        }
+        s.packet.protocol = header[2].to_ne_bytes()[1];
+        s.packet.source = Addr::v4(header[3]);
+        s.packet.destination = Addr::v4(header[4]);
+        Quote { source: start + 12, l4: start + length }
+    } else {
+        let header: [u32; 10] = load(skb, start)?;
+        if header[0].to_ne_bytes()[0] >> 4 != 6 {
+            return Err(DropReason::InvalidPacket);
+        }
+        s.packet.protocol = header[1].to_ne_bytes()[2];
+        s.packet.source = Addr([header[2], header[3], header[4], header[5]]);
+        s.packet.destination = Addr([header[6], header[7], header[8], header[9]]);
+        Quote { source: start + 8, l4: start + 40 }
+    };
+    let header: [u32; 2] = load(skb, quote.l4)?;
+    let bytes = header[0].to_ne_bytes();
+    s.packet.flags &= !ECHO;
+    match s.packet.protocol {
+        TCP | UDP | SCTP => {
+            s.packet.source_port = u16::from_ne_bytes([bytes[0], bytes[1]]);
+            s.packet.destination_port = u16::from_ne_bytes([bytes[2], bytes[3]]);
+        }
+        ICMP if matches!(bytes[0], 0 | 8) => echo(s, header[1]),
+        ICMPV6 if matches!(bytes[0], 128 | 129) => echo(s, header[1]),
+        _ => {
+            s.packet.source_port = 0;
+            s.packet.destination_port = 0;
+        }
+    }
+    Ok(quote)
+}
+
+#[inline(always)]
+fn echo(s: &mut Scratch, word: u32) {
+    let id = (word & 0xffff) as u16;
+    s.packet.source_port = id;
+    s.packet.destination_port = id;
+    s.packet.flags |= ECHO;
+}
+
+/// The outer destination and the quoted source become the inside address.
+#[inline(always)]
+fn unmasquerade(skb: Skb, s: &mut Scratch, quote: &Quote, old: &Addr, new: &Addr) -> Result<(), DropReason> {
+    let outer = if s.packet.version == 4 { ETH + 16 } else { ETH + 24 };
+    nat::rewrite(skb, s, outer, old, new)?;
+    let check = u32::from(s.packet.l4) + 2;
+    // SAFETY: the helpers read from the stack.
+    unsafe {
+        if s.packet.version == 4 {
+            // The quoted header's own checksum changes by as much the other way: the sum over both stays.
+            let sum: u16 = load(skb, quote.source - 2)?;
+            let (from, to) = (old.0[3], new.0[3]);
+            let mended = mend(sum, from, to);
+            if bpf_skb_store_bytes(skb, quote.source, (&raw const to).cast(), 4, 0) != 0
+                || bpf_skb_store_bytes(skb, quote.source - 2, (&raw const mended).cast(), 2, 0) != 0
+            {
+                return Err(DropReason::WriteError);
+            }
+        } else {
+            let (mut from, mut to) = (old.0, new.0);
+            let sum = bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0);
+            if sum < 0
+                || bpf_l4_csum_replace(skb, check, 0, sum as u64, 0) != 0
+                || bpf_skb_store_bytes(skb, quote.source, to.as_ptr().cast(), 16, 0) != 0
+            {
+                return Err(DropReason::WriteError);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// RFC 1624: the checksum after `from` became `to`.
+#[inline(always)]
+fn mend(sum: u16, from: u32, to: u32) -> u16 {
+    let mut total = u32::from(!sum);
+    total += (!from & 0xffff) + (!from >> 16) + (to & 0xffff) + (to >> 16);
+    total = (total & 0xffff) + (total >> 16);
+    total = (total & 0xffff) + (total >> 16);
+    !(total as u16)
+}
+
+/// The quoted source port (or echo id) becomes the inside one.
+#[inline(always)]
+fn port_back(skb: Skb, s: &Scratch, offset: u32, old: u16, new: u16) -> Result<(), DropReason> {
+    if old == new {
+        return Ok(());
+    }
+    let check = u32::from(s.packet.l4) + 2;
+    // SAFETY: plain numbers, and two bytes of the stack.
+    unsafe {
+        if bpf_l4_csum_replace(skb, check, u64::from(old), u64::from(new), 2) != 0
+            || bpf_skb_store_bytes(skb, offset, (&raw const new).cast(), 2, 0) != 0
+        {
+            return Err(DropReason::WriteError);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! The kernel programs of Weft: what every packet to and from a pod passes.
+//!
+//! | program | where | what it sees |
+//! |---|---|---|
+//! | `weft_from_pod` | tcx ingress of a pod's link, host side | everything a pod sends |
+//! | `weft_to_pod` | tcx egress of the same | what the node's stack sends to the pod |
+//! | `weft_from_device` | tcx ingress of the node's device | everything from the network, tunnels included |
+//! | `weft_to_device` | tcx egress of the same | what leaves the node |
+//! | `weft_from_tunnel`, `weft_to_tunnel` | tcx of the VXLAN device | what the device unwraps, what the stack sends to pods elsewhere |
+//! | `weft_collect` | run by the agent | expired connections |
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod collect;
+mod decide;
+mod forward;
+mod icmp;
+mod maps;
+mod nat;
+mod neighbour;
+mod notify;
+mod packet;
+mod policy;
+mod route;
+mod track;
+mod tunnel;
+
+use aya_ebpf::bindings::{BPF_F_ZERO_CSUM_TX, TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key};
+use aya_ebpf::helpers::generated::{bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::TcContext;
+use weft_abi::{Addr, DropReason, identity, ipcache_flags};
+
+use packet::{ICMP_ERROR, Scratch, Skb, UDP, UNMASQUERADED};
+
+/// Which program looks at the packet.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub enum Hook {
+    FromPod,
+    ToPod,
+    FromDevice,
+}
+
+const ARP: u16 = 0x0806;
+const PASS: i32 = TC_ACT_OK as i32;
+
+/// Runs a program's body with the scratch memory; an error is a drop.
+#[inline(always)]
+fn run(skb: Skb, hook: Hook, body: impl FnOnce(&mut Scratch) -> Result<i32, DropReason>) -> i32 {
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return TC_ACT_SHOT as i32 };
+    // SAFETY: this CPU's own memory; programs of these hooks do not nest.
+    let s = unsafe { &mut *scratch };
+    s.egress = u8::from(matches!(hook, Hook::FromPod));
+    s.reply = 0;
+    s.source_identity = 0;
+    s.destination_identity = 0;
+    s.source_endpoint = 0;
+    s.destination_endpoint = 0;
+    match body(s) {
+        Ok(action) => action,
+        Err(reason) => notify::dropped(skb, s, hook, reason as u32),
+    }
+}
+
+/// See the table above.
+#[classifier]
+pub fn weft_from_pod(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    run(skb, Hook::FromPod, |s| {
+        let ethertype = packet::load_head(skb, s)?;
+        if ethertype == ARP {
+            return neighbour::arp(skb, s);
+        }
+        packet::parse(skb, s, ethertype)?;
+        if neighbour::is_discovery(s) {
+            return neighbour::discovery(skb, s);
+        }
+        if is_multicast(&s.packet.destination) {
+            return Ok(notify::silently(s, DropReason::Unroutable));
+        }
+        let config = track::config()?;
+        if s.packet.protocol == UDP
+            && s.packet.destination_port == config.tunnel_port_be
+            && config.tunnel_ifindex != 0
+            && decide::who(&s.packet.destination, config).1 & ipcache_flags::NODE != 0
+        {
+            return Err(DropReason::EncapsulationProhibited);
+        }
+        if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromPod, config)? {
+            return forward::go(skb, s, None, config);
+        }
+        track::track(skb, s, Hook::FromPod)
+    })
+}
+
+/// See the table above.
+#[classifier]
+pub fn weft_to_pod(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    run(skb, Hook::ToPod, |s| {
+        let ethertype = packet::load_head(skb, s)?;
+        if ethertype == ARP {
+            return Ok(PASS);
+        }
+        packet::parse(skb, s, ethertype)?;
+        if neighbour::is_discovery(s) {
+            return Ok(PASS);
+        }
+        let config = track::config()?;
+        if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::ToPod, config)? {
+            return Ok(PASS);
+        }
+        track::track(skb, s, Hook::ToPod)
+    })
+}
+
+/// See the table above.
+#[classifier]
+pub fn weft_from_device(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    run(skb, Hook::FromDevice, |s| {
+        let ethertype = packet::load_head(skb, s)?;
+        if !matches!(ethertype, 0x0800 | 0x86dd) {
+            // The node's own: ARP, spanning tree, ...
+            return Ok(PASS);
+        }
+        packet::parse(skb, s, ethertype)?;
+        let config = track::config()?;
+        if s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6 {
+            if s.packet.flags & ICMP_ERROR != 0 {
+                return if icmp::related(skb, s, Hook::FromDevice, config)? {
+                    forward::go(skb, s, None, config)
+                } else {
+                    Ok(PASS)
+                };
+            }
+            if s.packet.protocol == UDP
+                && s.packet.destination_port == config.tunnel_port_be
+                && config.tunnel_ifindex != 0
+                && s.packet.flags & packet::UNKNOWN_PORTS == 0
+            {
+                return match tunnel::strip(skb, s)? {
+                    tunnel::Stripped::Device => Ok(PASS),
+                    tunnel::Stripped::Inner => unwrapped(skb, s),
+                };
+            }
+            nat::inbound(skb, s, config)?;
+            if s.packet.flags & UNMASQUERADED == 0 {
+                return Ok(PASS);
+            }
+        } else if is_multicast(&s.packet.destination) || neighbour::is_discovery(s) {
+            return Ok(PASS);
+        } else if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
+            return forward::go(skb, s, None, config);
+        }
+        track::track(skb, s, Hook::FromDevice)
+    })
+}
+
+/// See the table above.
+#[classifier]
+pub fn weft_to_device(_ctx: TcContext) -> i32 {
+    // The node's own traffic is the node's own business; pods' packets were judged before they came here.
+    PASS
+}
+
+/// See the table above.
+#[classifier]
+pub fn weft_from_tunnel(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    run(skb, Hook::FromDevice, |s| {
+        let config = track::config()?;
+        let v4 = config.tunnel_source.is_v4();
+        // SAFETY: all zero is a valid key; the helper fills as much as it is told.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        let flags = if v4 { 0 } else { 1 };
+        // SAFETY: as above.
+        if unsafe { bpf_skb_get_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags) } != 0 {
+            return Err(DropReason::NoTunnelKey);
+        }
+        // SAFETY: the member of the tunnel's family.
+        let peer = unsafe {
+            if v4 {
+                // The helper gives host order.
+                Addr::v4(key.__bindgen_anon_1.remote_ipv4.to_be())
+            } else {
+                Addr(key.__bindgen_anon_1.remote_ipv6)
+            }
+        };
+        if decide::who(&peer, config).1 & (ipcache_flags::NODE | ipcache_flags::LOCAL) != ipcache_flags::NODE {
+            return Err(DropReason::UnknownSender);
+        }
+        tunnel::inner(skb, s, key.tunnel_id)?;
+        unwrapped(skb, s)
+    })
+}
+
+/// A packet out of the tunnel: for a pod of this node, or for the node itself.
+#[inline(never)]
+fn unwrapped(skb: Skb, s: &mut Scratch) -> Result<i32, DropReason> {
+    let config = track::config()?;
+    if s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6 {
+        // SAFETY: no pointers but the context; 0 is PACKET_HOST.
+        unsafe { bpf_skb_change_type(skb, 0) };
+        return Ok(PASS);
+    }
+    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
+        return forward::go(skb, s, None, config);
+    }
+    track::track(skb, s, Hook::FromDevice)
+}
+
+/// See the table above.
+#[classifier]
+pub fn weft_to_tunnel(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    run(skb, Hook::ToPod, |s| {
+        let ethertype = packet::load_head(skb, s)?;
+        if !matches!(ethertype, 0x0800 | 0x86dd) {
+            return Ok(notify::silently(s, DropReason::UnsupportedL3));
+        }
+        packet::parse(skb, s, ethertype)?;
+        if is_multicast(&s.packet.destination) || neighbour::is_discovery(s) {
+            return Ok(notify::silently(s, DropReason::Unroutable));
+        }
+        let config = track::config()?;
+        // SAFETY: copied at once.
+        let known = unsafe { maps::IPCACHE.get(&s.packet.destination) }.map(|info| info.node);
+        let peer = match known {
+            Some(node) => node,
+            None => maps::ROUTES.get(&Key::new(128, s.packet.destination)).map_or(Addr::NONE, |info| info.node),
+        };
+        if peer.is_none() || peer.is_v4() != config.tunnel_source.is_v4() {
+            return Err(DropReason::NoTunnelEndpoint);
+        }
+        // SAFETY: all zero is a valid key.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        key.tunnel_id = decide::endpoint(&s.packet.source).map_or(identity::REMOTE_NODE, |info| info.identity);
+        key.tunnel_ttl = 64;
+        let mut flags = BPF_F_ZERO_CSUM_TX as u64;
+        if peer.is_v4() {
+            key.__bindgen_anon_1.remote_ipv4 = u32::from_be(peer.0[3]);
+        } else {
+            key.__bindgen_anon_1.remote_ipv6 = peer.0;
+            flags |= 1;
+        }
+        // SAFETY: the key lives for the call.
+        if unsafe { bpf_skb_set_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags) } != 0 {
+            return Err(DropReason::NoTunnelKey);
+        }
+        Ok(PASS)
+    })
+}
+
+/// See the table above.
+#[classifier]
+pub fn weft_collect(ctx: TcContext) -> i32 {
+    // SAFETY: the context is valid for the length of the program.
+    collect::collect(unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).mark) })
+}
+
+/// 224.0.0.0/4, 255.255.255.255, ff00::/8.
+#[inline(always)]
+fn is_multicast(address: &Addr) -> bool {
+    if address.is_v4() {
+        address.0[3].to_ne_bytes()[0] >= 224
+    } else {
+        address.0[0].to_ne_bytes()[0] == 0xff
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";

@@ -1,0 +1,44 @@
+//! The maps, by the names of `weft_abi::map_name`. User space may lower or raise the sizes before loading.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use weft_abi::{
+    Addr, CidrValue, ENDPOINT_ID_MAX, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo,
+    MetricKey, MetricValue, NodeConfig, PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, RouteInfo,
+};
+
+use crate::notify::Bucket;
+use crate::packet::Scratch;
+
+#[map]
+pub static ENDPOINTS: HashMap<Addr, EndpointInfo> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+#[map]
+pub static IPCACHE: HashMap<Addr, IpcacheInfo> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static CIDRS: LpmTrie<Addr, CidrValue> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static ROUTES: LpmTrie<Addr, RouteInfo> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_PEERS: HashMap<PolicyPeerKey, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_ENTRIES: HashMap<PolicyEntryKey, PolicyEntryValue> =
+    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_INFO: HashMap<u32, PolicyInfo> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
+#[map]
+pub static GENERATIONS: Array<u32> = Array::with_max_entries(ENDPOINT_ID_MAX as u32 + 1, 0);
+#[map]
+pub static CONFIG: Array<NodeConfig> = Array::with_max_entries(1, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
+#[map]
+pub static METRICS: PerCpuArray<MetricValue> = PerCpuArray::with_max_entries(MetricKey::MAX, 0);
+#[map]
+pub static EVENT_LIMIT: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

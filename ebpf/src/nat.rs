@@ -1,0 +1,203 @@
+//! Masquerading: pods reach the outside with the node's address and a port of a range that the node's own sockets do
+//! not use.
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_diff, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes,
+};
+use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, NodeConfig, flow_flags, flow_kind};
+
+use crate::maps::FLOWS;
+use crate::packet::{ECHO, ETH, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load};
+use crate::track::{canonical, now_s, tuple};
+
+/// Which tries a port gets before the connection is refused.
+const TRIES: u32 = 32;
+
+/// Takes an outside port for the connection in `s.packet`, unless it has one.
+#[inline(never)]
+pub fn reserve(s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
+    let echo = s.packet.flags & ECHO != 0;
+    if !(matches!(s.packet.protocol, TCP | UDP | SCTP) || echo) {
+        return Err(DropReason::NatProtocol);
+    }
+    let outside = if s.packet.version == 4 { config.node_v4 } else { config.node_v6 };
+    if outside.is_none() {
+        return Err(DropReason::NoNatMapping);
+    }
+    if s.entry.flags & flow_flags::MASQUERADED != 0 && s.entry.nat_addr == outside {
+        return Ok(());
+    }
+    let inside_port = s.packet.source_port;
+    let inside = s.packet.source;
+    clear(&mut s.nat_entry);
+    s.nat_entry.last_seen_s = now_s();
+    s.nat_entry.nat_addr = inside;
+    s.nat_entry.nat_port_be = inside_port;
+    let low = u32::from(config.nat_port_min);
+    let range = u32::from(config.nat_port_max).wrapping_sub(low).wrapping_add(1) & 0xffff;
+    if low == 0 || range == 0 {
+        return Err(DropReason::NoNatMapping);
+    }
+    let own = u32::from(u16::from_be(inside_port));
+    // SAFETY: no arguments.
+    let start = unsafe { bpf_get_prandom_u32() };
+    let mut taken = 0;
+    for n in 0..TRIES {
+        let port = if n == 0 && own >= low && own < low + range { own } else { low + start.wrapping_add(n) % range };
+        let port_be = if s.packet.protocol == SCTP { inside_port } else { (port as u16).to_be() };
+        if try_port(s, &outside, port_be, echo) {
+            taken = port_be;
+            break;
+        }
+        if s.packet.protocol == SCTP {
+            break;
+        }
+    }
+    if taken == 0 {
+        return Err(DropReason::NoNatMapping);
+    }
+    s.entry.nat_addr = outside;
+    s.entry.nat_port_be = taken;
+    s.entry.flags |= flow_flags::MASQUERADED;
+    Ok(())
+}
+
+#[inline(never)]
+fn try_port(s: &mut Scratch, outside: &Addr, port_be: u16, echo: bool) -> bool {
+    let peer_port = if echo { port_be } else { s.packet.destination_port };
+    tuple(outside, port_be, &s.packet.destination, peer_port, s.packet.protocol, flow_kind::NAT, &mut s.nat_key);
+    if FLOWS.insert(&s.nat_key, &s.nat_entry, 1).is_ok() {
+        return true;
+    }
+    // SAFETY: compared at once.
+    unsafe { FLOWS.get(&s.nat_key) }.is_some_and(|old| {
+        old.nat_addr == s.nat_entry.nat_addr
+            && old.nat_port_be == s.nat_entry.nat_port_be
+            && old.last_seen_s != FlowEntry::DELETING
+    })
+}
+
+/// If the packet answers a masqueraded connection: gives it back its inside destination, in the frame and in `s`.
+#[inline(never)]
+pub fn inbound(skb: Skb, s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
+    let port = u16::from_be(s.packet.destination_port);
+    // SCTP keeps its port, whatever that is.
+    if s.packet.protocol != SCTP && (port < config.nat_port_min || port > config.nat_port_max) {
+        return Ok(());
+    }
+    canonical(&s.packet, flow_kind::NAT, &mut s.nat_key);
+    // SAFETY: copied at once.
+    let Some(entry) = (unsafe { FLOWS.get(&s.nat_key) }) else { return Ok(()) };
+    if entry.last_seen_s == FlowEntry::DELETING {
+        return Ok(());
+    }
+    let (inside, inside_port) = (entry.nat_addr, entry.nat_port_be);
+    let old = s.packet.destination;
+    let old_port = s.packet.destination_port;
+    let address = if s.packet.version == 4 { ETH + 16 } else { ETH + 24 };
+    rewrite(skb, s, address, &old, &inside)?;
+    let echo = s.packet.flags & ECHO != 0;
+    ports(skb, s, if echo { 4 } else { 2 }, old_port, inside_port)?;
+    s.packet.destination = inside;
+    s.packet.destination_port = inside_port;
+    if echo {
+        s.packet.source_port = inside_port;
+    }
+    s.packet.flags |= UNMASQUERADED;
+    Ok(())
+}
+
+/// Puts the outside address and port into the frame.
+#[inline(never)]
+pub fn outbound(skb: Skb, s: &mut Scratch, outside: &Addr, port_be: u16) -> Result<(), DropReason> {
+    let address = if s.packet.version == 4 { ETH + 12 } else { ETH + 8 };
+    let old = s.packet.source;
+    rewrite(skb, s, address, &old, outside)?;
+    ports(skb, s, if s.packet.flags & ECHO != 0 { 4 } else { 0 }, s.packet.source_port, port_be)
+}
+
+/// Offset of the checksum in the transport header, and the helper's flags.
+#[inline(always)]
+fn checksum(protocol: u8) -> Option<(u32, u64)> {
+    match protocol {
+        TCP => Some((16, 0)),
+        UDP => Some((6, BPF_F_MARK_MANGLED_0 as u64)),
+        ICMP | ICMPV6 => Some((2, 0)),
+        // SCTP's covers no addresses.
+        _ => None,
+    }
+}
+
+/// Replaces an address of the IP header and mends the checksums.
+#[inline(always)]
+pub fn rewrite(skb: Skb, s: &mut Scratch, offset: u32, old: &Addr, new: &Addr) -> Result<(), DropReason> {
+    let l4 = u32::from(s.packet.l4);
+    let has_l4 = s.packet.flags & LATER_FRAGMENT == 0;
+    // SAFETY: the helpers copy from the scratch memory or take plain numbers.
+    unsafe {
+        if s.packet.version == 4 {
+            let (from, to) = (old.0[3], new.0[3]);
+            if has_l4 && s.packet.protocol != ICMP {
+                if let Some((at, flags)) = checksum(s.packet.protocol) {
+                    let flags = flags | BPF_F_PSEUDO_HDR as u64 | 4;
+                    if bpf_l4_csum_replace(skb, l4 + at, u64::from(from), u64::from(to), flags) != 0 {
+                        return Err(DropReason::WriteError);
+                    }
+                }
+            }
+            if bpf_l3_csum_replace(skb, ETH + 10, u64::from(from), u64::from(to), 4) != 0
+                || bpf_skb_store_bytes(skb, offset, (&raw const to).cast(), 4, 0) != 0
+            {
+                return Err(DropReason::WriteError);
+            }
+            // The copy's checksum is written back with the TTL.
+            let sum: u16 = load(skb, ETH + 10)?;
+            s.frame().add(24).cast::<u16>().write(sum);
+        } else {
+            let (mut from, mut to) = (old.0, new.0);
+            let sum = bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0);
+            if sum < 0 {
+                return Err(DropReason::WriteError);
+            }
+            if has_l4 {
+                if let Some((at, flags)) = checksum(s.packet.protocol) {
+                    if bpf_l4_csum_replace(skb, l4 + at, 0, sum as u64, flags | BPF_F_PSEUDO_HDR as u64) != 0 {
+                        return Err(DropReason::WriteError);
+                    }
+                }
+            }
+            if bpf_skb_store_bytes(skb, offset, to.as_ptr().cast(), 16, 0) != 0 {
+                return Err(DropReason::WriteError);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Replaces a port (or the id of an echo) at `offset` of the transport header.
+#[inline(always)]
+fn ports(skb: Skb, s: &Scratch, offset: u32, old: u16, new: u16) -> Result<(), DropReason> {
+    if s.packet.flags & LATER_FRAGMENT != 0 || old == new {
+        return Ok(());
+    }
+    let l4 = u32::from(s.packet.l4);
+    let Some((at, flags)) = checksum(s.packet.protocol) else { return Err(DropReason::NatProtocol) };
+    // SAFETY: plain numbers, and a copy of two bytes.
+    unsafe {
+        if bpf_l4_csum_replace(skb, l4 + at, u64::from(old), u64::from(new), flags | 2) != 0
+            || bpf_skb_store_bytes(skb, l4 + offset, (&raw const new).cast(), 2, 0) != 0
+        {
+            return Err(DropReason::WriteError);
+        }
+    }
+    Ok(())
+}
+
+/// The inside end of a masqueraded connection's entry under this key.
+#[inline(always)]
+pub fn inside(key: &FlowKey) -> Option<(Addr, u16)> {
+    // SAFETY: copied at once.
+    let entry = unsafe { FLOWS.get(key) }?;
+    (entry.last_seen_s != FlowEntry::DELETING).then_some((entry.nat_addr, entry.nat_port_be))
+}

@@ -1,0 +1,152 @@
+//! Telling user space: counters for every packet, events for drops and, while somebody observes, for connections.
+
+use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use weft_abi::{DropReason, Event, FlowEntry, MetricKey, event_kind, flow_flags, verdict};
+
+use crate::Hook;
+use crate::maps::{CONFIG, EVENT_LIMIT, EVENTS, METRICS};
+use crate::packet::{ICMP, ICMPV6, Scratch, Skb, TCP, TCP_FIN, TCP_RST, skb_len};
+use crate::track::now_s;
+
+/// Events that this CPU may still send.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Bucket {
+    pub filled_ns: u64,
+    pub tokens: u32,
+    pub suppressed: u32,
+}
+
+/// Seconds between two reports of a connection that goes on.
+const REPORT_S: u32 = 5;
+
+#[inline(always)]
+fn count(reason: u8, egress: bool, bytes: u32) {
+    if let Some(metric) = METRICS.get_ptr_mut(MetricKey::index(reason, egress)) {
+        // SAFETY: this CPU's own value.
+        unsafe {
+            (*metric).packets += 1;
+            (*metric).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// Counts a packet that passes.
+#[inline(always)]
+pub fn forwarded(s: &Scratch) {
+    count(0, s.egress == 1, s.packet.length);
+}
+
+/// Counts and reports a drop.
+#[inline(never)]
+pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> i32 {
+    let by_policy = matches!(reason, 133 | 172 | 181);
+    let egress = if by_policy { s.egress == 1 } else { matches!(hook, Hook::FromPod) };
+    s.egress = u8::from(egress);
+    count(reason as u8, egress, skb_len(skb).wrapping_sub(crate::packet::ETH));
+    if !by_policy {
+        s.rule = 0;
+        s.policy = 0;
+    }
+    send(s, event_kind::DROP, verdict::DROPPED, reason as u8);
+    TC_ACT_SHOT as i32
+}
+
+/// Counts a drop that nobody needs to hear of.
+#[inline(always)]
+pub fn silently(s: &Scratch, reason: DropReason) -> i32 {
+    count(reason as u8, true, s.packet.length);
+    TC_ACT_SHOT as i32
+}
+
+/// Reports a connection that was just decided.
+#[inline(never)]
+pub fn verdict(_skb: Skb, s: &mut Scratch, _hook: Hook) -> i32 {
+    s.rule = if s.egress == 1 { s.entry.egress_rule } else { s.entry.ingress_rule };
+    send(s, event_kind::POLICY_VERDICT, verdict::FORWARDED, 0)
+}
+
+/// Reports a connection that goes on or ends, every few seconds.
+#[inline(always)]
+pub fn trace(_skb: Skb, s: &mut Scratch, entry: &mut FlowEntry, hook: Hook) {
+    let now = now_s();
+    let ends = s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_FIN | TCP_RST) != 0;
+    let first_reply = s.reply == 1 && entry.reply_packets == 1;
+    if now.wrapping_sub(entry.reported_s) < REPORT_S && !ends && !first_reply {
+        return;
+    }
+    entry.reported_s = now;
+    let forward = s.reply == 0;
+    let ((a, a_endpoint), (b, b_endpoint)) = (
+        (entry.source_identity, entry.source_endpoint),
+        (entry.destination_identity, entry.destination_endpoint),
+    );
+    s.source_identity = if forward { a } else { b };
+    s.destination_identity = if forward { b } else { a };
+    s.source_endpoint = if forward { a_endpoint } else { b_endpoint };
+    s.destination_endpoint = if forward { b_endpoint } else { a_endpoint };
+    s.egress = u8::from(matches!(hook, Hook::FromPod));
+    s.policy = 0;
+    s.rule = if entry.ingress_rule != 0 { entry.ingress_rule } else { entry.egress_rule };
+    let _ = flow_flags::RST;
+    send(s, event_kind::TRACE, verdict::FORWARDED, 0);
+}
+
+#[inline(never)]
+fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
+    let Some(bucket) = EVENT_LIMIT.get_ptr_mut(0) else { return 0 };
+    let per_second = CONFIG.get(0).map_or(0, |config| config.events_per_s);
+    // SAFETY: this CPU's own value; no argument to the clock.
+    let (bucket, now) = unsafe { (&mut *bucket, bpf_ktime_get_ns()) };
+    let passed = now.wrapping_sub(bucket.filled_ns);
+    if passed > 1_000_000_000 {
+        bucket.tokens = per_second;
+        bucket.filled_ns = now;
+    } else if bucket.tokens == 0 {
+        let earned = (passed / 1000 * u64::from(per_second) / 1_000_000) as u32;
+        if earned > 0 {
+            bucket.tokens = earned;
+            bucket.filled_ns = now;
+        }
+    }
+    if bucket.tokens == 0 {
+        bucket.suppressed = bucket.suppressed.wrapping_add(1);
+        return 0;
+    }
+    let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
+        bucket.suppressed = bucket.suppressed.wrapping_add(1);
+        return 0;
+    };
+    bucket.tokens -= 1;
+    let icmp = matches!(s.packet.protocol, ICMP | ICMPV6);
+    let parsed = s.packet.version != 0;
+    slot.write(Event {
+        time_ns: now,
+        source: s.packet.source,
+        destination: s.packet.destination,
+        source_identity: s.source_identity,
+        destination_identity: s.destination_identity,
+        rule: s.rule,
+        policy: s.policy,
+        length: s.packet.length,
+        ifindex: s.packet.ifindex,
+        suppressed: bucket.suppressed,
+        source_port_be: if icmp { u16::from(s.packet.icmp_type) } else { s.packet.source_port },
+        destination_port_be: if icmp { u16::from(s.packet.icmp_code) } else { s.packet.destination_port },
+        source_endpoint: s.source_endpoint,
+        destination_endpoint: s.destination_endpoint,
+        kind,
+        verdict,
+        reason,
+        protocol: if parsed { s.packet.protocol } else { 0 },
+        tcp_flags: s.packet.tcp_flags,
+        egress: s.egress,
+        reply: s.reply,
+        ip_version: s.packet.version,
+        pad: 0,
+    });
+    bucket.suppressed = 0;
+    slot.submit(0);
+    0
+}
