@@ -66,18 +66,18 @@ impl Candidate {
         Ok(Self { collection, name, identity, duration, seen: None })
     }
 
-    /// Takes or renews the lease if that is possible now.
+    /// Takes or renews the lease if that is possible `now`.
     ///
     /// # Errors
     /// Refusal, timeout, connection. Losing a race for the lease is none: that is [`Standing::Standby`].
-    pub async fn stand(&mut self, client: &Client) -> Result<Standing, Error> {
+    pub async fn stand(&mut self, client: &Client, now: Instant) -> Result<Standing, Error> {
         let path = format!("{}/{}", self.collection, self.name);
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+        let date = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
         let mine = Record {
             holder_identity: self.identity.clone(),
             lease_duration_seconds: self.duration.as_secs(),
-            acquire_time: Some(now.clone()),
-            renew_time: Some(now),
+            acquire_time: Some(date.clone()),
+            renew_time: Some(date),
             lease_transitions: 0,
         };
         let Some(mut lease) = client.find::<LeaseObject>(&path).await? else {
@@ -92,7 +92,7 @@ impl Candidate {
         };
         let held = lease.spec.clone();
         let is_mine = held.holder_identity == self.identity;
-        if !is_mine && !held.holder_identity.is_empty() && !self.has_expired(&held) {
+        if !is_mine && !held.holder_identity.is_empty() && !self.has_expired(&held, now) {
             return Ok(Standing::Standby { leader: held.holder_identity });
         }
         lease.spec = mine;
@@ -120,8 +120,7 @@ impl Candidate {
     }
 
     /// No renewal seen for as long as the holder's lease lasts.
-    fn has_expired(&mut self, held: &Record) -> bool {
-        let now = Instant::now();
+    fn has_expired(&mut self, held: &Record, now: Instant) -> bool {
         match &self.seen {
             Some((seen, since)) if seen == held => {
                 now.duration_since(*since) >= Duration::from_secs(held.lease_duration_seconds)

@@ -5,9 +5,6 @@
 
 mod plan;
 
-#[cfg(test)]
-mod tests;
-
 use crate::client::{Client, Preconditions, segment};
 use crate::error::Error;
 use crate::watch::{Retry, with_query};

@@ -9,9 +9,6 @@ mod drive;
 mod kinds;
 mod table;
 
-#[cfg(test)]
-mod tests;
-
 use crate::client::Client;
 pub(crate) use drive::{Retry, with_query};
 use std::hash::Hash;

@@ -27,7 +27,7 @@ where
         Candidate::new(&config.lease_namespace, LEASE, identity.clone(), duration).context("lease-namespace")?;
     let mut leader_seen = String::new();
     while !stop.is_cancelled() {
-        match candidate.stand(client).await {
+        match candidate.stand(client, Instant::now()).await {
             Ok(Standing::Leader) => {
                 tracing::info!(identity, "leading");
                 let term = stop.child_token();
@@ -67,7 +67,7 @@ async fn hold(candidate: &mut Candidate, client: &Client, duration: Duration, te
             return;
         }
         let began = Instant::now();
-        let answer = tokio::time::timeout_at(renewed + patience, candidate.stand(client)).await;
+        let answer = tokio::time::timeout_at(renewed + patience, candidate.stand(client, began)).await;
         match answer {
             Ok(Ok(Standing::Leader)) => renewed = began,
             Ok(Ok(Standing::Standby { leader })) => {

@@ -1,5 +1,8 @@
 //! Which writes bring the slices from what they are to what they should be. Pure.
 
+#[cfg(test)]
+mod tests;
+
 use crate::convert;
 use crate::wire::{CiliumEndpointSlice, CoreEndpoint};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,0 +1,11 @@
+//! Watches and writers against an API server in memory that shows the faults of real ones.
+
+#[path = "api/crds.rs"]
+mod crds;
+#[path = "support/fake.rs"]
+#[expect(dead_code, reason = "shared with the operator's tests")]
+mod fake;
+#[path = "api/watching.rs"]
+mod watching;
+#[path = "api/writing.rs"]
+mod writing;

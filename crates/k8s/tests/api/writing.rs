@@ -1,0 +1,228 @@
+//! What the node writes, and what it never touches.
+
+use crate::fake::Fake;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use weft_k8s::event::{About, warn};
+use weft_k8s::identity::{self, Outcome};
+use weft_k8s::lease::{Candidate, Standing};
+use weft_k8s::slice::{NODE_LABEL, Writer};
+use weft_k8s::{node, pod};
+use weft_model::id::Identity;
+use weft_model::intent::{IdentityLabels, ObjectName, RemoteEndpoint};
+use weft_model::label::LabelSet;
+
+const SLICES: &str = "apis/cilium.io/v2alpha1/ciliumendpointslices";
+const IDENTITIES: &str = "apis/cilium.io/v2/ciliumidentities";
+const CILIUM_NODES: &str = "apis/cilium.io/v2/ciliumnodes";
+const NODES: &str = "api/v1/nodes";
+const EVENTS: &str = "api/v1/events";
+const LEASES: &str = "apis/coordination.k8s.io/v1/leases";
+
+fn endpoints(count: usize, identity: u32) -> BTreeMap<ObjectName, RemoteEndpoint> {
+    let endpoint = |n: usize| RemoteEndpoint {
+        name: ObjectName { namespace: "n".to_owned(), name: format!("pod-{n}") },
+        pod_uid: format!("uid-{n}"),
+        identity: Identity::from_raw(identity),
+        addresses: vec!["10.244.1.2".parse().expect("v4"), "fd44::2".parse().expect("v6")],
+        node: "172.31.0.11".parse().expect("v4"),
+        named_ports: Vec::new(),
+    };
+    (0..count).map(endpoint).map(|endpoint| (endpoint.name.clone(), endpoint)).collect()
+}
+
+async fn announced(writer: &Writer, generation: u64) {
+    let mut progress = writer.announced();
+    let wait = progress.wait_for(|now| now.generation >= generation && now.problem.is_none());
+    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("announced in time").expect("the writer runs");
+}
+
+fn held(fake: &Fake) -> usize {
+    fake.all(SLICES).iter().map(|slice| slice["endpoints"].as_array().map_or(0, Vec::len)).sum()
+}
+
+#[tokio::test]
+async fn slices_follow_the_set_and_bursts_are_one_write() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    for n in 1..=50 {
+        writer.set(endpoints(n, 300));
+    }
+    let last = writer.set(endpoints(51, 300));
+    announced(&writer, last).await;
+    assert_eq!((held(&fake), fake.writes().len()), (51, 1), "{:?}", fake.writes());
+    let slice = &fake.all(SLICES)[0];
+    assert_eq!(slice["metadata"]["labels"][NODE_LABEL], "node-1");
+    assert!(writer.is_own(slice["metadata"]["name"].as_str().expect("text")));
+    assert_eq!(slice["endpoints"][0]["networking"]["addressing"], json!([{"ipv4": "10.244.1.2", "ipv6": "fd44::2"}]));
+    announced(&writer, writer.set(endpoints(250, 300))).await;
+    assert_eq!((held(&fake), fake.all(SLICES).len()), (250, 3));
+    announced(&writer, writer.set(BTreeMap::new())).await;
+    assert!(fake.all(SLICES).is_empty());
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn refusals_conflicts_and_strangers_are_overcome() {
+    let fake = Fake::new();
+    let foreign = json!({"metadata": {"name": "theirs", "labels": {NODE_LABEL: "node-2"}}, "namespace": "n", "endpoints": [{"name": "x"}]});
+    fake.put(SLICES, foreign);
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    fake.refuse(&[500, 503]);
+    announced(&writer, writer.set(endpoints(3, 300))).await;
+    let own = |fake: &Fake| {
+        let all = fake.all(SLICES);
+        all.into_iter().find(|slice| slice["metadata"]["labels"][NODE_LABEL] == "node-1").expect("own slice")
+    };
+    // Somebody empties our slice behind our back: the next write conflicts, is planned anew, and mends it.
+    let mut changed = own(&fake);
+    changed["endpoints"] = json!([]);
+    fake.put(SLICES, changed);
+    announced(&writer, writer.set(endpoints(4, 301))).await;
+    assert_eq!(own(&fake)["endpoints"].as_array().expect("a list").len(), 4);
+    // Somebody deletes it: found when asked to look.
+    let name = own(&fake)["metadata"]["name"].as_str().expect("text").to_owned();
+    fake.remove(SLICES, "", &name);
+    writer.recheck();
+    fake.until("mended", |fake| fake.get(SLICES, "", &name).is_some()).await;
+    assert_eq!(fake.get(SLICES, "", "theirs").expect("untouched")["endpoints"], json!([{"name": "x"}]));
+    assert!(!fake.writes().iter().any(|write| write.contains("theirs")));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_restart_adopts_and_writes_only_differences() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    announced(&writer, writer.set(endpoints(120, 300))).await;
+    stop.cancel();
+    let before: Vec<serde_json::Value> = fake.all(SLICES);
+    let writes = fake.writes().len();
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    announced(&writer, writer.set(endpoints(120, 300))).await;
+    assert_eq!(fake.all(SLICES), before);
+    assert_eq!(fake.writes().len(), writes, "nothing to write");
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn an_identity_is_created_once() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let row = |app: &str| IdentityLabels {
+        identity: Identity::from_raw(4711),
+        labels: LabelSet(BTreeMap::from([("k8s:app".to_owned(), app.to_owned())])),
+    };
+    assert_eq!(identity::create(&client, &row("a")).await.expect("created"), Outcome::Created);
+    assert_eq!(identity::create(&client, &row("b")).await.expect("answered"), Outcome::Exists(row("a").labels));
+    assert_eq!(fake.all(IDENTITIES).len(), 1);
+    fake.refuse(&[403]);
+    let refused = identity::create(&client, &row("c")).await.expect_err("refused");
+    assert_eq!(refused.code(), Some(403));
+}
+
+#[tokio::test]
+async fn the_node_is_announced_and_made_schedulable() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.put(NODES, json!({"metadata": {"name": "node-1", "labels": {"zone": "a"}},
+        "spec": {"taints": [{"key": node::NOT_READY_TAINT, "effect": "NoSchedule"}, {"key": "other", "effect": "NoExecute"}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "NetworkUnavailable", "status": "True"}]}}));
+    node::set_network_ready(&client, "node-1").await.expect("set");
+    let now = fake.get(NODES, "", "node-1").expect("there");
+    assert_eq!(now["spec"]["taints"], json!([{"key": "other", "effect": "NoExecute"}]));
+    let conditions = now["status"]["conditions"].as_array().expect("a list");
+    assert_eq!(conditions.len(), 2);
+    assert!(conditions.iter().any(|c| c["type"] == "NetworkUnavailable" && c["status"] == "False"));
+    let writes = fake.writes().len();
+    node::set_network_ready(&client, "node-1").await.expect("set");
+    assert_eq!(fake.writes().len(), writes, "nothing to do twice");
+    let mut announcement = node::Announcement {
+        name: "node-1".to_owned(),
+        addresses: vec!["172.31.0.11".parse().expect("v4"), "fd31::11".parse().expect("v6")],
+        pod_cidrs: vec!["10.244.0.0/24".parse().expect("a prefix")],
+        boot_id: Some("b".to_owned()),
+    };
+    node::announce(&client, &announcement).await.expect("announced");
+    let made = fake.get(CILIUM_NODES, "", "node-1").expect("made");
+    assert_eq!(made["spec"]["ipam"]["podCIDRs"], json!(["10.244.0.0/24"]));
+    assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], now["metadata"]["uid"]);
+    assert_eq!(made["metadata"]["labels"]["zone"], "a");
+    announcement.pod_cidrs.push("fd44::/64".parse().expect("a prefix"));
+    node::announce(&client, &announcement).await.expect("announced");
+    let writes = fake.writes().len();
+    node::announce(&client, &announcement).await.expect("announced");
+    assert_eq!(fake.writes().len(), writes, "nothing to do twice");
+    let made = fake.get(CILIUM_NODES, "", "node-1").expect("made");
+    assert_eq!(made["spec"]["ipam"]["podCIDRs"], json!(["10.244.0.0/24", "fd44::/64"]));
+    assert!(node::get(&client, "node-9").await.expect("answered").is_none());
+    assert!(node::get(&client, "../secrets").await.is_err(), "no name, no request");
+}
+
+#[tokio::test]
+async fn a_warning_said_twice_is_one_event() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let about = About {
+        kind: "NetworkPolicy",
+        api_version: "networking.k8s.io/v1",
+        namespace: "n".to_owned(),
+        name: "p".to_owned(),
+        uid: "u".to_owned(),
+    };
+    for _ in 0..3 {
+        warn(&client, &about, "PolicyInvalid", "spec.ingress[0]: é".repeat(200).as_str(), "weft-agent").await.expect("told");
+    }
+    let events = fake.all(EVENTS);
+    assert_eq!((events.len(), &events[0]["count"]), (1, &json!(3)));
+    assert_eq!(events[0]["type"], "Warning");
+    warn(&client, &about, "PolicyInvalid", "another", "weft-agent").await.expect("told");
+    assert_eq!(fake.all(EVENTS).len(), 2);
+}
+
+#[tokio::test]
+async fn pods_and_namespaces_one_by_one() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.put("api/v1/pods", json!({"metadata": {"name": "a", "namespace": "n", "labels": {"x": "y"}}}));
+    fake.put("api/v1/namespaces", json!({"metadata": {"name": "n", "labels": {"x": "y"}}}));
+    let name = ObjectName { namespace: "n".to_owned(), name: "a".to_owned() };
+    assert_eq!(pod::get(&client, &name).await.expect("answered").expect("there").labels["x"], "y");
+    assert_eq!(pod::namespace(&client, "n").await.expect("answered").expect("there").labels["x"], "y");
+    let none = ObjectName { name: "b".to_owned(), ..name };
+    assert!(pod::get(&client, &none).await.expect("answered").is_none());
+    assert!(pod::namespace(&client, "m").await.expect("answered").is_none());
+}
+
+#[tokio::test]
+async fn one_leads_and_another_takes_over_only_when_the_lease_has_run_out() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let candidate = |name: &str| Candidate::new("kube-system", "weft-operator", name.to_owned(), Duration::from_secs(15));
+    let (mut a, mut b) = (candidate("a").expect("names"), candidate("b").expect("names"));
+    let led_by = |leader: &str| Standing::Standby { leader: leader.to_owned() };
+    let mut now = Instant::now();
+    assert_eq!(a.stand(&client, now).await.expect("answered"), Standing::Leader);
+    for _ in 0..10 {
+        assert_eq!(b.stand(&client, now).await.expect("answered"), led_by("a"));
+        now += Duration::from_secs(10);
+        assert_eq!(a.stand(&client, now).await.expect("answered"), Standing::Leader);
+    }
+    assert_eq!(b.stand(&client, now).await.expect("answered"), led_by("a"));
+    now += Duration::from_secs(14);
+    assert_eq!(b.stand(&client, now).await.expect("answered"), led_by("a"));
+    now += Duration::from_secs(1);
+    assert_eq!(b.stand(&client, now).await.expect("answered"), Standing::Leader);
+    assert_eq!(a.stand(&client, now).await.expect("answered"), led_by("b"));
+    b.resign(&client).await.expect("resigned");
+    assert_eq!(a.stand(&client, now).await.expect("answered"), Standing::Leader);
+    let lease = fake.get(LEASES, "kube-system", "weft-operator").expect("there");
+    assert_eq!(lease["spec"]["leaseTransitions"], 2);
+}

@@ -1,0 +1,416 @@
+//! An API server in memory, over kube's own client but without a network: objects, versions, conditional writes,
+//! watches, and the faults that real ones show. It validates nothing.
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use kube::client::Body;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::watch;
+
+/// (group and version and plural, namespace, name)
+type Key = (String, String, String);
+
+#[derive(Clone)]
+struct Logged {
+    version: u64,
+    kind: &'static str,
+    key: Key,
+    object: Value,
+}
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    objects: BTreeMap<Key, Value>,
+    log: Vec<Logged>,
+    /// Watches from before this version are refused.
+    compacted: u64,
+    /// Changes end all watches.
+    epoch: u64,
+    /// Codes with which the next requests are refused.
+    refusals: VecDeque<u16>,
+    /// Every event is sent twice.
+    duplicate: bool,
+    /// `VERB path` of all successful writes.
+    writes: Vec<String>,
+    lists: usize,
+}
+
+/// The server.
+#[derive(Clone)]
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<u64>,
+}
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+impl Fake {
+    pub fn new() -> Self {
+        let state = State { version: 100, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(0) }
+    }
+
+    pub fn client(&self) -> weft_k8s::Client {
+        let fake = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let fake = fake.clone();
+            async move { Ok::<_, Infallible>(fake.serve(request).await) }
+        });
+        weft_k8s::Client::over(kube::Client::new(service, "default"))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics while it holds the lock")
+    }
+
+    fn tick(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Creates or replaces an object, whatever its version.
+    pub fn put(&self, collection: &str, object: Value) -> Value {
+        let object = self.lock().put(collection, object);
+        self.tick();
+        object
+    }
+
+    pub fn remove(&self, collection: &str, namespace: &str, name: &str) {
+        self.lock().remove(&key(collection, namespace, name));
+        self.tick();
+    }
+
+    pub fn get(&self, collection: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.lock().objects.get(&key(collection, namespace, name)).cloned()
+    }
+
+    pub fn all(&self, collection: &str) -> Vec<Value> {
+        let state = self.lock();
+        let of = state.objects.iter().filter(|((plural, ..), _)| plural == collection);
+        of.map(|(_, object)| object.clone()).collect()
+    }
+
+    /// Ends all watches.
+    pub fn hang_up(&self) {
+        self.lock().epoch += 1;
+        self.tick();
+    }
+
+    /// Forgets all versions before now: watches must list again. Changes made by `meanwhile` are in no log.
+    pub fn compact(&self, meanwhile: impl FnOnce(&Self)) {
+        self.lock().epoch += 1;
+        meanwhile(self);
+        let mut state = self.lock();
+        state.version += 1;
+        state.compacted = state.version;
+        state.log.clear();
+        drop(state);
+        self.tick();
+    }
+
+    /// Sends an event out of turn to all watches.
+    pub fn inject(&self, kind: &'static str, collection: &str, object: Value) {
+        let mut state = self.lock();
+        let version = state.version + 1;
+        state.version = version;
+        let (namespace, name) = names(&object);
+        state.log.push(Logged { version, kind, key: key(collection, &namespace, &name), object });
+        drop(state);
+        self.tick();
+    }
+
+    pub fn refuse(&self, codes: &[u16]) {
+        self.lock().refusals.extend(codes);
+    }
+
+    pub fn duplicate(&self) {
+        self.lock().duplicate = true;
+    }
+
+    pub fn writes(&self) -> Vec<String> {
+        self.lock().writes.clone()
+    }
+
+    pub fn lists(&self) -> usize {
+        self.lock().lists
+    }
+
+    /// Waits until `holds`, at most ten seconds.
+    pub async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            while !holds(self) {
+                let _ = tokio::time::timeout(std::time::Duration::from_millis(200), changed.changed()).await;
+            }
+        };
+        let within = tokio::time::timeout(std::time::Duration::from_secs(10), wait).await;
+        within.unwrap_or_else(|_| panic!("{what}: not so after 10 s; objects: {:#?}", self.lock().objects));
+    }
+
+    async fn serve(&self, request: Request<Body>) -> Answer {
+        let (head, body) = request.into_parts();
+        let query: HashMap<String, String> = head.uri.query().map(parse_query).unwrap_or_default();
+        let (plural, namespace, name, sub) = split(head.uri.path());
+        let watching = query.contains_key("watch");
+        if let Some(code) = self.lock().refusals.pop_front() {
+            return status(code, "Injected", "refused by the test");
+        }
+        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        if watching {
+            return self.watch(plural, namespace, &query);
+        }
+        let content_type = head.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or("");
+        let answer = self.lock().handle(&head.method, &plural, &namespace, &name, &sub, &query, content_type, body);
+        if head.method != Method::GET {
+            if answer.status().is_success() {
+                self.lock().writes.push(format!("{} {}", head.method, head.uri.path()));
+            }
+            self.tick();
+        }
+        answer
+    }
+
+    fn watch(&self, plural: String, namespace: String, query: &HashMap<String, String>) -> Answer {
+        let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+        if from < self.lock().compacted {
+            return status(410, "Expired", "too old resource version");
+        }
+        let epoch = self.lock().epoch;
+        let field = query.get("fieldSelector").cloned();
+        let start = (self.clone(), self.changed.subscribe(), from, VecDeque::<Value>::new());
+        let stream = futures::stream::unfold(start, move |(fake, mut changed, mut from, mut queue)| {
+            let (plural, namespace, field) = (plural.clone(), namespace.clone(), field.clone());
+            async move {
+                loop {
+                    if let Some(event) = queue.pop_front() {
+                        let frame = Frame::data(Bytes::from(format!("{event}\n")));
+                        return Some((Ok::<_, Infallible>(frame), (fake, changed, from, queue)));
+                    }
+                    changed.borrow_and_update();
+                    let over = {
+                        let state = fake.lock();
+                        let times = 1 + usize::from(state.duplicate);
+                        for logged in state.log.iter().filter(|logged| logged.version > from) {
+                            let mine = logged.key.0 == plural && (namespace.is_empty() || logged.key.1 == namespace);
+                            if mine && selected(field.as_deref(), None, &logged.object) {
+                                let event = json!({"type": logged.kind, "object": logged.object});
+                                queue.extend(std::iter::repeat_n(event, times));
+                            }
+                        }
+                        from = from.max(state.version);
+                        state.epoch != epoch
+                    };
+                    if queue.is_empty() && (over || changed.changed().await.is_err()) {
+                        return None;
+                    }
+                }
+            }
+        });
+        Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(Box::pin(stream))))))
+    }
+}
+
+type FrameStream = std::pin::Pin<Box<dyn futures::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>;
+
+/// A body must be `Sync`; only one reader ever polls it.
+struct SyncStream(Mutex<FrameStream>);
+
+impl futures::Stream for SyncStream {
+    type Item = Result<Frame<Bytes>, Infallible>;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.get_mut().0.get_mut().expect("never poisoned").as_mut().poll_next(context)
+    }
+}
+
+impl State {
+    fn put(&mut self, collection: &str, mut object: Value) -> Value {
+        let (namespace, name) = names(&object);
+        let key = key(collection, &namespace, &name);
+        self.version += 1;
+        let version = self.version;
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        let uid = self.objects.get(&key).map(|held| held["metadata"]["uid"].clone());
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = uid.clone().unwrap_or_else(|| json!(format!("uid-{version}")));
+        }
+        let kind = if uid.is_some() { "MODIFIED" } else { "ADDED" };
+        self.objects.insert(key.clone(), object.clone());
+        self.log.push(Logged { version, kind, key, object: object.clone() });
+        object
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Value> {
+        let mut object = self.objects.remove(key)?;
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.log.push(Logged { version: self.version, kind: "DELETED", key: key.clone(), object: object.clone() });
+        Some(object)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a request")]
+    fn handle(
+        &mut self,
+        method: &Method,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        sub: &str,
+        query: &HashMap<String, String>,
+        content_type: &str,
+        body: Value,
+    ) -> Answer {
+        let key = key(plural, namespace, name);
+        let held = self.objects.get(&key).cloned();
+        match (method.as_str(), name.is_empty(), held) {
+            ("GET", true, _) => self.list(plural, namespace, query),
+            ("GET", false, Some(object)) => answer(200, &object),
+            ("POST", true, _) => {
+                let mut body = body;
+                if !namespace.is_empty() {
+                    body["metadata"]["namespace"] = json!(namespace);
+                }
+                let (namespace, name) = names(&body);
+                if self.objects.contains_key(&(plural.to_owned(), namespace, name)) {
+                    return status(409, "AlreadyExists", "exists");
+                }
+                answer(201, &self.put(plural, body))
+            }
+            ("PUT", false, Some(object)) => {
+                let wanted = &body["metadata"]["resourceVersion"];
+                if !wanted.is_null() && *wanted != object["metadata"]["resourceVersion"] {
+                    return status(409, "Conflict", "changed meanwhile");
+                }
+                answer(200, &self.put(plural, body))
+            }
+            ("PATCH", false, Some(object)) => {
+                let wanted = &body["metadata"]["resourceVersion"];
+                if !wanted.is_null() && *wanted != object["metadata"]["resourceVersion"] {
+                    return status(409, "Conflict", "changed meanwhile");
+                }
+                let mut patched = object.clone();
+                merge(&mut patched, &body, content_type.contains("strategic"));
+                if sub == "status" {
+                    let status = patched["status"].take();
+                    patched = object;
+                    patched["status"] = status;
+                }
+                answer(200, &self.put(plural, patched))
+            }
+            ("DELETE", false, Some(object)) => {
+                let wanted = &body["preconditions"]["resourceVersion"];
+                if !wanted.is_null() && *wanted != object["metadata"]["resourceVersion"] {
+                    return status(409, "Conflict", "precondition failed");
+                }
+                self.remove(&key);
+                answer(200, &json!({"kind": "Status", "status": "Success"}))
+            }
+            _ => status(404, "NotFound", &format!("{plural} {namespace}/{name} not found")),
+        }
+    }
+
+    fn list(&mut self, plural: &str, namespace: &str, query: &HashMap<String, String>) -> Answer {
+        self.lists += 1;
+        let of = |key: &Key| key.0 == plural && (namespace.is_empty() || key.1 == namespace);
+        let (field, label) = (query.get("fieldSelector"), query.get("labelSelector"));
+        let fits = |object: &Value| selected(field.map(String::as_str), label.map(String::as_str), object);
+        let all: Vec<&Value> = self.objects.iter().filter(|(key, object)| of(key) && fits(object)).map(|(_, o)| o).collect();
+        let from: usize = query.get("continue").and_then(|token| token.parse().ok()).unwrap_or(0);
+        // Small pages, whatever is asked for, so that every test pages.
+        let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX).min(3);
+        let page: Vec<&Value> = all.iter().skip(from).take(limit).copied().collect();
+        let more = (from + page.len() < all.len()).then(|| (from + page.len()).to_string());
+        let metadata = json!({"resourceVersion": self.version.to_string(), "continue": more.unwrap_or_default()});
+        answer(200, &json!({"kind": "List", "metadata": metadata, "items": page}))
+    }
+}
+
+fn merge(target: &mut Value, patch: &Value, strategic: bool) {
+    let (Value::Object(into), Value::Object(from)) = (&mut *target, patch) else {
+        *target = patch.clone();
+        return;
+    };
+    for (name, value) in from {
+        match value {
+            Value::Null => drop(into.remove(name)),
+            Value::Array(items) if strategic && name == "conditions" => {
+                let held = into.entry(name).or_insert_with(|| json!([]));
+                for item in items {
+                    let list = held.as_array_mut().expect("conditions are a list");
+                    list.retain(|held| held["type"] != item["type"]);
+                    list.push(item.clone());
+                }
+            }
+            other => merge(into.entry(name).or_insert(Value::Null), other, strategic),
+        }
+    }
+}
+
+fn key(collection: &str, namespace: &str, name: &str) -> Key {
+    (collection.to_owned(), namespace.to_owned(), name.to_owned())
+}
+
+fn names(object: &Value) -> (String, String) {
+    let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
+    (text("namespace"), text("name"))
+}
+
+/// Collection, namespace, name, subresource.
+fn split(path: &str) -> (String, String, String, String) {
+    let mut parts: VecDeque<&str> = path.trim_matches('/').split('/').collect();
+    let prefix = if parts[0] == "api" { 2 } else { 3 };
+    let group: Vec<&str> = parts.drain(..prefix).collect();
+    let mut namespace = String::new();
+    if parts[0] == "namespaces" && parts.len() >= 3 {
+        namespace = parts[1].to_owned();
+        parts.drain(..2);
+    }
+    let part = |n: usize| parts.get(n).copied().unwrap_or_default().to_owned();
+    (format!("{}/{}", group.join("/"), part(0)), namespace, part(1), part(2))
+}
+
+fn selected(field: Option<&str>, label: Option<&str>, object: &Value) -> bool {
+    let field = field.and_then(|field| field.strip_prefix("spec.nodeName="));
+    let label = label.and_then(|label| label.split_once('='));
+    field.is_none_or(|node| object["spec"]["nodeName"] == node)
+        && label.is_none_or(|(key, value)| object["metadata"]["labels"][key] == value)
+}
+
+fn parse_query(query: &str) -> HashMap<String, String> {
+    let decode = |text: &str| {
+        let mut bytes = Vec::new();
+        let mut rest = text.bytes();
+        while let Some(byte) = rest.next() {
+            if byte == b'%' {
+                let hex: String = rest.by_ref().take(2).map(char::from).collect();
+                bytes.push(u8::from_str_radix(&hex, 16).expect("two hexadecimal digits"));
+            } else {
+                bytes.push(byte);
+            }
+        }
+        String::from_utf8(bytes).expect("text")
+    };
+    query.split('&').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (decode(k), decode(v))).collect()
+}
+
+fn answer(code: u16, object: &Value) -> Answer {
+    let mut answer = Response::new(BodyExt::boxed(Full::new(Bytes::from(object.to_string()))));
+    *answer.status_mut() = StatusCode::from_u16(code).expect("a code");
+    answer
+}
+
+fn status(code: u16, reason: &str, message: &str) -> Answer {
+    let object = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code});
+    answer(code, &object)
+}
