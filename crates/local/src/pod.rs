@@ -143,6 +143,17 @@ pub fn now() -> String {
     format!("{:.9}", jiff::Timestamp::now())
 }
 
+/// The command starts with no signal blocked, whatever its parent has.
+fn unblock_signals(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let unblock = || nix::sys::signal::SigSet::empty().thread_set_mask().map_err(Into::into);
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; pthread_sigmask is one, and nothing here
+    // allocates or locks.
+    unsafe {
+        command.pre_exec(unblock);
+    }
+}
+
 fn directory(args: &[std::ffi::OsString]) -> ContainerDir {
     ContainerDir(args.first().map_or_else(PathBuf::new, |dir| Path::new(dir).to_owned()))
 }

@@ -65,6 +65,7 @@ fn run(dir: &ContainerDir, tty: Option<&Path>, command: &[OsString]) -> io::Resu
         command.env("TERM", "xterm");
         command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
     }
+    super::unblock_signals(&mut command);
     let spawned = command.spawn();
     let mut child =
         spawned.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", Path::new(program).display())))?;

@@ -54,6 +54,7 @@ fn start(spec: &ContainerSpec) -> Result<Pid, (u8, String)> {
     if let Some((user, group)) = spec.user {
         command.uid(user).gid(group);
     }
+    super::unblock_signals(&mut command);
     let child = command.spawn().map_err(|e| {
         let code = if e.kind() == io::ErrorKind::NotFound { CODE_NOT_FOUND } else { CODE_NOT_RUNNABLE };
         (code, format!("run {program}: {e}"))

@@ -1,6 +1,6 @@
 //! The process beside a container: starts it in its namespaces, keeps its log, writes down how it ended.
 
-use super::{ContainerDir, Exit, now};
+use super::{ContainerDir, ContainerSpec, Exit, now};
 use crate::process::{Process, write_atomically};
 use nix::sched::{CloneFlags, unshare};
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A longer line is written in parts.
@@ -36,17 +36,8 @@ fn run(dir: &ContainerDir) -> io::Result<Exit> {
     // Neither the runner's terminal nor its end concern it. Fails only when this is done already.
     let _ = nix::unistd::setsid();
     let spec = dir.read_spec()?;
-    crate::netns::enter(&spec.netns)?;
-    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)?;
     let log = Arc::new(Mutex::new(Log::open(&spec.log)?));
-    let mut child = Command::new("/proc/self/exe")
-        .args(["internal", "init"])
-        .arg(&dir.0)
-        .env_clear()
-        .stdin(if spec.stdin { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut child = spawn(dir, &spec)?;
     if let Some(process) = Process::of(child.id()) {
         process.write(&dir.init())?;
     }
@@ -61,6 +52,22 @@ fn run(dir: &ContainerDir) -> io::Result<Exit> {
     drop(stdin);
     let error = std::fs::read_to_string(dir.error()).ok().filter(|text| !text.is_empty());
     Ok(Exit { code: code(status), error, at: now() })
+}
+
+/// Starts the first process. On a thread of its own: one that has unshared its children's process namespace can start
+/// no more threads, and the log needs two.
+fn spawn(dir: &ContainerDir, spec: &ContainerSpec) -> io::Result<Child> {
+    crate::netns::within(&spec.netns, || {
+        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)?;
+        Command::new("/proc/self/exe")
+            .args(["internal", "init"])
+            .arg(&dir.0)
+            .env_clear()
+            .stdin(if spec.stdin { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+    })
 }
 
 fn code(status: ExitStatus) -> i32 {
