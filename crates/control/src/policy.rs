@@ -132,14 +132,14 @@ pub struct Plan {
     pub rules: Vec<(RuleId, RuleRef)>,
     /// Policies to write that nobody uses yet.
     pub put: Vec<(PolicyId, Arc<CompiledPolicy>)>,
-    /// New peers of policies in use. After these, addresses may point to the new identities.
+    /// Peers of policies in use that may do more than before.
     pub patch: Vec<(PolicyId, PolicyPatch)>,
     /// Prefixes to write.
     pub add_cidrs: Vec<(IpNet, Identity)>,
-    /// Known peers of policies in use that may do something else from now on, or nothing.
-    pub narrow: Vec<(PolicyId, PolicyPatch)>,
-    /// Endpoints to switch.
+    /// Endpoints to switch. After these, addresses are to point to their new identities.
     pub switch: Vec<EndpointPolicy>,
+    /// Peers of policies in use that may not do all that they could.
+    pub narrow: Vec<(PolicyId, PolicyPatch)>,
     /// Then bump these: their established connections decide again.
     pub touched: BTreeSet<EndpointId>,
     /// Prefixes to remove.

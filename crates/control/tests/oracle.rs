@@ -4,7 +4,7 @@ use weft_control::oracle::feed::Cluster;
 use weft_control::oracle::generate::{self, Random};
 use weft_control::oracle::{self, Packet, World};
 
-const WORLDS: u64 = 1_500;
+const WORLDS: u64 = 10_000;
 const PACKETS_PER_WORLD: usize = 100;
 
 fn differs(world: &World, packet: &Packet) -> bool {

@@ -112,7 +112,7 @@ pub fn world(random: &mut Random) -> World {
         let pod = pod(random, &world, n);
         world.pods.push(pod);
     }
-    for n in 0..random.below(7) {
+    for n in 0..random.below(11) {
         let policy = policy(random, &world, n);
         world.policies.push(policy);
     }

@@ -36,8 +36,7 @@ impl Engine {
     /// Everything that changed since the last plan.
     pub(super) fn emit(&mut self) -> Plan {
         let mut plan = Plan { rules: self.numbers.take_fresh(), ..Plan::default() };
-        plan.remove = self.sweep(true);
-        plan.remove.extend(std::mem::take(&mut self.stale));
+        self.sweep(false);
         for (id, row) in self.resolved.iter_mut().filter(|(_, row)| !row.in_kernel || row.is_changed()) {
             let is_new = !row.in_kernel;
             let (wider, other) = row.commit(&mut self.usage);
@@ -45,15 +44,18 @@ impl Engine {
                 plan.put.push((*id, Arc::new(row.compiled().clone())));
                 continue;
             }
+            // Also what is about to go must know the new prefixes, as long as endpoints have it.
             if wider != PolicyPatch::default() {
                 plan.patch.push((*id, wider));
             }
-            if other != PolicyPatch::default() {
+            if other != PolicyPatch::default() && !row.users.is_empty() {
                 plan.narrow.push((*id, other));
                 plan.touched.extend(&row.users);
             }
         }
         plan.add_cidrs = self.prefixes.take_fresh();
+        plan.remove = self.sweep(true);
+        plan.remove.extend(std::mem::take(&mut self.stale));
         for id in std::mem::take(&mut self.dirty.switched) {
             if let Some(row) = self.endpoints.get_mut(&id)
                 && row.announced.as_ref() != Some(&row.now)

@@ -350,15 +350,19 @@ impl Resolved {
         !self.touched.is_empty() || !self.idle.is_empty()
     }
 
-    /// What changed: what peers that it did not know may do, and what others may do now. The kernel counts as
-    /// having it from now on.
+    /// What changed: peers that may do more than before, and peers that may not do all that they could. The kernel
+    /// counts as having it from now on.
     pub fn commit(&mut self, usage: &mut Usage) -> (PolicyPatch, PolicyPatch) {
         let (mut wider, mut other) = (PolicyPatch::default(), PolicyPatch::default());
         for (peer, before) in std::mem::take(&mut self.touched) {
             match self.compiled.peers.get(&peer) {
                 Some(now) if before == Some(*now) => {}
                 Some(now) => {
-                    let patch = if before.is_none() { &mut wider } else { &mut other };
+                    let grows = before.is_none_or(|before| {
+                        let content = &self.rows[now].content;
+                        self.rows[&before].content.keys().all(|prefix| ports::covers(content, *prefix))
+                    });
+                    let patch = if grows { &mut wider } else { &mut other };
                     patch.put_peers.insert(peer, *now);
                     let row = self.rows.get_mut(now).expect("of a known class");
                     if !std::mem::replace(&mut row.in_kernel, true) {
