@@ -77,8 +77,8 @@ pub fn event_from_bytes(bytes: &[u8]) -> Result<Event, DecodeError> {
         egress: fields.u8(),
         reply: fields.u8(),
         ip_version: fields.u8(),
+        pad: fields.u32(),
     };
-    // What is left is the padding at the end of the record.
     check(&event)?;
     Ok(event)
 }
@@ -168,7 +168,7 @@ mod tests {
         }
         bytes.extend([event.kind, event.verdict, event.reason, event.protocol]);
         bytes.extend([event.tcp_flags, event.egress, event.reply, event.ip_version]);
-        bytes.resize(size_of::<Event>(), 0xff);
+        bytes.extend(event.pad.to_ne_bytes());
         bytes
     }
 
@@ -197,6 +197,7 @@ mod tests {
             egress: 1,
             reply: 0,
             ip_version: 4,
+            pad: 0,
         };
         assert_eq!(event_from_bytes(&bytes_of(&event)), Ok(event));
     }
