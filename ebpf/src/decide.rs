@@ -21,7 +21,7 @@ pub fn decide(
     existing: *mut FlowEntry,
     low: u8,
 ) -> Result<(), DropReason> {
-    let config = crate::track::config()?;
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     let mut forward = true;
     let now = now_s();
     clear(&mut s.entry);

@@ -9,7 +9,7 @@ use crate::{nat, notify, tunnel};
 
 /// Follows the path of the entry, or `s.path` where there is none.
 #[inline(always)]
-pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &NodeConfig) -> Result<i32, DropReason> {
+pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &NodeConfig) -> Result<(), DropReason> {
     let (path, outside, outside_port) = match entry {
         Some(entry) => {
             let path = if s.reply == 0 { entry.forward } else { entry.reply };
@@ -24,21 +24,21 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
     match path.action {
         path_action::POD => {
             if s.packet.ttl <= 1 {
-                return Ok(TC_ACT_OK as i32);
+                return s.act(TC_ACT_OK as i32);
             }
             set_macs(s, &path.target);
             hop(skb, s)?;
             // SAFETY: no pointers.
-            Ok(unsafe { bpf_redirect_peer(path.ifindex, 0) } as i32)
+            s.act(unsafe { bpf_redirect_peer(path.ifindex, 0) } as i32)
         }
-        path_action::STACK => Ok(TC_ACT_OK as i32),
+        path_action::STACK => s.act(TC_ACT_OK as i32),
         path_action::DEVICE | path_action::TUNNEL | path_action::MASQUERADE => {
             if s.packet.ttl <= 1 || too_big(skb, s, config) {
                 // The stack knows how to say so to the sender; but not with an address that nobody outside can answer.
                 return if path.action == path_action::MASQUERADE && s.packet.ttl > 1 && fragmentable(s) {
                     Err(DropReason::FragmentationNeeded)
                 } else {
-                    Ok(TC_ACT_OK as i32)
+                    s.act(TC_ACT_OK as i32)
                 };
             }
             if path.action == path_action::MASQUERADE {
@@ -47,17 +47,25 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
             hop(skb, s)?;
             if path.action == path_action::TUNNEL {
                 tunnel::push(skb, s, &path.target, config)?;
-                return neighbour(path.ifindex, &outside);
+                return neighbour(s, path.ifindex, &outside);
             }
-            neighbour(path.ifindex, &path.target)
+            neighbour(s, path.ifindex, &path.target)
         }
         _ => Err(DropReason::FibFailed),
     }
 }
 
+/// Follows `s.path`, off the established path: a function of its own, of which the stack and the verifier's work are
+/// paid once.
+#[inline(never)]
+pub fn send(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
+    go(skb, s, None, config)
+}
+
 /// To the neighbour of that address on that device.
 #[inline(always)]
-fn neighbour(ifindex: u32, next_hop: &Addr) -> Result<i32, DropReason> {
+fn neighbour(s: &mut Scratch, ifindex: u32, next_hop: &Addr) -> Result<(), DropReason> {
     const AF_INET: u32 = 2;
     const AF_INET6: u32 = 10;
     // SAFETY: all zero is a valid value.
@@ -70,7 +78,7 @@ fn neighbour(ifindex: u32, next_hop: &Addr) -> Result<i32, DropReason> {
         to.__bindgen_anon_1.ipv6_nh = next_hop.0;
     }
     // SAFETY: `to` lives for the call.
-    Ok(unsafe { bpf_redirect_neigh(ifindex, &raw mut to, size_of::<bpf_redir_neigh>() as i32, 0) } as i32)
+    s.act(unsafe { bpf_redirect_neigh(ifindex, &raw mut to, size_of::<bpf_redir_neigh>() as i32, 0) } as i32)
 }
 
 #[inline(always)]

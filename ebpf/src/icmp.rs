@@ -16,8 +16,15 @@ struct Quote {
 }
 
 /// True: the error quotes a connection that is allowed, and `s.path` leads to the one who must hear of it.
-#[inline(never)]
+#[inline(always)]
 pub fn related(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<bool, DropReason> {
+    s.answer = 0;
+    follow(skb, s, hook, config)?;
+    Ok(s.answer == 1)
+}
+
+#[inline(never)]
+fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
     s.saved = s.packet;
     let quote = quoted(skb, s)?;
     let mut masqueraded = false;
@@ -27,7 +34,7 @@ pub fn related(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Re
         canonical(&s.packet, flow_kind::NAT, &mut s.nat_key);
         let Some((inside, port)) = nat::inside(&s.nat_key) else {
             s.packet = s.saved;
-            return Ok(false);
+            return Ok(());
         };
         let (old, old_port) = (s.packet.source, s.packet.source_port);
         s.packet.source = inside;
@@ -47,17 +54,17 @@ pub fn related(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Re
         let about = s.packet.source;
         s.packet = s.saved;
         if about != s.packet.destination {
-            return Ok(false);
+            return Ok(());
         }
     }
     let hears_low = s.key.low == s.packet.destination;
     let Some(pointer) = FLOWS.get_ptr_mut(&s.key) else {
-        return if masqueraded { Err(DropReason::NoNatMapping) } else { Ok(false) };
+        return if masqueraded { Err(DropReason::NoNatMapping) } else { Ok(()) };
     };
     // SAFETY: a map value stays readable for the length of the program.
     let entry = unsafe { &*pointer };
     if !fresh(entry) {
-        return if masqueraded { Err(DropReason::NoNatMapping) } else { Ok(false) };
+        return if masqueraded { Err(DropReason::NoNatMapping) } else { Ok(()) };
     }
     let origin_low = entry.flags & weft_abi::flow_flags::ORIGIN_LOW != 0;
     let (origin, responder) = (entry.source_identity, entry.destination_identity);
@@ -76,7 +83,8 @@ pub fn related(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Re
         return Err(DropReason::NatProtocol);
     }
     s.entry.nat_addr = s.next_hop;
-    Ok(true)
+    s.answer = 1;
+    Ok(())
 }
 
 /// Puts the quoted packet's tuple into `s.packet`.

@@ -39,8 +39,11 @@ use packet::{ICMP_ERROR, Scratch, Skb, UDP, UNMASQUERADED};
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub enum Hook {
+    /// A pod sent it.
     FromPod,
+    /// The node's stack sends it to a pod.
     ToPod,
+    /// It came from the network.
     FromDevice,
 }
 
@@ -49,7 +52,7 @@ const PASS: i32 = TC_ACT_OK as i32;
 
 /// Runs a program's body with the scratch memory; an error is a drop.
 #[inline(always)]
-fn run(skb: Skb, hook: Hook, body: impl FnOnce(&mut Scratch) -> Result<i32, DropReason>) -> i32 {
+fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), DropReason>) -> i32 {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return TC_ACT_SHOT as i32 };
     // SAFETY: this CPU's own memory; programs of these hooks do not nest.
     let s = unsafe { &mut *scratch };
@@ -59,8 +62,8 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(&mut Scratch) -> Result<i32, Drop
     s.destination_identity = 0;
     s.source_endpoint = 0;
     s.destination_endpoint = 0;
-    match body(s) {
-        Ok(action) => action,
+    match body(skb, s) {
+        Ok(()) => s.action,
         Err(reason) => notify::dropped(skb, s, hook, reason as u32),
     }
 }
@@ -68,96 +71,106 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(&mut Scratch) -> Result<i32, Drop
 /// See the table above.
 #[classifier]
 pub fn weft_from_pod(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    run(skb, Hook::FromPod, |s| {
-        let ethertype = packet::load_head(skb, s)?;
-        if ethertype == ARP {
-            return neighbour::arp(skb, s);
-        }
-        packet::parse(skb, s, ethertype)?;
-        if neighbour::is_discovery(s) {
-            return neighbour::discovery(skb, s);
-        }
-        if is_multicast(&s.packet.destination) {
-            return Ok(notify::silently(s, DropReason::Unroutable));
-        }
-        let config = track::config()?;
-        if s.packet.protocol == UDP
-            && s.packet.destination_port == config.tunnel_port_be
-            && config.tunnel_ifindex != 0
-            && decide::who(&s.packet.destination, config).1 & ipcache_flags::NODE != 0
-        {
-            return Err(DropReason::EncapsulationProhibited);
-        }
-        if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromPod, config)? {
-            return forward::go(skb, s, None, config);
-        }
-        track::track(skb, s, Hook::FromPod)
-    })
+    run(ctx.skb.skb, Hook::FromPod, from_pod)
+}
+
+#[inline(always)]
+fn from_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let ethertype = packet::load_head(skb, s)?;
+    if ethertype == ARP {
+        return neighbour::arp(skb, s);
+    }
+    packet::parse(skb, s, ethertype)?;
+    if neighbour::is_discovery(s) {
+        return neighbour::discovery(skb, s);
+    }
+    if is_multicast(&s.packet.destination) {
+        return notify::silently(s, DropReason::Unroutable);
+    }
+    let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
+    if s.packet.protocol == UDP
+        && s.packet.destination_port == config.tunnel_port_be
+        && config.tunnel_ifindex != 0
+        && decide::who(&s.packet.destination, config).1 & ipcache_flags::NODE != 0
+    {
+        return Err(DropReason::EncapsulationProhibited);
+    }
+    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromPod, config)? {
+        return forward::send(skb, s);
+    }
+    track::track(skb, s, Hook::FromPod, config)
 }
 
 /// See the table above.
 #[classifier]
 pub fn weft_to_pod(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    run(skb, Hook::ToPod, |s| {
-        let ethertype = packet::load_head(skb, s)?;
-        if ethertype == ARP {
-            return Ok(PASS);
-        }
-        packet::parse(skb, s, ethertype)?;
-        if neighbour::is_discovery(s) {
-            return Ok(PASS);
-        }
-        let config = track::config()?;
-        if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::ToPod, config)? {
-            return Ok(PASS);
-        }
-        track::track(skb, s, Hook::ToPod)
-    })
+    run(ctx.skb.skb, Hook::ToPod, to_pod)
+}
+
+#[inline(always)]
+fn to_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let ethertype = packet::load_head(skb, s)?;
+    if ethertype == ARP {
+        return s.act(PASS);
+    }
+    packet::parse(skb, s, ethertype)?;
+    if neighbour::is_discovery(s) {
+        return s.act(PASS);
+    }
+    let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
+    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::ToPod, config)? {
+        return s.act(PASS);
+    }
+    track::track(skb, s, Hook::ToPod, config)
 }
 
 /// See the table above.
 #[classifier]
 pub fn weft_from_device(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    run(skb, Hook::FromDevice, |s| {
-        let ethertype = packet::load_head(skb, s)?;
-        if !matches!(ethertype, 0x0800 | 0x86dd) {
-            // The node's own: ARP, spanning tree, ...
-            return Ok(PASS);
+    run(ctx.skb.skb, Hook::FromDevice, from_device)
+}
+
+#[inline(always)]
+fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let ethertype = packet::load_head(skb, s)?;
+    if !matches!(ethertype, 0x0800 | 0x86dd) {
+        // The node's own: ARP, spanning tree, ...
+        return s.act(PASS);
+    }
+    packet::parse(skb, s, ethertype)?;
+    let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
+    if s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6 {
+        if s.packet.flags & ICMP_ERROR != 0 {
+            return if icmp::related(skb, s, Hook::FromDevice, config)? {
+                forward::send(skb, s)
+            } else {
+                s.act(PASS)
+            };
         }
-        packet::parse(skb, s, ethertype)?;
-        let config = track::config()?;
-        if s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6 {
-            if s.packet.flags & ICMP_ERROR != 0 {
-                return if icmp::related(skb, s, Hook::FromDevice, config)? {
-                    forward::go(skb, s, None, config)
-                } else {
-                    Ok(PASS)
-                };
+        if s.packet.protocol == UDP
+            && s.packet.destination_port == config.tunnel_port_be
+            && config.tunnel_ifindex != 0
+            && s.packet.flags & packet::UNKNOWN_PORTS == 0
+        {
+            if !tunnel::strip(skb, s)? {
+                return s.act(PASS);
             }
-            if s.packet.protocol == UDP
-                && s.packet.destination_port == config.tunnel_port_be
-                && config.tunnel_ifindex != 0
-                && s.packet.flags & packet::UNKNOWN_PORTS == 0
-            {
-                return match tunnel::strip(skb, s)? {
-                    tunnel::Stripped::Device => Ok(PASS),
-                    tunnel::Stripped::Inner => unwrapped(skb, s),
-                };
+            if for_node(skb, s, config) {
+                return s.act(PASS);
             }
+        } else {
             nat::inbound(skb, s, config)?;
             if s.packet.flags & UNMASQUERADED == 0 {
-                return Ok(PASS);
+                return s.act(PASS);
             }
-        } else if is_multicast(&s.packet.destination) || neighbour::is_discovery(s) {
-            return Ok(PASS);
-        } else if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
-            return forward::go(skb, s, None, config);
         }
-        track::track(skb, s, Hook::FromDevice)
-    })
+    } else if is_multicast(&s.packet.destination) || neighbour::is_discovery(s) {
+        return s.act(PASS);
+    }
+    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
+        return forward::send(skb, s);
+    }
+    track::track(skb, s, Hook::FromDevice, config)
 }
 
 /// See the table above.
@@ -170,89 +183,95 @@ pub fn weft_to_device(_ctx: TcContext) -> i32 {
 /// See the table above.
 #[classifier]
 pub fn weft_from_tunnel(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    run(skb, Hook::FromDevice, |s| {
-        let config = track::config()?;
-        let v4 = config.tunnel_source.is_v4();
-        // SAFETY: all zero is a valid key; the helper fills as much as it is told.
-        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-        let flags = if v4 { 0 } else { 1 };
-        // SAFETY: as above.
-        if unsafe { bpf_skb_get_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags) } != 0 {
-            return Err(DropReason::NoTunnelKey);
-        }
-        // SAFETY: the member of the tunnel's family.
-        let peer = unsafe {
-            if v4 {
-                // The helper gives host order.
-                Addr::v4(key.__bindgen_anon_1.remote_ipv4.to_be())
-            } else {
-                Addr(key.__bindgen_anon_1.remote_ipv6)
-            }
-        };
-        if decide::who(&peer, config).1 & (ipcache_flags::NODE | ipcache_flags::LOCAL) != ipcache_flags::NODE {
-            return Err(DropReason::UnknownSender);
-        }
-        tunnel::inner(skb, s, key.tunnel_id)?;
-        unwrapped(skb, s)
-    })
+    run(ctx.skb.skb, Hook::FromDevice, from_tunnel)
 }
 
-/// A packet out of the tunnel: for a pod of this node, or for the node itself.
-#[inline(never)]
-fn unwrapped(skb: Skb, s: &mut Scratch) -> Result<i32, DropReason> {
-    let config = track::config()?;
-    if s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6 {
-        // SAFETY: no pointers but the context; 0 is PACKET_HOST.
-        unsafe { bpf_skb_change_type(skb, 0) };
-        return Ok(PASS);
+#[inline(always)]
+fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
+    let v4 = config.tunnel_source.is_v4();
+    // SAFETY: all zero is a valid key; the helper fills as much as it is told.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let flags = if v4 { 0 } else { 1 };
+    // SAFETY: as above.
+    if unsafe { bpf_skb_get_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags) } != 0 {
+        return Err(DropReason::NoTunnelKey);
+    }
+    // SAFETY: the member of the tunnel's family.
+    let peer = unsafe {
+        if v4 {
+            // The helper gives host order.
+            Addr::v4(key.__bindgen_anon_1.remote_ipv4.to_be())
+        } else {
+            Addr(key.__bindgen_anon_1.remote_ipv6)
+        }
+    };
+    if decide::who(&peer, config).1 & (ipcache_flags::NODE | ipcache_flags::LOCAL) != ipcache_flags::NODE {
+        return Err(DropReason::UnknownSender);
+    }
+    tunnel::inner(skb, s, key.tunnel_id)?;
+    if for_node(skb, s, config) {
+        return s.act(PASS);
     }
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
-        return forward::go(skb, s, None, config);
+        return forward::send(skb, s);
     }
-    track::track(skb, s, Hook::FromDevice)
+    track::track(skb, s, Hook::FromDevice, config)
+}
+
+/// A packet out of the tunnel for the node itself goes to the stack.
+#[inline(always)]
+fn for_node(skb: Skb, s: &Scratch, config: &weft_abi::NodeConfig) -> bool {
+    let own = s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6;
+    if own {
+        // SAFETY: no pointers but the context; 0 is PACKET_HOST.
+        unsafe { bpf_skb_change_type(skb, 0) };
+    }
+    own
 }
 
 /// See the table above.
 #[classifier]
 pub fn weft_to_tunnel(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    run(skb, Hook::ToPod, |s| {
-        let ethertype = packet::load_head(skb, s)?;
-        if !matches!(ethertype, 0x0800 | 0x86dd) {
-            return Ok(notify::silently(s, DropReason::UnsupportedL3));
-        }
-        packet::parse(skb, s, ethertype)?;
-        if is_multicast(&s.packet.destination) || neighbour::is_discovery(s) {
-            return Ok(notify::silently(s, DropReason::Unroutable));
-        }
-        let config = track::config()?;
-        // SAFETY: copied at once.
-        let known = unsafe { maps::IPCACHE.get(&s.packet.destination) }.map(|info| info.node);
-        let peer = match known {
-            Some(node) => node,
-            None => maps::ROUTES.get(&Key::new(128, s.packet.destination)).map_or(Addr::NONE, |info| info.node),
-        };
-        if peer.is_none() || peer.is_v4() != config.tunnel_source.is_v4() {
-            return Err(DropReason::NoTunnelEndpoint);
-        }
-        // SAFETY: all zero is a valid key.
-        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-        key.tunnel_id = decide::endpoint(&s.packet.source).map_or(identity::REMOTE_NODE, |info| info.identity);
-        key.tunnel_ttl = 64;
-        let mut flags = BPF_F_ZERO_CSUM_TX as u64;
-        if peer.is_v4() {
-            key.__bindgen_anon_1.remote_ipv4 = u32::from_be(peer.0[3]);
-        } else {
-            key.__bindgen_anon_1.remote_ipv6 = peer.0;
-            flags |= 1;
-        }
-        // SAFETY: the key lives for the call.
-        if unsafe { bpf_skb_set_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags) } != 0 {
-            return Err(DropReason::NoTunnelKey);
-        }
-        Ok(PASS)
-    })
+    run(ctx.skb.skb, Hook::ToPod, to_tunnel)
+}
+
+#[inline(always)]
+fn to_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let ethertype = packet::load_head(skb, s)?;
+    if !matches!(ethertype, 0x0800 | 0x86dd) {
+        return notify::silently(s, DropReason::UnsupportedL3);
+    }
+    packet::parse(skb, s, ethertype)?;
+    if is_multicast(&s.packet.destination) || neighbour::is_discovery(s) {
+        return notify::silently(s, DropReason::Unroutable);
+    }
+    let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
+    // SAFETY: copied at once.
+    let known = unsafe { maps::IPCACHE.get(&s.packet.destination) }.map(|info| info.node);
+    let peer = match known {
+        Some(node) => node,
+        None => maps::ROUTES.get(&Key::new(128, s.packet.destination)).map_or(Addr::NONE, |info| info.node),
+    };
+    if peer.is_none() || peer.is_v4() != config.tunnel_source.is_v4() {
+        return Err(DropReason::NoTunnelEndpoint);
+    }
+    // SAFETY: all zero is a valid key.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    key.tunnel_id = decide::endpoint(&s.packet.source).map_or(identity::REMOTE_NODE, |info| info.identity);
+    key.tunnel_ttl = 64;
+    let mut flags = BPF_F_ZERO_CSUM_TX as u64;
+    if peer.is_v4() {
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(peer.0[3]);
+    } else {
+        key.__bindgen_anon_1.remote_ipv6 = peer.0;
+        flags |= 1;
+    }
+    // SAFETY: the key lives for the call.
+    if unsafe { bpf_skb_set_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags) } != 0 {
+        return Err(DropReason::NoTunnelKey);
+    }
+    s.act(PASS)
 }
 
 /// See the table above.

@@ -33,16 +33,16 @@ struct ArpFrame {
 
 /// Answers a pod's request for its gateway.
 #[inline(never)]
-pub fn arp(skb: Skb, s: &mut Scratch) -> Result<i32, DropReason> {
+pub fn arp(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let asked: Arp = load(skb, ETH)?;
     s.packet.protocol = 0;
     let (sender, target) = (asked.sender, asked.target);
     let info = match endpoint(&Addr::v4(sender)) {
         Some(info) if info.ifindex == s.packet.ifindex => info,
-        _ => return Ok(notify::silently(s, DropReason::InvalidSourceIp)),
+        _ => return notify::silently(s, DropReason::InvalidSourceIp),
     };
     if asked.operation != 1_u16.to_be() || target != GATEWAY_V4 {
-        return Ok(notify::silently(s, DropReason::UnknownTarget));
+        return notify::silently(s, DropReason::UnknownTarget);
     }
     let frame = ArpFrame {
         destination: info.pod_mac,
@@ -62,7 +62,7 @@ pub fn arp(skb: Skb, s: &mut Scratch) -> Result<i32, DropReason> {
         return Err(DropReason::WriteError);
     }
     // SAFETY: no pointers.
-    Ok(unsafe { bpf_redirect(s.packet.ifindex, 0) } as i32)
+    s.act(unsafe { bpf_redirect(s.packet.ifindex, 0) } as i32)
 }
 
 /// ICMPv6 types that hosts say to their link: multicast listeners and neighbour discovery.
@@ -84,22 +84,22 @@ struct Advertisement {
 
 /// Answers a pod's solicitation of its gateway.
 #[inline(never)]
-pub fn discovery(skb: Skb, s: &mut Scratch) -> Result<i32, DropReason> {
+pub fn discovery(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     // Hop limit 255: it was not forwarded (RFC 4861 7.1.1). 32 bytes: with the sender's link-layer address.
     if s.packet.icmp_type != 135 || s.packet.source.is_none() {
-        return Ok(notify::silently(s, DropReason::UnknownTarget));
+        return notify::silently(s, DropReason::UnknownTarget);
     }
     if s.packet.ttl != 255 || s.packet.length != 72 || u32::from(s.packet.l4) != ETH + 40 {
         return Err(DropReason::InvalidPacket);
     }
     let target: [u32; 4] = load(skb, ETH + 48)?;
     if target != GATEWAY_V6 {
-        return Ok(notify::silently(s, DropReason::UnknownTarget));
+        return notify::silently(s, DropReason::UnknownTarget);
     }
     let macs: [u8; 12] = load(skb, 0)?;
     let Some(info) = endpoint(&s.packet.source) else {
         // From the link-local address: nothing to check it against, and the answer goes back where it came from.
-        return Ok(notify::silently(s, DropReason::UnknownTarget));
+        return notify::silently(s, DropReason::UnknownTarget);
     };
     if info.ifindex != s.packet.ifindex {
         return Err(DropReason::InvalidSourceIp);
@@ -145,6 +145,6 @@ pub fn discovery(skb: Skb, s: &mut Scratch) -> Result<i32, DropReason> {
         {
             return Err(DropReason::WriteError);
         }
-        Ok(bpf_redirect(s.packet.ifindex, 0) as i32)
+        s.act(bpf_redirect(s.packet.ifindex, 0) as i32)
     }
 }

@@ -55,9 +55,9 @@ pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> i32 {
 
 /// Counts a drop that nobody needs to hear of.
 #[inline(always)]
-pub fn silently(s: &Scratch, reason: DropReason) -> i32 {
+pub fn silently(s: &mut Scratch, reason: DropReason) -> Result<(), DropReason> {
     count(reason as u8, true, s.packet.length);
-    TC_ACT_SHOT as i32
+    s.act(TC_ACT_SHOT as i32)
 }
 
 /// Reports a connection that was just decided.

@@ -88,6 +88,11 @@ pub struct Scratch {
     pub reply: u8,
     pub pad: [u8; 2],
     pub fragment: FragmentKey,
+    /// What the program shall return. Functions give it here and return `Result<(), DropReason>`, which is one byte:
+    /// a larger result is a pair of registers, one half of which is undefined, and the verifier sees that.
+    pub action: i32,
+    /// The answer of a function that has one, likewise.
+    pub answer: u32,
     /// The packet as it is while `packet` stands for another one.
     pub saved: Packet,
 }
@@ -102,6 +107,13 @@ pub fn clear(entry: &mut FlowEntry) {
 pub type Skb = *mut __sk_buff;
 
 impl Scratch {
+    /// Lets the program return `action`.
+    #[inline(always)]
+    pub fn act(&mut self, action: i32) -> Result<(), DropReason> {
+        self.action = action;
+        Ok(())
+    }
+
     /// A value at an offset of the frame that the verifier can bound.
     #[inline(always)]
     pub fn at<T: Copy>(&self, offset: usize) -> T {

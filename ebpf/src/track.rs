@@ -22,12 +22,11 @@ pub unsafe fn exchange(place: *mut u32, old: u32, new: u32) -> u32 {
     found as u32
 }
 
+/// The node's configuration, once user space has written it. Not a `Result`: half of that would be undefined, and the
+/// verifier sees when a register that nobody wrote is saved.
 #[inline(always)]
-pub fn config() -> Result<&'static NodeConfig, DropReason> {
-    match CONFIG.get(0) {
-        Some(config) if config.revision != 0 => Ok(config),
-        _ => Err(DropReason::NoConfig),
-    }
+pub fn config() -> Option<&'static NodeConfig> {
+    CONFIG.get(0).filter(|config| config.revision != 0)
 }
 
 /// Monotonic seconds.
@@ -112,11 +111,10 @@ pub fn closing(flags: u16) -> bool {
 
 /// Finds or makes the packet's connection and sends the packet on its way.
 #[inline(always)]
-pub fn track(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<i32, DropReason> {
-    let config = config()?;
+pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
     if s.packet.flags & UNKNOWN_PORTS != 0 {
         decide::untracked(skb, s, hook, config)?;
-        return forward::go(skb, s, None, config);
+        return forward::send(skb, s);
     }
     let low = canonical(&s.packet, flow_kind::FLOW, &mut s.key);
     let mut existing = FLOWS.get_ptr_mut(&s.key);
@@ -145,7 +143,7 @@ pub fn track(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<i32, DropReason> {
     if config.flags & config_flags::OBSERVE != 0 {
         notify::verdict(skb, s, hook);
     }
-    forward::go(skb, s, None, config)
+    forward::send(skb, s)
 }
 
 /// Notes the packet on its connection; false: the collector has claimed it.

@@ -124,17 +124,17 @@ fn fold(sum: u64) -> [u8; 2] {
     (!(sum as u16)).to_ne_bytes()
 }
 
-/// What became of a packet for the tunnel's port.
-pub enum Stripped {
-    /// It is the inner packet now, parsed.
-    Inner,
-    /// The tunnel device shall unwrap it.
-    Device,
+/// Takes off the outer header of a packet from a known node; true: the packet is the inner one now, parsed; false:
+/// the tunnel device shall unwrap it.
+#[inline(always)]
+pub fn strip(skb: Skb, s: &mut Scratch) -> Result<bool, DropReason> {
+    s.answer = 0;
+    take_off(skb, s)?;
+    Ok(s.answer == 1)
 }
 
-/// Takes off the outer header of a packet from a known node.
 #[inline(never)]
-pub fn strip(skb: Skb, s: &mut Scratch) -> Result<Stripped, DropReason> {
+fn take_off(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     // SAFETY: copied at once.
     let known = unsafe { IPCACHE.get(&s.packet.source) }
         .is_some_and(|info| info.flags & (ipcache_flags::NODE | ipcache_flags::LOCAL) == ipcache_flags::NODE);
@@ -143,7 +143,7 @@ pub fn strip(skb: Skb, s: &mut Scratch) -> Result<Stripped, DropReason> {
     }
     if skb_gso_size(skb) != 0 {
         // Only the device knows how to unwrap a super-packet.
-        return Ok(Stripped::Device);
+        return Ok(());
     }
     let l4 = u32::from(s.packet.l4);
     let header: [u32; 2] = load(skb, l4 + 8)?;
@@ -158,7 +158,7 @@ pub fn strip(skb: Skb, s: &mut Scratch) -> Result<Stripped, DropReason> {
         _ => return Err(DropReason::UnsupportedL3),
     };
     if s.packet.version == 4 && l4 != ETH + 20 || s.packet.version == 6 && l4 != ETH + 40 {
-        return Ok(Stripped::Device);
+        return Ok(());
     }
     let vni = header[1].to_ne_bytes();
     let sender = u32::from(vni[0]) << 16 | u32::from(vni[1]) << 8 | u32::from(vni[2]);
@@ -172,7 +172,8 @@ pub fn strip(skb: Skb, s: &mut Scratch) -> Result<Stripped, DropReason> {
         }
     }
     inner(skb, s, sender)?;
-    Ok(Stripped::Inner)
+    s.answer = 1;
+    Ok(())
 }
 
 /// Parses an unwrapped packet whose sender the tunnel named.
