@@ -93,8 +93,9 @@ impl Client {
         let config = match &access.certificate {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let chain: Vec<CertificateDer<'static>> =
-                    rustls_pemfile::certs(&mut certificate.as_slice()).collect::<Result<_, _>>().map_err(|e| bad(&e))?;
+                let chain: Vec<CertificateDer<'static>> = rustls_pemfile::certs(&mut certificate.as_slice())
+                    .collect::<Result<_, _>>()
+                    .map_err(|e| bad(&e))?;
                 let key: PrivateKeyDer<'static> = rustls_pemfile::private_key(&mut key.as_slice())
                     .map_err(|e| bad(&e))?
                     .ok_or_else(|| ClientError::Credentials("client-key holds no key".into()))?;
@@ -184,9 +185,8 @@ impl Client {
             let bytes = response.into_body().collect().await.map_err(broken)?.to_bytes();
             self.inner.idle.lock().await.push(sender);
             if status.is_success() {
-                return Ok(serde_json::from_slice(&bytes).unwrap_or_else(|_| {
-                    Value::String(String::from_utf8_lossy(&bytes).into_owned())
-                }));
+                return Ok(serde_json::from_slice(&bytes)
+                    .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned())));
             }
             Err(refused(status, &bytes))
         };

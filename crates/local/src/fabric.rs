@@ -182,9 +182,13 @@ pub fn apply(config: &Config, pod_cidrs: &PodCidrs) -> io::Result<()> {
                 }
             }
         }
-        for (node, nets) in wanted {
-            for net in nets {
-                netlink.add_route(*net, node, None, None)?;
+        for number in 1..=config.nodes {
+            let node = node_name(number);
+            for net in wanted.get(&node).into_iter().flatten() {
+                // By way of the node: nobody answers for a pod's address on the link itself.
+                let addresses = config.node_addresses(number);
+                let via = addresses.into_iter().find(|a| a.is_ipv6() == net.addr().is_ipv6());
+                netlink.add_route(*net, &node, via, None)?;
             }
         }
         Ok(())

@@ -133,8 +133,8 @@ impl Access {
     /// # Errors
     /// What is wrong with it.
     pub fn read(path: &Path) -> Result<Self, KubeconfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| KubeconfigError::Read { file: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| KubeconfigError::Read { file: path.to_owned(), source })?;
         let file: File = serde_saphyr::from_str(&text)
             .map_err(|e| KubeconfigError::Parse { file: path.to_owned(), why: e.to_string() })?;
         let lacks = |field: &str, expected: &str| KubeconfigError::Field {
@@ -186,8 +186,12 @@ impl Access {
             server_name: cluster.tls_server_name.clone().unwrap_or_else(|| host.clone()),
             port: uri.port_u16().unwrap_or(443),
             host,
-            authority: load(&cluster.certificate_authority_data, &cluster.certificate_authority, "certificate-authority")?
-                .ok_or_else(|| lacks("certificate-authority-data", "a certificate"))?,
+            authority: load(
+                &cluster.certificate_authority_data,
+                &cluster.certificate_authority,
+                "certificate-authority",
+            )?
+            .ok_or_else(|| lacks("certificate-authority-data", "a certificate"))?,
             certificate: certificate.zip(key),
             token,
         })
@@ -232,10 +236,7 @@ impl Access {
 fn pem(data: Option<&str>, file: Option<&Path>, base: &Path) -> Result<Option<Vec<u8>>, String> {
     if let Some(data) = data {
         let compact: String = data.split_ascii_whitespace().collect();
-        return base64::engine::general_purpose::STANDARD
-            .decode(compact)
-            .map(Some)
-            .map_err(|e| format!("base64: {e}"));
+        return base64::engine::general_purpose::STANDARD.decode(compact).map(Some).map_err(|e| format!("base64: {e}"));
     }
     file.map(|f| std::fs::read(base.join(f)).map_err(|e| format!("a readable file: {e}"))).transpose()
 }

@@ -187,7 +187,8 @@ impl Netlink {
     /// That there is none.
     pub fn index(&mut self, name: &str) -> io::Result<u32> {
         // By name for the namespace of this very thread; a Netlink lives where it was made.
-        nix::net::if_::if_nametoindex(name).map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("link {name}: {e}")))
+        nix::net::if_::if_nametoindex(name)
+            .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("link {name}: {e}")))
     }
 
     /// Makes a veth pair, each end in its namespace.
@@ -345,8 +346,7 @@ fn rule_message(kind: u16, flags: u16, rule: &Rule) -> Message {
     header[2] = rule.from.map_or(0, |n| n.prefix_len());
     header[4] = table;
     header[7] = action;
-    let mut message =
-        Message::new(kind, flags).put(&header).attr(6, &rule.priority.to_ne_bytes()).name(3, &rule.iif);
+    let mut message = Message::new(kind, flags).put(&header).attr(6, &rule.priority.to_ne_bytes()).name(3, &rule.iif);
     if let Some(to) = rule.to {
         message = message.address(1, to.network());
     }
@@ -388,10 +388,7 @@ fn parse_rule(body: &[u8], v6: bool) -> Option<Rule> {
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(bytes)
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-        .ok()
+    <[u8; 4]>::try_from(bytes).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 /// Splits one message off: kind, sequence, body, rest.

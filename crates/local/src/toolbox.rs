@@ -207,7 +207,8 @@ struct PingArguments {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text.trim_end_matches('s').parse().map_err(|_| "expected seconds, such as 2 or 0.5".to_owned())?;
+    let number: f64 =
+        text.trim_end_matches('s').parse().map_err(|_| "expected seconds, such as 2 or 0.5".to_owned())?;
     Duration::try_from_secs_f64(number)
         .ok()
         .filter(|d| !d.is_zero() && *d <= Duration::from_secs(86_400))
@@ -250,8 +251,5 @@ fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
     if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
         return Ok(SocketAddr::new(ip, port));
     }
-    (host, port)
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| std::io::Error::other(format!("{host}: has no address")))
+    (host, port).to_socket_addrs()?.next().ok_or_else(|| std::io::Error::other(format!("{host}: has no address")))
 }

@@ -31,12 +31,7 @@ pub async fn follow(client: Client, collection: String, selector: String, change
     }
 }
 
-async fn once(
-    client: &Client,
-    collection: &str,
-    selector: &str,
-    changes: &Sender<Change>,
-) -> Result<(), ClientError> {
+async fn once(client: &Client, collection: &str, selector: &str, changes: &Sender<Change>) -> Result<(), ClientError> {
     let mut list = client.get(&format!("{collection}?{selector}")).await?;
     let mut version = list["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
     let items = match list["items"].take() {

@@ -150,13 +150,24 @@ impl UpOptions {
             return Err(wrong("kubeconfig", file.display(), "expected an existing file"));
         }
         let kubeconfig = match &self.kubeconfig {
-            Some(file) => Some(
-                std::path::absolute(file).map_err(|e| wrong("kubeconfig", file.display(), e.to_string()))?,
-            ),
+            Some(file) => {
+                Some(std::path::absolute(file).map_err(|e| wrong("kubeconfig", file.display(), e.to_string()))?)
+            }
             None => None,
         };
         let name = self.name.clone();
-        Ok(Config { name, nodes, ipv4, ipv6, routing, pod_cidrs, service_cidrs, kubeconfig, port: 0, bin_dir: PathBuf::new() })
+        Ok(Config {
+            name,
+            nodes,
+            ipv4,
+            ipv6,
+            routing,
+            pod_cidrs,
+            service_cidrs,
+            kubeconfig,
+            port: 0,
+            bin_dir: PathBuf::new(),
+        })
     }
 
     /// The first option that was given and differs from what an existing cluster has.

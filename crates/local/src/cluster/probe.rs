@@ -121,7 +121,7 @@ async fn wait_running(client: &Client, config: &Config, path: &str, deadline: In
 async fn last_event(client: &Client, pod: &str) -> String {
     let events = client.get(&format!("/api/v1/namespaces/{NAMESPACE}/events")).await.unwrap_or(Value::Null);
     let of_pod = |e: &&Value| e["involvedObject"]["name"] == pod;
-    let last = events["items"].as_array().into_iter().flatten().filter(of_pod).next_back();
+    let last = events["items"].as_array().into_iter().flatten().rfind(of_pod);
     last.and_then(|e| e["message"].as_str()).map(|m| format!(", {m}")).unwrap_or_default()
 }
 

@@ -108,10 +108,7 @@ fn make(config: &Config) -> Result<(), Error> {
     group.delegate();
     step("make the network between the nodes", crate::fabric::create(config))?;
     let place = paths.logs().join("supervisor.log");
-    let log = step(
-        format!("open {}", place.display()),
-        fs::OpenOptions::new().create(true).append(true).open(&place),
-    )?;
+    let log = step(format!("open {}", place.display()), fs::OpenOptions::new().create(true).append(true).open(&place))?;
     let log_too = step("open the log", log.try_clone())?;
     let child = Command::new(config.bin_dir.join("weft"))
         .args(["internal", "supervisor", &config.name])

@@ -54,8 +54,7 @@ pub(super) async fn start(
     let name = container["name"].as_str().unwrap_or_default().to_owned();
     let found = image::find(node, container["image"].as_str().unwrap_or_default())?;
     let env = environment::variables(node, record, pod, container).await.map_err(wrong)?;
-    let command =
-        image::command(&found, container)?.iter().map(|part| environment::expand(part, &env)).collect();
+    let command = image::command(&found, container)?.iter().map(|part| environment::expand(part, &env)).collect();
     let mounts = environment::mounts(node, dir, record, pod, container).await.map_err(wrong)?;
     let old = record.containers.entry(name.clone()).or_default();
     let attempt = old.attempt.map_or(0, |n| n + 1);
@@ -154,7 +153,8 @@ pub(super) fn log(node: &Node, record: &Record, name: &str, attempt: u32) -> Pat
 fn user(pod: &Value, container: &Value) -> Option<(u32, u32)> {
     let own = &container["securityContext"];
     let common = &pod["spec"]["securityContext"];
-    let number = |field: &str| own[field].as_u64().or_else(|| common[field].as_u64()).and_then(|n| u32::try_from(n).ok());
+    let number =
+        |field: &str| own[field].as_u64().or_else(|| common[field].as_u64()).and_then(|n| u32::try_from(n).ok());
     let user = number("runAsUser")?;
     Some((user, number("runAsGroup").unwrap_or(0)))
 }

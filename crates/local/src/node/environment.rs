@@ -131,12 +131,7 @@ fn field(node: &Node, record: &Record, pod: &Value, path: &str) -> Result<String
 }
 
 /// Keys and values of a ConfigMap or Secret.
-async fn data(
-    node: &Node,
-    record: &Record,
-    kind: &str,
-    reference: &Value,
-) -> Result<Vec<(String, Vec<u8>)>, String> {
+async fn data(node: &Node, record: &Record, kind: &str, reference: &Value) -> Result<Vec<(String, Vec<u8>)>, String> {
     let name = reference["name"].as_str().or_else(|| reference["secretName"].as_str()).unwrap_or_default();
     let path = format!("/api/v1/namespaces/{}/{kind}/{name}", record.namespace);
     let object = match node.client.get(&path).await {
@@ -189,12 +184,7 @@ pub(super) async fn mounts(
     Ok(mounts)
 }
 
-async fn volume_place(
-    node: &Node,
-    dir: &PodDir,
-    record: &Record,
-    volume: &Value,
-) -> Result<Option<PathBuf>, String> {
+async fn volume_place(node: &Node, dir: &PodDir, record: &Record, volume: &Value) -> Result<Option<PathBuf>, String> {
     let place = dir.volumes().join(text(volume, "name"));
     let io = |e: std::io::Error| e.to_string();
     if let Some(path) = volume["hostPath"]["path"].as_str() {

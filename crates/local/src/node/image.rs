@@ -59,7 +59,10 @@ pub(super) fn command(image: &Image, container: &Value) -> Result<Vec<String>, P
         (_, Some(_)) => Ok(args),
         (Image::Directory(place), None) => Err(Problem {
             reason: "CreateContainerError",
-            message: format!("image {}: a directory has no command of its own; expected command or args", place.display()),
+            message: format!(
+                "image {}: a directory has no command of its own; expected command or args",
+                place.display()
+            ),
         }),
     }
 }

@@ -44,8 +44,16 @@ pub(super) struct Probe {
 #[derive(Clone, Debug)]
 enum Action {
     Tcp(SocketAddr),
-    Http { target: SocketAddr, path: String, host: String },
-    Exec { weft: PathBuf, files: ContainerDir, command: Vec<String> },
+    Http {
+        target: SocketAddr,
+        path: String,
+        host: String,
+    },
+    Exec {
+        weft: PathBuf,
+        files: ContainerDir,
+        command: Vec<String>,
+    },
     /// What we cannot do fails, and says so.
     Unsupported(String),
 }
@@ -176,7 +184,8 @@ impl Action {
 async fn http(target: SocketAddr, path: &str, host: &str) -> Result<(), String> {
     let words = |e: std::io::Error| e.to_string();
     let mut stream = TcpStream::connect(target).await.map_err(words)?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kube-probe/1.32\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kube-probe/1.32\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(words)?;
     let mut answer = Vec::new();
     stream.take(4096).read_to_end(&mut answer).await.map_err(words)?;

@@ -198,7 +198,8 @@ fn decode(text: &str) -> String {
 }
 
 fn read_logs(node: &Node, found: Found, query: &Query) -> Result<Response<Body>, Refusal> {
-    let current = found.container.attempt.ok_or_else(|| bad(format!("container {:?} is waiting to start", found.name)))?;
+    let current =
+        found.container.attempt.ok_or_else(|| bad(format!("container {:?} is waiting to start", found.name)))?;
     let attempt = if query.is_set("previous") {
         let missing = || bad(format!("previous terminated container {:?} not found", found.name));
         current.checked_sub(1).ok_or_else(missing)?
@@ -240,7 +241,10 @@ fn read_logs(node: &Node, found: Found, query: &Query) -> Result<Response<Body>,
 }
 
 /// Answers 101 and hands the connection to `work`.
-fn upgrade<F>(request: Request<Incoming>, work: impl FnOnce(TokioIo<hyper::upgrade::Upgraded>) -> F + Send + 'static) -> Result<Response<Body>, Refusal>
+fn upgrade<F>(
+    request: Request<Incoming>,
+    work: impl FnOnce(TokioIo<hyper::upgrade::Upgraded>) -> F + Send + 'static,
+) -> Result<Response<Body>, Refusal>
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -270,7 +274,8 @@ async fn forward(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let record = find_pod(node, namespace, pod)?;
-    let port = query.number("port")?.and_then(|p| u16::try_from(p).ok()).ok_or_else(|| bad("port: expected a number"))?;
+    let port =
+        query.number("port")?.and_then(|p| u16::try_from(p).ok()).ok_or_else(|| bad("port: expected a number"))?;
     let connected = tokio::task::spawn_blocking(move || {
         crate::netns::within(&record.netns, || {
             let local = |ip: std::net::IpAddr| std::net::TcpStream::connect(SocketAddr::new(ip, port));

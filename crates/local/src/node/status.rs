@@ -91,13 +91,8 @@ impl Facts<'_> {
     /// The whole status.
     pub(super) fn status(&self) -> Value {
         let phase = phase(self.pod, self.states);
-        let host: Vec<Value> = self
-            .node
-            .config
-            .node_addresses(self.node.number)
-            .iter()
-            .map(|ip| json!({"ip": ip.to_string()}))
-            .collect();
+        let host: Vec<Value> =
+            self.node.config.node_addresses(self.node.number).iter().map(|ip| json!({"ip": ip.to_string()})).collect();
         let addresses: Vec<Value> = self.record.addresses.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
         let mut status = json!({
             "phase": phase,
@@ -217,7 +212,8 @@ mod tests {
     #[test]
     fn phases() {
         let ended = |code| State::Ended(Exit { code, error: None, at: String::new() });
-        let pod = |policy: &str| json!({"spec": {"restartPolicy": policy, "containers": [{"name": "a"}, {"name": "b"}]}});
+        let pod =
+            |policy: &str| json!({"spec": {"restartPolicy": policy, "containers": [{"name": "a"}, {"name": "b"}]}});
         let check = |policy: &str, a: State, b: State| {
             phase(&pod(policy), &HashMap::from([("a".to_owned(), a), ("b".to_owned(), b)]))
         };

@@ -193,9 +193,7 @@ impl Worker {
 
     /// A pod whose containers are done needs no network any more.
     async fn release(&mut self) -> Option<Duration> {
-        if self.record.attachment.is_none() {
-            return None;
-        }
+        self.record.attachment.as_ref()?;
         match sandbox::remove(&self.node, &self.dir, &mut self.record).await {
             Ok(()) => None,
             Err(why) => {

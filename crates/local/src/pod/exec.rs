@@ -48,8 +48,8 @@ fn run(dir: &ContainerDir, tty: Option<&Path>, command: &[OsString]) -> io::Resu
             Some(File::options().read(true).write(true).open(place)?)
         }
     };
-    let namespaces = ["net", "uts", "ipc", "pid", "mnt"]
-        .map(|name| File::open(format!("/proc/{}/ns/{name}", first.pid)));
+    let namespaces =
+        ["net", "uts", "ipc", "pid", "mnt"].map(|name| File::open(format!("/proc/{}/ns/{name}", first.pid)));
     std::fs::write(spec.cgroup.join("cgroup.procs"), "0")?;
     for namespace in namespaces {
         setns(namespace?, CloneFlags::empty())?;
@@ -67,8 +67,7 @@ fn run(dir: &ContainerDir, tty: Option<&Path>, command: &[OsString]) -> io::Resu
     }
     super::unblock_signals(&mut command);
     let spawned = command.spawn();
-    let mut child =
-        spawned.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", Path::new(program).display())))?;
+    let mut child = spawned.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", Path::new(program).display())))?;
     let status = child.wait()?;
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(1);
     Ok(u8::try_from(code & 0xff).unwrap_or(1))

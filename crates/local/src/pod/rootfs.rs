@@ -97,8 +97,7 @@ fn directory(dir: &Path, root: &Path, source: &Path) -> io::Result<()> {
     let (upper, work) = (dir.join("upper"), dir.join("work"));
     at("make", &upper, fs::create_dir_all(&upper))?;
     at("make", &work, fs::create_dir_all(&work))?;
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", source.display(), upper.display(), work.display());
+    let options = format!("lowerdir={},upperdir={},workdir={}", source.display(), upper.display(), work.display());
     let mounted = mount(Some("overlay"), root, Some("overlay"), MsFlags::empty(), Some(options.as_str()));
     if mounted.is_err() {
         bind(source, root, true)?;
@@ -110,8 +109,11 @@ fn etc(root: &Path, spec: &ContainerSpec) -> io::Result<()> {
     let dir = root.join("etc");
     // An image without /etc on a read-only root goes without these files.
     let _ = fs::create_dir_all(&dir);
-    let files =
-        [("resolv.conf", spec.resolv_conf.clone()), ("hosts", spec.hosts.clone()), ("hostname", spec.hostname.clone() + "\n")];
+    let files = [
+        ("resolv.conf", spec.resolv_conf.clone()),
+        ("hosts", spec.hosts.clone()),
+        ("hostname", spec.hostname.clone() + "\n"),
+    ];
     for (name, text) in files {
         let place = dir.join(name);
         if place.is_symlink() {

@@ -74,13 +74,7 @@ pub(super) fn connect(target: SocketAddr, source_port: u16, timeout: Duration) -
     socket.connect(target.ip())?;
     let own_tag = tag();
     let source_port = if source_port == 0 { 32_768 + (own_tag % 16_384) as u16 } else { source_port };
-    let init = Packet {
-        source_port,
-        destination_port: target.port(),
-        tag: 0,
-        chunk: INIT,
-        body: init_body(own_tag),
-    };
+    let init = Packet { source_port, destination_port: target.port(), tag: 0, chunk: INIT, body: init_body(own_tag) };
     let deadline = Instant::now() + timeout;
     loop {
         socket.send(&init.bytes())?;

@@ -35,17 +35,18 @@ pub(super) fn run(port: u16, name: &str) -> io::Result<Infallible> {
 
 fn both_families<T>(port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     // On Linux a socket of :: serves IPv4, too; where there is no IPv6 it cannot be made.
-    bind((std::net::Ipv6Addr::UNSPECIFIED, port).into()).or_else(|_| bind((std::net::Ipv4Addr::UNSPECIFIED, port).into()))
+    bind((std::net::Ipv6Addr::UNSPECIFIED, port).into())
+        .or_else(|_| bind((std::net::Ipv4Addr::UNSPECIFIED, port).into()))
 }
 
 fn bind_tcp(port: u16) -> io::Result<StdListener> {
-    let listener = both_families(port, |address| StdListener::bind(address))?;
+    let listener = both_families(port, StdListener::bind)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
 fn bind_udp(port: u16) -> io::Result<UdpSocket> {
-    let socket = both_families(port, |address| UdpSocket::bind(address))?;
+    let socket = both_families(port, UdpSocket::bind)?;
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES);
     Ok(socket)
 }
@@ -164,10 +165,8 @@ async fn serve_http(
             serde_json::json!({"pod": name, "peer": peer.to_string(), "method": method, "path": path, "host": host});
         let answer = format!("{answer}\n");
         let close = header("connection").is_some_and(|v| v.eq_ignore_ascii_case("close")) || head.contains("HTTP/1.0");
-        let status = match path.strip_prefix("/status/").and_then(|code| code.parse::<u16>().ok()) {
-            Some(code @ 200..=599) => code,
-            _ => 200,
-        };
+        let wanted = path.strip_prefix("/status/").and_then(|code| code.parse::<u16>().ok());
+        let status = wanted.filter(|code| (200..600).contains(code)).unwrap_or(200);
         let text = if method == "HEAD" { "" } else { answer.as_str() };
         let head = format!(
             "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n",

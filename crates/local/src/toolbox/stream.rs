@@ -60,8 +60,7 @@ impl Received {
 
     /// Runs of numbers that did not come back: first and last of each, the first hundred runs.
     fn gaps(&self, sent: u64) -> Vec<(u64, u64)> {
-        let missing =
-            |n: u64| self.seen.get((n / 64) as usize).is_none_or(|word| word & (1 << (n % 64)) == 0);
+        let missing = |n: u64| self.seen.get((n / 64) as usize).is_none_or(|word| word & (1 << (n % 64)) == 0);
         let mut gaps: Vec<(u64, u64)> = Vec::new();
         for number in (0..sent).filter(|n| missing(*n)) {
             let count = gaps.len();

@@ -82,7 +82,8 @@ async fn run(wish: Wish, connection: TokioIo<Upgraded>) -> io::Result<()> {
     let (reader, writer) = tokio::io::split(connection);
     let (frames, outgoing) = mpsc::channel(32);
     let writing = tokio::spawn(write_frames(writer, outgoing));
-    let result = if wish.tty { with_terminal(&wish, reader, &frames).await } else { with_pipes(&wish, reader, &frames).await };
+    let result =
+        if wish.tty { with_terminal(&wish, reader, &frames).await } else { with_pipes(&wish, reader, &frames).await };
     let status = match result {
         Ok(status) => describe(status),
         Err(error) => failure(&error.to_string()),

@@ -1,4 +1,7 @@
-//! The embedded cluster without the rest of the command line: for this crate's own tests, which link it as `weft`.
+//! The embedded cluster without the rest of the command line: for this crate's own tests, which link it as `weft`, and
+//! as stand-ins for agent, operator and CNI executable that do plain routing.
+
+mod stub;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -19,6 +22,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let program = std::env::args().next().unwrap_or_default();
+    match program.rsplit('/').next().unwrap_or_default() {
+        "weft-agent" => return stub::run(stub::agent),
+        "weft-operator" => return stub::run(stub::operator),
+        "weft-cni" => return stub::cni(),
+        _ => {}
+    }
     if args.first().is_some_and(|a| a == "internal" || a == "toolbox") {
         return weft_local::internal::run(args);
     }
