@@ -26,6 +26,9 @@ mod settle;
 
 pub use engine::Engine;
 pub use lookup::lookup;
+pub(crate) use peers::numbers as pod_numbers;
+pub(crate) use resolved::PortName;
+pub(crate) use rule::{Peers as RulePeers, Rule};
 
 /// Which way, as seen from the pod that a policy applies to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -2,7 +2,7 @@
 
 use super::peers::Pods;
 use super::prefix::Prefixes;
-use super::resolved::{Key, Resolved, Usage};
+use super::resolved::{Key, PortName, Resolved, Usage};
 use super::rule::{Rule, RuleNumbers};
 use super::selector::Selectors;
 use super::{Change, Desired, Direction, EndpointPolicy, Limits, LocalEndpoint, Overflow, Plan, Problem, RuleRef};
@@ -12,24 +12,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_model::desired::CompiledPolicy;
-use weft_model::id::{EndpointId, Identity, PolicyId, RuleId};
+use weft_model::id::{ClassId, EndpointId, Identity, PolicyId, RuleId};
 use weft_model::intent::{self, ObjectName, Policy, RemoteEndpoint};
 use weft_model::label::LabelSet;
 
 /// A policy object in force.
 #[derive(Debug)]
-pub(crate) struct PolicyRow {
-    pub(crate) object: Arc<Policy>,
-    pub(crate) ingress: Option<Vec<Arc<Rule>>>,
-    pub(crate) egress: Option<Vec<Arc<Rule>>>,
+pub(super) struct PolicyRow {
+    pub(super) object: Arc<Policy>,
+    pub(super) ingress: Option<Vec<Arc<Rule>>>,
+    pub(super) egress: Option<Vec<Arc<Rule>>>,
     /// Endpoints that it selects.
-    pub(crate) endpoints: BTreeSet<EndpointId>,
+    pub(super) endpoints: BTreeSet<EndpointId>,
     /// What of it can not be honoured.
     notes: Vec<String>,
 }
 
 impl PolicyRow {
-    pub(crate) fn rules(&self, direction: Direction) -> Option<&Vec<Arc<Rule>>> {
+    pub(super) fn rules(&self, direction: Direction) -> Option<&Vec<Arc<Rule>>> {
         match direction {
             Direction::Ingress => self.ingress.as_ref(),
             Direction::Egress => self.egress.as_ref(),
@@ -48,10 +48,10 @@ pub(super) struct Refused {
 
 /// An endpoint of this node.
 #[derive(Debug)]
-pub(crate) struct EndpointRow {
-    pub(crate) endpoint: LocalEndpoint,
+pub(super) struct EndpointRow {
+    pub(super) endpoint: LocalEndpoint,
     /// Policies that select it.
-    pub(crate) policies: BTreeSet<ObjectName>,
+    pub(super) policies: BTreeSet<ObjectName>,
     /// What it has.
     pub(super) now: EndpointPolicy,
     /// What was announced in a plan.
@@ -90,8 +90,10 @@ pub struct Engine {
     pub(super) resolved: BTreeMap<PolicyId, Resolved>,
     pub(super) by_key: HashMap<Key, PolicyId>,
     pub(super) last_policy: u32,
-    /// In the kernel from before.
-    pub(super) stale: BTreeSet<PolicyId>,
+    /// In the kernel from before, with what they know of prefixes.
+    pub(super) stale: BTreeMap<PolicyId, BTreeMap<IpNet, ClassId>>,
+    /// Prefixes that the kernel has from before.
+    pub(super) adopted: BTreeSet<IpNet>,
     pub(super) usage: Usage,
     pub(super) dirty: Dirty,
     /// Peers that did not fit: denied, and tried again with every batch.
@@ -113,7 +115,8 @@ impl Engine {
     pub fn adopt(&mut self, policies: &BTreeMap<PolicyId, CompiledPolicy>, cidrs: &BTreeMap<IpNet, Identity>) {
         for (id, policy) in policies {
             self.last_policy = self.last_policy.max(id.0);
-            self.stale.insert(*id);
+            let class = |(net, number): (&IpNet, &Identity)| Some((net.trunc(), *policy.peers.get(number)?));
+            self.stale.insert(*id, cidrs.iter().filter_map(class).collect());
             for verdict in policy.entries.values() {
                 self.numbers.start_after(verdict.rule);
             }
@@ -121,6 +124,7 @@ impl Engine {
         for (net, number) in cidrs {
             self.prefixes.adopt(*net, *number);
         }
+        self.adopted = cidrs.keys().map(IpNet::trunc).collect();
     }
 
     /// Takes in what changed and tells what to do. Nothing but policies is ever refused: an endpoint whose policy
@@ -358,6 +362,30 @@ impl Engine {
         let policies: Vec<_> =
             rows.filter(|row| row.rules(direction).is_some()).map(|row| row.object.as_ref()).collect();
         (!policies.is_empty()).then_some(policies)
+    }
+
+    /// The rules that count for an endpoint in a direction, with their objects' kinds and names.
+    pub(crate) fn rules_of(
+        &self,
+        id: EndpointId,
+        direction: Direction,
+    ) -> impl Iterator<Item = (&'static str, &ObjectName, &Vec<Arc<Rule>>)> {
+        let names = self.endpoints.get(&id).into_iter().flat_map(|row| &row.policies);
+        names.filter_map(move |name| {
+            let row = &self.policies[name];
+            Some((row.object.kind, name, row.rules(direction)?))
+        })
+    }
+
+    /// The numbers that a port's name has in a local endpoint.
+    pub(crate) fn own_numbers(&self, id: EndpointId, name: &PortName) -> Vec<u16> {
+        let ports = self.endpoints.get(&id).into_iter().flat_map(|row| &row.endpoint.named_ports);
+        ports.filter(|port| port.protocol == name.0 && port.name == name.1).map(|port| port.port).collect()
+    }
+
+    /// The endpoints of an identity.
+    pub(crate) fn pods_of(&self, identity: Identity) -> &[Arc<RemoteEndpoint>] {
+        self.pods.of(identity)
     }
 
     /// A resolved policy; none for [`PolicyId::OPEN`].

@@ -2,6 +2,7 @@
 
 use super::Plan;
 use super::engine::Engine;
+use super::prefix::widen;
 use std::sync::Arc;
 use weft_model::desired::PolicyPatch;
 use weft_model::id::{Identity, PolicyId};
@@ -54,8 +55,9 @@ impl Engine {
             }
         }
         plan.add_cidrs = self.prefixes.take_fresh();
+        self.teach_stale(&mut plan);
         plan.remove = self.sweep(true);
-        plan.remove.extend(std::mem::take(&mut self.stale));
+        plan.remove.extend(std::mem::take(&mut self.stale).into_keys());
         for id in std::mem::take(&mut self.dirty.switched) {
             if let Some(row) = self.endpoints.get_mut(&id)
                 && row.announced.as_ref() != Some(&row.now)
@@ -69,6 +71,24 @@ impl Engine {
         self.dirty.born.clear();
         self.remove_unused_prefixes(&mut plan);
         plan
+    }
+
+    /// Policies from before a restart learn of new prefixes too, for as long as endpoints have them: what holds for
+    /// the wider prefix that they know holds for the new one.
+    fn teach_stale(&mut self, plan: &mut Plan) {
+        let adopted = std::mem::take(&mut self.adopted);
+        for (id, classes) in &self.stale {
+            let mut patch = PolicyPatch::default();
+            for (net, number) in &plan.add_cidrs {
+                let wider = (0..net.prefix_len()).rev().filter_map(|len| widen(net, len)).find(|w| adopted.contains(w));
+                if let Some(class) = wider.and_then(|wider| classes.get(&wider)) {
+                    patch.put_peers.insert(*number, *class);
+                }
+            }
+            if patch != PolicyPatch::default() {
+                plan.patch.push((*id, patch));
+            }
+        }
     }
 
     fn remove_unused_prefixes(&mut self, plan: &mut Plan) {

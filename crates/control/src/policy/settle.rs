@@ -247,7 +247,7 @@ impl Engine {
         let id = loop {
             self.last_policy = self.last_policy.wrapping_add(1);
             let id = PolicyId(self.last_policy);
-            if id != PolicyId::OPEN && !self.resolved.contains_key(&id) && !self.stale.contains(&id) {
+            if id != PolicyId::OPEN && !self.resolved.contains_key(&id) && !self.stale.contains_key(&id) {
                 break id;
             }
         };

@@ -170,8 +170,10 @@ impl Scene {
         unused.into_iter().map(Change::RemoveIdentity).collect()
     }
 
-    /// The agent starts anew over the same kernel.
-    fn restart(&mut self) -> Plan {
+    /// The agent starts anew over the same kernel, in a world that may have changed meanwhile.
+    fn restart(&mut self, world: &World) -> Plan {
+        self.changes_to(world);
+        self.world = world.clone();
         let mut engine = Engine::default();
         engine.adopt(&self.kernel.policies, &self.kernel.cidrs);
         let mut changes = feed::changes(&self.world, NODE, &mut self.numbers);
@@ -294,9 +296,13 @@ fn every_history_ends_where_a_fresh_start_would() {
                 let plan = scene.engine.apply(changes);
                 scene.carry_out(plan, &watched);
             }
-            if random.chance(10) {
-                let watched = scene.watch(&mut random, &scene.world);
-                let plan = scene.restart();
+            if random.chance(15) {
+                let after = match random.chance(50) {
+                    true => change(&mut random, &scene.world, &mut next_name),
+                    false => scene.world.clone(),
+                };
+                let watched = scene.watch(&mut random, &after);
+                let plan = scene.restart(&after);
                 scene.carry_out(plan, &watched);
             }
             scene.check(&mut random);
