@@ -1,0 +1,274 @@
+//! The programs at their devices. Every link is pinned, so that traffic is judged on when no agent runs; a new agent
+//! replaces the program through the pinned link, in one step and without losing a packet.
+
+use crate::open::OpenError;
+use crate::pins::remove_if_there;
+use crate::sys::{self, Side};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const FROM_POD: &str = "weft_from_pod";
+const TO_POD: &str = "weft_to_pod";
+const FROM_DEVICE: &str = "weft_from_device";
+const TO_DEVICE: &str = "weft_to_device";
+const FROM_TUNNEL: &str = "weft_from_tunnel";
+const TO_TUNNEL: &str = "weft_to_tunnel";
+const COLLECT: &str = "weft_collect";
+
+/// Every program that the object must have.
+pub(crate) const PROGRAMS: [&str; 7] = [FROM_POD, TO_POD, FROM_DEVICE, TO_DEVICE, FROM_TUNNEL, TO_TUNNEL, COLLECT];
+
+/// The programs, loaded.
+#[derive(Debug)]
+pub(crate) struct Programs(BTreeMap<&'static str, OwnedFd>);
+
+impl Programs {
+    /// One descriptor for each of [`PROGRAMS`].
+    pub(crate) fn new(loaded: BTreeMap<&'static str, OwnedFd>) -> Self {
+        Self(loaded)
+    }
+
+    fn get(&self, name: &'static str) -> BorrowedFd<'_> {
+        self.0[name].as_fd()
+    }
+}
+
+/// What a device is to us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Endpoint,
+    Device,
+    Tunnel,
+}
+
+impl Role {
+    const ALL: [Self; 3] = [Self::Endpoint, Self::Device, Self::Tunnel];
+
+    const fn program(self, side: Side) -> &'static str {
+        match (self, side) {
+            (Self::Endpoint, Side::Ingress) => FROM_POD,
+            (Self::Endpoint, Side::Egress) => TO_POD,
+            (Self::Device, Side::Ingress) => FROM_DEVICE,
+            (Self::Device, Side::Egress) => TO_DEVICE,
+            (Self::Tunnel, Side::Ingress) => FROM_TUNNEL,
+            (Self::Tunnel, Side::Egress) => TO_TUNNEL,
+        }
+    }
+
+    /// End of the pin's name.
+    const fn suffix(self, side: Side) -> &'static str {
+        match (self, side) {
+            (Self::Endpoint, Side::Ingress) => "-ingress",
+            (Self::Endpoint, Side::Egress) => "-egress",
+            (Self::Device, Side::Ingress) => "-device-ingress",
+            (Self::Device, Side::Egress) => "-device-egress",
+            (Self::Tunnel, Side::Ingress) => "-tunnel-ingress",
+            (Self::Tunnel, Side::Egress) => "-tunnel-egress",
+        }
+    }
+
+    /// The pin of a device. A pin's name must not contain dots, a device's no colons.
+    fn pin(self, ifname: &str, side: Side) -> String {
+        format!("{}{}", ifname.replace('.', ":"), self.suffix(side))
+    }
+
+    /// The device, role and side of a pin's name.
+    fn parse(pin: &str) -> Option<(String, Self, Side)> {
+        // Longer endings first: "-device-ingress" ends in "-ingress" too.
+        let endings = Self::ALL.into_iter().rev().flat_map(|role| [(role, Side::Ingress), (role, Side::Egress)]);
+        endings.into_iter().find_map(|(role, side)| {
+            pin.strip_suffix(role.suffix(side)).map(|name| (name.replace(':', "."), role, side))
+        })
+    }
+}
+
+const SIDES: [Side; 2] = [Side::Ingress, Side::Egress];
+
+/// Attaches the programs to devices of the calling thread's network namespace. Cheap to clone, usable by any thread.
+#[derive(Clone, Debug)]
+pub struct Hooks {
+    links: PathBuf,
+    programs: Arc<Programs>,
+}
+
+impl Hooks {
+    pub(crate) fn new(links: PathBuf, programs: Programs) -> Self {
+        Self { links, programs: Arc::new(programs) }
+    }
+
+    /// Judges everything that a pod sends (the device's ingress) or is sent (its egress).
+    ///
+    /// # Errors
+    /// A system call failed; the device is as it was before.
+    pub fn attach_endpoint(&self, ifname: &str, ifindex: u32) -> io::Result<()> {
+        self.attach(Role::Endpoint, ifname, ifindex)
+    }
+
+    /// The node's device.
+    ///
+    /// # Errors
+    /// A system call failed; the device is as it was before.
+    pub fn attach_device(&self, ifname: &str, ifindex: u32) -> io::Result<()> {
+        self.attach(Role::Device, ifname, ifindex)
+    }
+
+    /// The VXLAN device.
+    ///
+    /// # Errors
+    /// A system call failed; the device is as it was before.
+    pub fn attach_tunnel(&self, ifname: &str, ifindex: u32) -> io::Result<()> {
+        self.attach(Role::Tunnel, ifname, ifindex)
+    }
+
+    /// Detaches whatever is attached to a device of that name; `false` if nothing was.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn detach(&self, ifname: &str) -> io::Result<bool> {
+        let mut any = false;
+        for role in Role::ALL {
+            for side in SIDES {
+                any |= self.unpin(&role.pin(ifname, side))?;
+            }
+        }
+        Ok(any)
+    }
+
+    /// Names of the devices that have pins.
+    ///
+    /// # Errors
+    /// The pin directory cannot be read.
+    pub fn attached(&self) -> io::Result<BTreeSet<String>> {
+        Ok(self.pins()?.iter().filter_map(|pin| Some(Role::parse(pin)?.0)).collect())
+    }
+
+    /// Detaches from all devices but those in `keep`. Returns the names of the others.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn prune(&self, keep: &BTreeSet<String>) -> io::Result<Vec<String>> {
+        let stale: Vec<String> = self.attached()?.difference(keep).cloned().collect();
+        for ifname in &stale {
+            self.detach(ifname)?;
+        }
+        Ok(stale)
+    }
+
+    /// The program that removes expired connections.
+    pub(crate) fn collector(&self) -> impl AsFd + Send + use<> {
+        /// Keeps all programs alive with it.
+        struct Collect(Arc<Programs>);
+        impl AsFd for Collect {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.0.get(COLLECT)
+            }
+        }
+        Collect(self.programs.clone())
+    }
+
+    /// Replaces the program of every pinned link that has a device; removes the pins of the others.
+    pub(crate) fn adopt(&self) -> Result<(Vec<String>, Vec<String>), OpenError> {
+        let (mut adopted, mut pruned) = (Vec::new(), Vec::new());
+        for pin in self.pins().map_err(|source| OpenError::path("read", &self.links, source))? {
+            let path = self.links.join(&pin);
+            let failed = |source| OpenError::path("take over the link", &path, source);
+            let Some((_, role, side)) = Role::parse(&pin) else { continue };
+            let link = sys::object_get(&path).map_err(failed)?;
+            let alive = sys::tcx_info(link.as_fd()).map_err(failed)?.is_some_and(|link| link.ifindex != 0);
+            if alive && update(&link, self.programs.get(role.program(side))).map_err(failed)? {
+                adopted.push(pin);
+            } else {
+                drop(link);
+                remove_if_there(&path).map_err(failed)?;
+                pruned.push(pin);
+            }
+        }
+        Ok((adopted, pruned))
+    }
+
+    fn attach(&self, role: Role, ifname: &str, ifindex: u32) -> io::Result<()> {
+        let mut made: Vec<String> = Vec::new();
+        for side in SIDES {
+            let pin = role.pin(ifname, side);
+            match self.attach_side(&self.links.join(&pin), self.programs.get(role.program(side)), ifindex, side) {
+                Ok(false) => {}
+                Ok(true) => made.push(pin),
+                Err(error) => {
+                    for pin in made {
+                        self.unpin(&pin)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `true`: the link is new.
+    fn attach_side(&self, path: &Path, program: BorrowedFd<'_>, ifindex: u32, side: Side) -> io::Result<bool> {
+        match sys::object_get(path) {
+            Ok(link) => {
+                let same = sys::tcx_info(link.as_fd())?.is_some_and(|link| link.ifindex == ifindex);
+                if same && update(&link, program)? {
+                    return Ok(false);
+                }
+                drop(link);
+                remove_if_there(path)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let link = sys::tcx_attach(program, ifindex, side)?;
+        sys::object_pin(link.as_fd(), path)?;
+        Ok(true)
+    }
+
+    /// Detaches at once, even if somebody else still holds the link.
+    fn unpin(&self, pin: &str) -> io::Result<bool> {
+        let path = self.links.join(pin);
+        match sys::object_get(&path) {
+            Ok(link) => {
+                // A link whose device is gone is detached already.
+                let _ = sys::link_detach(link.as_fd());
+                remove_if_there(&path)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn pins(&self) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(&self.links)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect()
+    }
+}
+
+/// Replaces a link's program; `false` if its device has gone in the meantime.
+fn update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<bool> {
+    match sys::link_update(link.as_fd(), program) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_tell_device_role_and_side() {
+        for role in Role::ALL {
+            for side in SIDES {
+                let pin = role.pin("eth-0.5", side);
+                assert!(!pin.contains('.'), "{pin}");
+                assert_eq!(Role::parse(&pin), Some(("eth-0.5".to_owned(), role, side)), "{pin}");
+            }
+        }
+        assert_eq!(Role::parse("lxc0"), None);
+    }
+}

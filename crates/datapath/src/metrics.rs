@@ -1,0 +1,66 @@
+//! Packet counters.
+
+use crate::map::TypedMap;
+use crate::sys;
+use crate::sys::map::RawMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use weft_abi::{MetricKey, MetricValue};
+
+/// Packets and bytes of one reason and direction, all CPUs together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counter {
+    /// Number of a [`weft_abi::DropReason`]; 0: forwarded.
+    pub reason: u8,
+    /// Direction, as the pod sees it: out of it.
+    pub egress: bool,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Reads the counters. Cheap to clone, usable by any thread.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    fd: Arc<OwnedFd>,
+    cpus: usize,
+}
+
+impl Metrics {
+    /// `_checked` is proof that the map has the sizes of its types.
+    pub(crate) fn new(_checked: TypedMap<u32, MetricValue>, fd: Arc<OwnedFd>) -> io::Result<Self> {
+        Ok(Self { fd, cpus: sys::possible_cpus()? })
+    }
+
+    /// Counters that are not zero.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn read(&self) -> io::Result<Vec<Counter>> {
+        const VALUE: usize = size_of::<MetricValue>();
+        const _: () = assert!(VALUE == 16);
+        let map = RawMap::new(self.fd.as_fd(), size_of::<u32>(), VALUE * self.cpus);
+        let mut counters = Vec::new();
+        for index in 0..MetricKey::MAX {
+            let Some(values) = map.get(&index.to_ne_bytes())? else { continue };
+            let (mut packets, mut bytes) = (0_u64, 0_u64);
+            for value in values.chunks_exact(VALUE) {
+                packets += word(&value[..8]);
+                bytes += word(&value[8..]);
+            }
+            let reason = u8::try_from(index / 2).unwrap_or(u8::MAX);
+            if packets > 0 {
+                counters.push(Counter { reason, egress: index % 2 == 1, packets, bytes });
+            }
+        }
+        Ok(counters)
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(bytes);
+    u64::from_ne_bytes(word)
+}

@@ -1,0 +1,74 @@
+//! Network namespaces.
+
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// An open network namespace. It lives at least as long as this.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+}
+
+impl NetNs {
+    /// The namespace that is bound at a path, or that of a process (`/proc/PID/ns/net`).
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        use nix::sys::statfs::{FsType, fstatfs};
+        /// Magic number of the kernel's namespace file system.
+        const NSFS: u32 = 0x6e73_6673;
+        let file = File::open(path)?;
+        if fstatfs(&file)?.filesystem_type() != FsType(NSFS.into()) {
+            let problem = format!("{} is not a namespace", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        Ok(Self { file })
+    }
+
+    /// The calling thread's namespace.
+    ///
+    /// # Errors
+    /// The process file system is not there.
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Runs `work` in the namespace, on a thread of its own, and waits for it. Sockets that it opens stay in the
+    /// namespace.
+    ///
+    /// # Errors
+    /// The namespace could not be entered, or `work` panicked.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        let entered = |()| work();
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("weft-netns".into())
+                .stack_size(512 << 10)
+                .spawn_scoped(scope, || setns(&self.file, CloneFlags::CLONE_NEWNET).map(entered))?;
+            match thread.join() {
+                Ok(result) => Ok(result?),
+                Err(_) => Err(io::Error::other("panic in a network namespace")),
+            }
+        })
+    }
+
+    /// Device and inode: the same for the same namespace, whatever the path.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let metadata = self.file.metadata()?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

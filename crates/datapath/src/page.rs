@@ -1,0 +1,117 @@
+//! `CONFIG` and `GENERATIONS`: memory that the programs and user space share, so that one word changes at once and
+//! in the order in which it is written.
+
+use crate::sys::map::SharedWords;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use weft_abi::{ENDPOINT_ID_MAX, NodeConfig, config_flags};
+
+/// Words of a [`NodeConfig`].
+const CONFIG_WORDS: usize = size_of::<NodeConfig>() / size_of::<u32>();
+const _: () = assert!(size_of::<NodeConfig>() % size_of::<u32>() == 0);
+const _: () = assert!(std::mem::offset_of!(NodeConfig, revision) == 0);
+const _: () = assert!(std::mem::offset_of!(NodeConfig, flags) == 4);
+/// The kernel rounds an array's values up to 8 bytes.
+const GENERATION_STRIDE: usize = 2;
+
+/// The shared memory.
+pub(crate) struct ConfigPage {
+    config: SharedWords,
+    generations: SharedWords,
+    /// Held by whoever writes the flags' word.
+    flags: Mutex<()>,
+}
+
+impl ConfigPage {
+    /// Maps both arrays.
+    pub(crate) fn map(config: &OwnedFd, generations: &OwnedFd) -> io::Result<Self> {
+        let generations = SharedWords::map(generations, (usize::from(ENDPOINT_ID_MAX) + 1) * GENERATION_STRIDE)?;
+        Ok(Self { config: SharedWords::map(config, CONFIG_WORDS)?, generations, flags: Mutex::new(()) })
+    }
+
+    /// Writes everything but the revision and whether somebody observes.
+    pub(crate) fn configure(&self, config: &NodeConfig) {
+        let words = to_words(config);
+        for (to, from) in self.config.iter().zip(words).skip(2) {
+            to.store(from, Ordering::Relaxed);
+        }
+        self.change_flags(|old| (config.flags & !config_flags::OBSERVE) | (old & config_flags::OBSERVE));
+    }
+
+    /// What the programs read.
+    pub(crate) fn config(&self) -> NodeConfig {
+        let mut words = [0; CONFIG_WORDS];
+        for (to, from) in words.iter_mut().zip(self.config.iter()) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        from_words(words)
+    }
+
+    /// The current revision.
+    pub(crate) fn revision(&self) -> u32 {
+        self.config[0].load(Ordering::Relaxed)
+    }
+
+    /// Makes the flows of these slots decide again, by what was written into the maps before this call.
+    ///
+    /// The new revision is published first: whoever finds its flow outdated stamps the new decision with a revision that
+    /// satisfies the generation. A program reads the revision before it reads a map, so a decision made from what a map
+    /// held before never carries the new revision.
+    pub(crate) fn bump(&self, slots: impl IntoIterator<Item = usize>) {
+        let revision = self.revision().wrapping_add(1);
+        self.config[0].store(revision, Ordering::SeqCst);
+        for slot in slots {
+            if let Some(word) = self.generations.get(slot * GENERATION_STRIDE) {
+                word.store(revision, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The revision at which a slot was last touched.
+    #[cfg(test)]
+    pub(crate) fn generation(&self, slot: usize) -> u32 {
+        self.generations[slot * GENERATION_STRIDE].load(Ordering::Relaxed)
+    }
+
+    fn change_flags(&self, change: impl FnOnce(u32) -> u32) {
+        let _guard = self.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        let flags: &AtomicU32 = &self.config[1];
+        flags.store(change(flags.load(Ordering::Relaxed)), Ordering::SeqCst);
+    }
+}
+
+/// Turns reports of allowed flows on while somebody observes.
+#[derive(Clone)]
+pub struct ObserveSwitch {
+    page: Arc<ConfigPage>,
+}
+
+impl ObserveSwitch {
+    pub(crate) fn new(page: Arc<ConfigPage>) -> Self {
+        Self { page }
+    }
+
+    /// On or off, from the next packet on.
+    pub fn set(&self, on: bool) {
+        let bit = if on { config_flags::OBSERVE } else { 0 };
+        self.page.change_flags(|flags| (flags & !config_flags::OBSERVE) | bit);
+    }
+
+    /// Whether it is on.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.page.config().flags & config_flags::OBSERVE != 0
+    }
+}
+
+fn to_words(config: &NodeConfig) -> [u32; CONFIG_WORDS] {
+    // SAFETY: `NodeConfig` is `repr(C)` without implicit padding, and its size is that of the words (asserted above).
+    unsafe { std::mem::transmute::<NodeConfig, [u32; CONFIG_WORDS]>(*config) }
+}
+
+fn from_words(words: [u32; CONFIG_WORDS]) -> NodeConfig {
+    // SAFETY: as above; any bit pattern is a valid `NodeConfig`.
+    unsafe { std::mem::transmute::<[u32; CONFIG_WORDS], NodeConfig>(words) }
+}
