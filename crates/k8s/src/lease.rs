@@ -60,8 +60,7 @@ impl Candidate {
     /// # Errors
     /// When a name cannot be one.
     pub fn new(namespace: &str, name: &str, identity: String, duration: Duration) -> Result<Self, Error> {
-        let collection =
-            format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", segment("namespace", namespace)?);
+        let collection = format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", segment("namespace", namespace)?);
         let name = segment("lease", name)?.to_owned();
         Ok(Self { collection, name, identity, duration, seen: None })
     }
@@ -142,4 +141,3 @@ fn raced(written: Result<(), Error>, other: &str) -> Result<Standing, Error> {
         Err(error) => Err(error),
     }
 }
-

@@ -40,7 +40,8 @@ pub struct Announcement {
 pub async fn get(client: &Client, name: &str) -> Result<Option<Node>, Error> {
     let path = node_path(name)?;
     let Some(node) = client.find::<WireNode>(&path).await? else { return Ok(None) };
-    let unusable = |problem: convert::Problem| Error::Manifest { what: format!("Node {name}"), problem: problem.to_string() };
+    let unusable =
+        |problem: convert::Problem| Error::Manifest { what: format!("Node {name}"), problem: problem.to_string() };
     convert::node(&node).map(Some).map_err(unusable)
 }
 
@@ -53,7 +54,9 @@ pub async fn announce(client: &Client, announcement: &Announcement) -> Result<()
     let wanted = cilium_node(announcement, node.metadata);
     let object_path = format!("{}/{}", path::CILIUM_NODES, announcement.name);
     match client.find::<CiliumNode>(&object_path).await? {
-        Some(found) if found.spec == wanted.spec && found.metadata.owner_references == wanted.metadata.owner_references => {
+        Some(found)
+            if found.spec == wanted.spec && found.metadata.owner_references == wanted.metadata.owner_references =>
+        {
             Ok(())
         }
         // A patch of what is ours: other fields of the kind belong to others.
@@ -101,15 +104,6 @@ fn cilium_node(announcement: &Announcement, node: Metadata) -> CiliumNode {
 pub async fn set_network_ready(client: &Client, name: &str) -> Result<(), Error> {
     set_condition(client, name, "False", "WeftIsUp", "Weft is running on this node").await?;
     remove_taint(client, name).await
-}
-
-/// The opposite, for uninstalling: condition `NetworkUnavailable` is True. The taint is not set: that is the user's to
-/// decide for new nodes.
-///
-/// # Errors
-/// Refusal, timeout, connection, or no Node of that name.
-pub async fn set_network_gone(client: &Client, name: &str) -> Result<(), Error> {
-    set_condition(client, name, "True", "WeftIsGone", "Weft was removed from this node").await
 }
 
 async fn set_condition(client: &Client, name: &str, status: &str, reason: &str, message: &str) -> Result<(), Error> {

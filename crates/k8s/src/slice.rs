@@ -142,7 +142,11 @@ impl Task {
                     self.held = None;
                     let pause = retry.next();
                     let why = error.to_string();
-                    tracing::warn!(retry_ms = pause.as_millis() as u64, why, "cannot write this node's endpoint slices");
+                    tracing::warn!(
+                        retry_ms = pause.as_millis() as u64,
+                        why,
+                        "cannot write this node's endpoint slices"
+                    );
                     self.announcing.send_modify(|announced| announced.problem = Some(why));
                     tokio::time::sleep(pause).await;
                 }

@@ -3,7 +3,7 @@
 #[path = "api/crds.rs"]
 mod crds;
 #[path = "support/fake.rs"]
-#[expect(dead_code, reason = "shared with the operator's tests")]
+#[allow(dead_code, reason = "shared with the tests of the operator")]
 mod fake;
 #[path = "api/watching.rs"]
 mod watching;

@@ -14,6 +14,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::Client;
 
+/// How often missing definitions are tried again.
+const CRD_RETRY: Duration = Duration::from_secs(5);
+
 /// Runs until `stop`: stands by, and while it leads, does the work.
 ///
 /// # Errors
@@ -27,21 +30,17 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
 /// The work of one term.
 async fn duties(config: Config, client: Client, term: CancellationToken) {
     let crds = async {
-        while config.install_crds {
-            match weft_k8s::crd::install_missing(&client).await {
-                Ok(()) => break,
-                Err(error) => tracing::warn!(%error, "cannot create the custom resource definitions, trying again"),
-            }
-            tokio::time::sleep(Duration::from_secs(5)).await;
+        if !config.install_crds {
+            return;
+        }
+        while let Err(error) = weft_k8s::crd::install_missing(&client).await {
+            tracing::warn!(%error, "cannot create the custom resource definitions, trying again");
+            tokio::time::sleep(CRD_RETRY).await;
         }
     };
     let (watched, known) = nodes::watch(client.clone(), term.clone());
     let work = async {
-        tokio::join!(
-            crds,
-            ipam::run(&config, &client, watched),
-            housekeeping::run(&config, &client, known),
-        );
+        tokio::join!(crds, ipam::run(&config, &client, watched), housekeeping::run(&config, &client, known),);
     };
     // Dropping the work ends it at its next await: nothing is written after the term.
     tokio::select! {

@@ -119,9 +119,10 @@ fn remote(namespace: &str, n: usize, endpoint: CoreEndpoint) -> Result<RemoteEnd
     // Host, world, nodes and prefixes are never what a pod is: an object must not be able to claim so.
     let number = u32::try_from(endpoint.id).ok();
     let claimable = |number: &u32| Identity::ALLOCATED.contains(number) || matches!(number, 3..=5 | 100..=255);
-    let identity = number.filter(claimable).map(Identity::from_raw).ok_or_else(|| {
-        Problem::new(at("id"), format!("{}, expected the number of a pod's identity", endpoint.id))
-    })?;
+    let identity = number
+        .filter(claimable)
+        .map(Identity::from_raw)
+        .ok_or_else(|| Problem::new(at("id"), format!("{}, expected the number of a pod's identity", endpoint.id)))?;
     let mut addresses = Vec::new();
     for (k, pair) in endpoint.networking.addressing.iter().enumerate() {
         for (family, text, v4) in [("ipv4", &pair.ipv4, true), ("ipv6", &pair.ipv6, false)] {
@@ -192,7 +193,8 @@ pub fn slice_endpoint(endpoint: &RemoteEndpoint) -> CoreEndpoint {
 /// A CiliumIdentity object.
 pub(crate) fn identity_object(row: &IdentityLabels) -> CiliumIdentity {
     // For people: a column of `kubectl get`.
-    let namespace = row.labels.get(NAMESPACE).map(|namespace| ("io.kubernetes.pod.namespace".to_owned(), namespace.to_owned()));
+    let namespace =
+        row.labels.get(NAMESPACE).map(|namespace| ("io.kubernetes.pod.namespace".to_owned(), namespace.to_owned()));
     CiliumIdentity {
         api_version: CILIUM_V2.to_owned(),
         kind: "CiliumIdentity".to_owned(),

@@ -92,11 +92,7 @@ fn fullest(slices: &BTreeMap<String, (String, Vec<CoreEndpoint>)>, namespace: &s
     fits.max_by_key(|(_, (_, endpoints))| endpoints.len()).map(|(name, _)| name.clone())
 }
 
-fn free_name(
-    slices: &BTreeMap<String, (String, Vec<CoreEndpoint>)>,
-    taken: &BTreeSet<String>,
-    stem: &str,
-) -> String {
+fn free_name(slices: &BTreeMap<String, (String, Vec<CoreEndpoint>)>, taken: &BTreeSet<String>, stem: &str) -> String {
     let names = (0_u32..).map(|n| format!("{stem}{n}"));
     let mut free = names.filter(|name| !slices.contains_key(name) && !taken.contains(name));
     free.next().expect("fewer than 2^32 slices are in use")

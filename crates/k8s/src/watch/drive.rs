@@ -145,7 +145,8 @@ impl<K: Kind> Drive<K> {
             query.extend(more.take().map(|token| ("continue", token)));
             let path = with_query(&self.kind.path(), &query);
             let text = self.client.text(&path).await?;
-            let page: Page<'_> = serde_json::from_str(&text).map_err(|source| Error::Answer { verb: "LIST", path, source })?;
+            let page: Page<'_> =
+                serde_json::from_str(&text).map_err(|source| Error::Answer { verb: "LIST", path, source })?;
             let mut news = Vec::new();
             for item in page.items.unwrap_or_default() {
                 match self.kind.read(item.get()) {

@@ -35,7 +35,11 @@ fn known(schema: &Value, value: &Value, path: &str) {
 
 fn fits(kind: &str, object: &Value) {
     let (manifest, schema) = schema(kind);
-    let version = format!("{}/{}", manifest["spec"]["group"].as_str().expect("text"), manifest["spec"]["versions"][0]["name"].as_str().expect("text"));
+    let version = format!(
+        "{}/{}",
+        manifest["spec"]["group"].as_str().expect("text"),
+        manifest["spec"]["versions"][0]["name"].as_str().expect("text")
+    );
     assert_eq!(object["apiVersion"], version);
     let validator = jsonschema::validator_for(&schema).expect("a schema");
     let errors: Vec<String> = validator.iter_errors(object).map(|error| error.to_string()).collect();
@@ -92,9 +96,12 @@ fn what_we_write_fits_the_definitions_and_reads_back() {
     let back: CiliumNode = serde_json::from_value(json).expect("a node");
     assert_eq!(back.spec, node.spec);
     // Kinds that only others write.
-    fits("CiliumEndpoint", &json!({"apiVersion": "cilium.io/v2", "kind": "CiliumEndpoint", "metadata": {"name": "a"},
+    fits(
+        "CiliumEndpoint",
+        &json!({"apiVersion": "cilium.io/v2", "kind": "CiliumEndpoint", "metadata": {"name": "a"},
         "status": {"id": 7, "state": "ready", "identity": {"id": 300, "labels": ["k8s:app=a"]},
-            "networking": {"addressing": [{"ipv4": "10.0.0.1"}], "node": "172.31.0.11"}}}));
+            "networking": {"addressing": [{"ipv4": "10.0.0.1"}], "node": "172.31.0.11"}}}),
+    );
 }
 
 #[test]

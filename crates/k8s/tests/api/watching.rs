@@ -87,15 +87,23 @@ async fn everything_is_told_page_by_page_before_synced() {
     }
     fake.put(IDENTITIES, json!({"metadata": {"name": "300"}, "security-labels": {"k8s:app": "a"}}));
     fake.put(IDENTITIES, json!({"metadata": {"name": "host"}, "security-labels": {"k8s:app": "a"}}));
-    let endpoint = json!({"name": "a", "id": 300, "networking": {"addressing": [{"ipv4": "10.0.0.1"}], "node": "172.31.0.11"}});
+    let endpoint =
+        json!({"name": "a", "id": 300, "networking": {"addressing": [{"ipv4": "10.0.0.1"}], "node": "172.31.0.11"}});
     fake.put(SLICES, json!({"metadata": {"name": "s"}, "namespace": "n", "endpoints": [endpoint]}));
-    fake.put(NODES, json!({"metadata": {"name": "node-2"}, "spec": {"podCIDRs": ["10.244.1.0/24"]},
-        "status": {"addresses": [{"type": "InternalIP", "address": "172.31.0.12"}]}}));
+    fake.put(
+        NODES,
+        json!({"metadata": {"name": "node-2"}, "spec": {"podCIDRs": ["10.244.1.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "172.31.0.12"}]}}),
+    );
     fake.put(POLICIES, json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"podSelector": {}}}));
     fake.put(POLICIES, json!({"metadata": {"name": "q", "namespace": "n"}, "spec": {"podSelector": 1}}));
     let mut reader = Reader::start(&fake);
     reader.synced().await;
-    let pods: BTreeSet<&str> = reader.seen.iter().filter_map(|c| if let Change::Pod(pod) = c { Some(pod.name.name.as_str()) } else { None }).collect();
+    let pods: BTreeSet<&str> = reader
+        .seen
+        .iter()
+        .filter_map(|c| if let Change::Pod(pod) = c { Some(pod.name.name.as_str()) } else { None })
+        .collect();
     assert_eq!(pods.len(), 8);
     assert!(pods.iter().all(|name| name.starts_with("mine-")));
     let last = reader.seen.iter().rposition(|c| matches!(c, Change::Pod(_))).expect("pods");
@@ -148,7 +156,10 @@ async fn a_broken_connection_goes_on_where_it_ended() {
         let seen = reader.barrier(&fake, n).await;
         let told: Vec<&Change> = seen
             .iter()
-            .filter(|c| matches!(c, Change::Namespace(ns) if ns.name.starts_with("ns-")) || matches!(c, Change::NamespaceGone(_)))
+            .filter(|c| {
+                matches!(c, Change::Namespace(ns) if ns.name.starts_with("ns-"))
+                    || matches!(c, Change::NamespaceGone(_))
+            })
             .collect();
         assert_eq!(told.len(), 2, "{told:?}");
     }
@@ -236,7 +247,8 @@ async fn an_error_event_leads_to_a_list() {
 async fn a_slice_that_cannot_be_read_leaves_what_was_known() {
     let fake = Fake::new();
     let slice = |id: i64, address: &str| {
-        let endpoint = json!({"name": "a", "id": id, "networking": {"addressing": [{"ipv4": address}], "node": "172.31.0.11"}});
+        let endpoint =
+            json!({"name": "a", "id": id, "networking": {"addressing": [{"ipv4": address}], "node": "172.31.0.11"}});
         json!({"metadata": {"name": "s"}, "namespace": "n", "endpoints": [endpoint]})
     };
     fake.put(SLICES, slice(300, "10.0.0.1"));
@@ -247,7 +259,8 @@ async fn a_slice_that_cannot_be_read_leaves_what_was_known() {
     fake.put(SLICES, slice(300, "10.0.0.1"));
     fake.put(SLICES, slice(300, "10.0.0.2"));
     reader.until("the new address", |c| matches!(c, Change::Slice(_))).await;
-    let told: Vec<&Change> = reader.seen.iter().filter(|c| matches!(c, Change::Slice(_) | Change::SliceGone(_))).collect();
+    let told: Vec<&Change> =
+        reader.seen.iter().filter(|c| matches!(c, Change::Slice(_) | Change::SliceGone(_))).collect();
     assert_eq!(told.len(), 1, "{told:?}");
     fake.remove(SLICES, "", "s");
     reader.until("gone", |c| *c == Change::SliceGone("s".to_owned())).await;

@@ -178,7 +178,9 @@ async fn a_warning_said_twice_is_one_event() {
         uid: "u".to_owned(),
     };
     for _ in 0..3 {
-        warn(&client, &about, "PolicyInvalid", "spec.ingress[0]: é".repeat(200).as_str(), "weft-agent").await.expect("told");
+        warn(&client, &about, "PolicyInvalid", "spec.ingress[0]: é".repeat(200).as_str(), "weft-agent")
+            .await
+            .expect("told");
     }
     let events = fake.all(EVENTS);
     assert_eq!((events.len(), &events[0]["count"]), (1, &json!(3)));
@@ -205,7 +207,8 @@ async fn pods_and_namespaces_one_by_one() {
 async fn one_leads_and_another_takes_over_only_when_the_lease_has_run_out() {
     let fake = Fake::new();
     let client = fake.client();
-    let candidate = |name: &str| Candidate::new("kube-system", "weft-operator", name.to_owned(), Duration::from_secs(15));
+    let candidate =
+        |name: &str| Candidate::new("kube-system", "weft-operator", name.to_owned(), Duration::from_secs(15));
     let (mut a, mut b) = (candidate("a").expect("names"), candidate("b").expect("names"));
     let led_by = |leader: &str| Standing::Standby { leader: leader.to_owned() };
     let mut now = Instant::now();
@@ -225,4 +228,60 @@ async fn one_leads_and_another_takes_over_only_when_the_lease_has_run_out() {
     assert_eq!(a.stand(&client, now).await.expect("answered"), Standing::Leader);
     let lease = fake.get(LEASES, "kube-system", "weft-operator").expect("there");
     assert_eq!(lease["spec"]["leaseTransitions"], 2);
+}
+
+#[tokio::test]
+async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let stop = CancellationToken::new();
+    let taint = json!([{"key": node::NOT_READY_TAINT, "effect": "NoSchedule"}]);
+    fake.put(NODES, json!({"metadata": {"name": "node-1"}, "spec": {"taints": taint}}));
+    let mut changes = weft_k8s::watch::start(client.clone(), "node-1", stop.clone());
+    let writer = Writer::start(client.clone(), "node-1", stop.clone());
+    announced(&writer, writer.set(endpoints(1, 300))).await;
+    announced(&writer, writer.set(endpoints(1, 301))).await;
+    // A slice that comes to be behind our back is looked at.
+    let name = fake.all(SLICES)[0]["metadata"]["name"].as_str().expect("text").to_owned();
+    fake.remove(SLICES, "", &name);
+    writer.recheck();
+    fake.until("mended", |fake| fake.get(SLICES, "", &name).is_some()).await;
+    announced(&writer, writer.set(BTreeMap::new())).await;
+    fake.put(SLICES, json!({"metadata": {"name": name}, "namespace": "n", "endpoints": []}));
+    announced(&writer, writer.set(endpoints(1, 300))).await;
+    let announcement = |boot: &str| node::Announcement {
+        name: "node-1".to_owned(),
+        addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+        boot_id: Some(boot.to_owned()),
+    };
+    node::announce(&client, &announcement("a")).await.expect("announced");
+    node::announce(&client, &announcement("b")).await.expect("announced");
+    node::set_network_ready(&client, "node-1").await.expect("set");
+    let row = |app: &str| IdentityLabels {
+        identity: Identity::from_raw(300),
+        labels: LabelSet(BTreeMap::from([("k8s:app".to_owned(), app.to_owned())])),
+    };
+    identity::create(&client, &row("a")).await.expect("answered");
+    identity::create(&client, &row("b")).await.expect("answered");
+    let name = ObjectName { namespace: "n".to_owned(), name: "a".to_owned() };
+    pod::get(&client, &name).await.expect("answered");
+    pod::namespace(&client, "n").await.expect("answered");
+    let about = About {
+        kind: "NetworkPolicy",
+        api_version: "networking.k8s.io/v1",
+        namespace: "n".to_owned(),
+        name: "p".to_owned(),
+        uid: String::new(),
+    };
+    warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
+    warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
+    let mut watched = 0;
+    while watched < 6 {
+        let batch = changes.recv().await.expect("told");
+        watched += batch.iter().filter(|change| matches!(change, weft_model::intent::Change::Synced(_))).count();
+    }
+    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 6).await;
+    assert_eq!(fake.asked(), Fake::granted("weft-agent"));
+    stop.cancel();
 }

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use kube::client::Body;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -40,6 +40,8 @@ struct State {
     /// `VERB path` of all successful writes.
     writes: Vec<String>,
     lists: usize,
+    /// Group, resource and verb of all requests, as roles name them.
+    asked: BTreeSet<(String, String, &'static str)>,
 }
 
 /// The server.
@@ -137,6 +139,36 @@ impl Fake {
         self.lock().writes.clone()
     }
 
+    /// Group, resource and verb of all requests so far.
+    pub fn asked(&self) -> BTreeSet<(String, String, &'static str)> {
+        self.lock().asked.clone()
+    }
+
+    /// The same, as the ClusterRole and the Roles of that name in `deploy/rbac.yaml` grant it.
+    pub fn granted(role: &str) -> BTreeSet<(String, String, &'static str)> {
+        const VERBS: [&str; 7] = ["get", "list", "watch", "create", "update", "patch", "delete"];
+        let text = include_str!("../../../../deploy/rbac.yaml");
+        let mut granted = BTreeSet::new();
+        let objects = text.split("\n---\n").map(|text| serde_saphyr::from_str::<Value>(text).expect("YAML"));
+        for object in objects.filter(|object| object["metadata"]["name"] == role) {
+            for rule in object["rules"].as_array().into_iter().flatten() {
+                let list = |name: &str| {
+                    let items = rule[name].as_array().expect("a list").iter();
+                    items.map(|item| item.as_str().expect("text").to_owned()).collect::<Vec<_>>()
+                };
+                for (group, resource) in
+                    list("apiGroups").iter().flat_map(|g| list("resources").into_iter().map(move |r| (g.clone(), r)))
+                {
+                    for verb in list("verbs") {
+                        let verb = VERBS.into_iter().find(|known| *known == verb).expect("a verb");
+                        granted.insert((group.clone(), resource.clone(), verb));
+                    }
+                }
+            }
+        }
+        granted
+    }
+
     pub fn lists(&self) -> usize {
         self.lock().lists
     }
@@ -158,6 +190,7 @@ impl Fake {
         let query: HashMap<String, String> = head.uri.query().map(parse_query).unwrap_or_default();
         let (plural, namespace, name, sub) = split(head.uri.path());
         let watching = query.contains_key("watch");
+        self.lock().asked.insert(asked(&head.method, &plural, &name, &sub, watching));
         if let Some(code) = self.lock().refusals.pop_front() {
             return status(code, "Injected", "refused by the test");
         }
@@ -324,7 +357,8 @@ impl State {
         let of = |key: &Key| key.0 == plural && (namespace.is_empty() || key.1 == namespace);
         let (field, label) = (query.get("fieldSelector"), query.get("labelSelector"));
         let fits = |object: &Value| selected(field.map(String::as_str), label.map(String::as_str), object);
-        let all: Vec<&Value> = self.objects.iter().filter(|(key, object)| of(key) && fits(object)).map(|(_, o)| o).collect();
+        let all: Vec<&Value> =
+            self.objects.iter().filter(|(key, object)| of(key) && fits(object)).map(|(_, o)| o).collect();
         let from: usize = query.get("continue").and_then(|token| token.parse().ok()).unwrap_or(0);
         // Small pages, whatever is asked for, so that every test pages.
         let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX).min(3);
@@ -377,6 +411,23 @@ fn split(path: &str) -> (String, String, String, String) {
     }
     let part = |n: usize| parts.get(n).copied().unwrap_or_default().to_owned();
     (format!("{}/{}", group.join("/"), part(0)), namespace, part(1), part(2))
+}
+
+fn asked(method: &Method, plural: &str, name: &str, sub: &str, watching: bool) -> (String, String, &'static str) {
+    let parts: Vec<&str> = plural.split('/').collect();
+    let group = if parts[0] == "api" { "" } else { parts[1] };
+    let resource = parts[parts.len() - 1];
+    let resource = if sub.is_empty() { resource.to_owned() } else { format!("{resource}/{sub}") };
+    let verb = match (method.as_str(), name.is_empty()) {
+        ("GET", true) if watching => "watch",
+        ("GET", true) => "list",
+        ("GET", false) => "get",
+        ("POST", _) => "create",
+        ("PUT", _) => "update",
+        ("PATCH", _) => "patch",
+        _ => "delete",
+    };
+    (group.to_owned(), resource, verb)
 }
 
 fn selected(field: Option<&str>, label: Option<&str>, object: &Value) -> bool {

@@ -113,7 +113,7 @@ fn a_pod_more_is_one_write_and_the_hundred_and_first_opens_a_slice() {
 #[test]
 fn pods_in_two_slices_stay_in_one_and_foreign_names_are_left_alone() {
     let wanted = set(&[(0, 1, 0)]);
-    let inside = convert::slice_endpoint(&wanted.values().next().expect("one"));
+    let inside = convert::slice_endpoint(wanted.values().next().expect("one"));
     let held = |name: &str| {
         let held = Held { version: "1".to_owned(), namespace: "ns-0".to_owned(), endpoints: vec![inside.clone()] };
         (name.to_owned(), held)
