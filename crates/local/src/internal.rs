@@ -34,14 +34,11 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Directory of the programs that belong together: `$WEFT_BIN_DIR`, or where this one is.
+/// Directory of the programs that belong together: where this one is.
 ///
 /// # Errors
 /// That the running program's place is unknown.
 pub fn bin_dir() -> io::Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("WEFT_BIN_DIR") {
-        return Ok(PathBuf::from(dir));
-    }
     let own = std::env::current_exe()?;
     let dir = own.parent().unwrap_or(Path::new("/"));
     // Tests run in a directory below the programs.

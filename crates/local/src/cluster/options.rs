@@ -46,6 +46,9 @@ pub struct UpOptions {
     /// Use the Kubernetes API server of this kubeconfig instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// Directory of weft, weft-agent, weft-operator and weft-cni, if they are not beside this program
+    #[arg(long, value_name = "DIR", env = "WEFT_BIN_DIR", hide = true)]
+    pub bin_dir: Option<PathBuf>,
 }
 
 /// How pod packets travel between nodes.
@@ -155,6 +158,7 @@ impl UpOptions {
             }
             None => None,
         };
+        let bin_dir = self.bin_dir.clone().unwrap_or_default();
         let name = self.name.clone();
         Ok(Config {
             name,
@@ -166,7 +170,7 @@ impl UpOptions {
             service_cidrs,
             kubeconfig,
             port: 0,
-            bin_dir: PathBuf::new(),
+            bin_dir,
         })
     }
 

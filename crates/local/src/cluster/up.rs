@@ -74,7 +74,10 @@ pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<UpRepor
 
 /// Completes the settings of a new cluster and keeps them.
 fn fresh(mut config: Config) -> Result<Config, Error> {
-    config.bin_dir = step("find the programs", crate::internal::bin_dir())?;
+    if config.bin_dir.as_os_str().is_empty() {
+        config.bin_dir = step("find the programs", crate::internal::bin_dir())?;
+    }
+    config.bin_dir = step("find the programs", std::path::absolute(&config.bin_dir))?;
     requirements::check(&config)?;
     let listener = step("find a free port", std::net::TcpListener::bind("127.0.0.1:0"))?;
     config.port = step("find a free port", listener.local_addr())?.port();
