@@ -116,7 +116,7 @@ impl Attachments {
         let id = record.id;
         self.core.call(move |core| core.deactivate(id)).await.map_err(gone)??;
         let links = self.links.clone();
-        blocking(move || links.remove(id, &record.device, &record.addresses)).await?.map_err(|error| link_refusal(&error))?;
+        blocking(move || links.remove(&record.device)).await?.map_err(|error| link_refusal(&error))?;
         self.core.call(move |core| core.release(id)).await.map_err(gone)?
     }
 
@@ -191,7 +191,7 @@ impl Attachments {
 
     async fn wait_ready(&self, until: Instant) -> Result<(), CniError> {
         let mut progress = self.progress.clone();
-        let ready = tokio::time::timeout_at(until, progress.wait_for(|progress| progress.ready)).await;
+        let ready = tokio::time::timeout_at(until, progress.wait_for(|progress| progress.ready)).await.map(|waited| waited.map(drop));
         match ready {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(gone(Unavailable)),

@@ -1,5 +1,5 @@
 //! The tables of this node and what follows from them. Plain state, driven by method calls from one thread; time is
-//! passed in, the kernel is behind [`Dataplane`], so that tests drive it step by step.
+//! passed in, the kernel is behind [`Kernel`], so that tests drive it step by step.
 //!
 //! Order rules, wherever something changes:
 //! - a policy is written before an endpoint uses it, and removed after no endpoint does;
@@ -7,6 +7,7 @@
 //! - nothing that a former agent left is removed before every source said all it has.
 
 use crate::addresses::Addresses;
+use crate::ports::Kernel;
 use crate::state::StateDir;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,11 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use weft_control::identity::IdentityTable;
-use weft_model::desired::{Dataplane, DataplaneError, IpcacheEntry};
+use weft_datapath::NodeSettings;
+use weft_model::desired::{DataplaneError, IpcacheEntry};
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, Source};
 
 pub mod endpoints;
+mod explain;
 mod nodes;
 mod policy;
 mod queries;
@@ -66,8 +69,10 @@ pub struct Progress {
 pub struct Signals {
     /// The endpoints to announce have changed.
     pub endpoints: Notify,
-    /// Nodes have changed.
+    /// Nodes have changed: for who sets up the machine.
     pub nodes: Notify,
+    /// Nodes have changed: for who tells the cluster.
+    pub nodes_announce: Notify,
     /// Label sets wait for a number.
     pub identities: Notify,
 }
@@ -76,7 +81,7 @@ pub struct Signals {
 pub struct Core {
     settings: Settings,
     state: StateDir,
-    dataplane: Box<dyn Dataplane>,
+    dataplane: Box<dyn Kernel>,
     now: Duration,
     pods: BTreeMap<ObjectName, Pod>,
     namespaces: BTreeMap<String, Namespace>,
@@ -116,7 +121,7 @@ pub struct Core {
 impl Core {
     /// Empty tables over a kernel that may hold what a former agent left.
     #[must_use]
-    pub fn new(settings: Settings, state: StateDir, dataplane: Box<dyn Dataplane>) -> Self {
+    pub fn new(settings: Settings, state: StateDir, dataplane: Box<dyn Kernel>) -> Self {
         let policy = policy::Policy::new(&settings);
         Self {
             settings,
@@ -211,7 +216,6 @@ impl Core {
             Change::Policy(_) | Change::PolicyInvalid { .. } | Change::PolicyGone(_) => {}
             Change::Identity(IdentityLabels { identity, labels }) => {
                 self.identities.insert(identity, labels.clone());
-                self.wanted_identities.remove(&labels);
                 self.relabel(|record| record.labels == labels || record.identity == identity);
                 self.relabel_waiting();
             }
@@ -332,6 +336,17 @@ impl Core {
         self.problems.insert(what.to_owned(), text);
     }
 
+    /// Writes what the programs must know of the node.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn configure(&mut self, settings: &NodeSettings) -> Result<(), DataplaneError> {
+        self.dataplane.configure(settings)?;
+        // What was decided under the old configuration is decided again.
+        self.touched_node = true;
+        Ok(())
+    }
+
     /// The machine is set up (or not any more).
     pub fn set_node_ready(&mut self, problem: Option<String>) {
         self.node_ready = problem.is_none();
@@ -381,6 +396,13 @@ impl Core {
         self.signals.identities.notify_one();
     }
 
+    /// A label set has its number.
+    pub fn identity_obtained(&mut self, labels: &weft_model::label::LabelSet) {
+        self.wanted_identities.remove(labels);
+        self.relabel_waiting();
+        self.touch();
+    }
+
     /// Label sets that need a number.
     #[must_use]
     pub fn wanted_identities(&self) -> Vec<weft_model::label::LabelSet> {
@@ -400,7 +422,8 @@ impl Core {
 }
 
 /// An error with its causes, for people.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,13 +1,24 @@
 //! The node agent: watches the cluster, works out what the kernel shall hold, and makes it so; answers CNI.
 //!
 //! [`app`] puts everything together; [`core`] holds the tables and is the only writer of maps; [`attach`] makes and
-//! removes endpoints; [`node`] prepares the machine; [`announce`] tells the cluster.
+//! removes endpoints; [`machine`] prepares the node; [`cluster`] talks to the API server; [`restart`] takes over from
+//! the agent before.
+#![forbid(unsafe_code)]
 
 pub mod addresses;
+pub mod app;
 pub mod attach;
+pub mod cluster;
 pub mod config;
 pub mod core;
+#[cfg(test)]
+mod fakes;
 pub mod install;
+pub mod kernel;
+pub mod local;
+pub mod machine;
 pub mod ports;
+pub mod restart;
 pub mod server;
 pub mod state;
+pub mod uninstall;

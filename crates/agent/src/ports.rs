@@ -2,8 +2,11 @@
 //! their place.
 
 use futures::future::BoxFuture;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use weft_datapath::{Datapath, NodeSettings};
+use weft_model::desired::{Dataplane, DataplaneError};
 use weft_model::id::EndpointId;
 use weft_model::intent::{IdentityLabels, Namespace, ObjectName, Pod};
 
@@ -54,7 +57,7 @@ pub trait Links: Send + Sync {
     ///
     /// # Errors
     /// [`LinkError`]
-    fn remove(&self, id: EndpointId, device: &str, addresses: &[IpAddr]) -> Result<(), LinkError>;
+    fn remove(&self, device: &str) -> Result<(), LinkError>;
     /// Host sides of all links that an agent made: name and index.
     ///
     /// # Errors
@@ -64,7 +67,9 @@ pub trait Links: Send + Sync {
     ///
     /// # Errors
     /// [`LinkError`]
-    fn adopt(&self, id: EndpointId, device: &str) -> Result<(), LinkError>;
+    fn adopt(&self, device: &str, ifindex: u32) -> Result<(), LinkError>;
+    /// Removes what is pinned for devices other than these.
+    fn prune(&self, keep: &BTreeSet<String>);
     /// Whether the link is as [`Self::create`] left it: `Err` says what is not.
     ///
     /// # Errors
@@ -100,4 +105,19 @@ pub trait Cluster: Send + Sync {
     fn namespace<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Namespace>, ClusterError>>;
     /// Makes an identity; one that is there already with the same labels is fine.
     fn create_identity<'a>(&'a self, identity: &'a IdentityLabels) -> BoxFuture<'a, Result<Created, ClusterError>>;
+}
+
+/// The maps, and the node's configuration in them.
+pub trait Kernel: Dataplane {
+    /// Writes what the programs must know of the node.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn configure(&mut self, settings: &NodeSettings) -> Result<(), DataplaneError>;
+}
+
+impl Kernel for Datapath {
+    fn configure(&mut self, settings: &NodeSettings) -> Result<(), DataplaneError> {
+        Self::configure(self, settings)
+    }
 }

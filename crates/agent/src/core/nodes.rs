@@ -97,6 +97,7 @@ impl Core {
         }
         self.routes.wanted = wanted;
         self.signals.nodes.notify_one();
+        self.signals.nodes_announce.notify_one();
     }
 
     /// Pools for the node's prefixes. Endpoints with addresses of a prefix that was taken away keep them.
@@ -110,7 +111,19 @@ impl Core {
         if same {
             return;
         }
-        let mut pool = NodePool::new(&wanted);
+        self.routes.pool = self.filled(NodePool::new(&wanted));
+        if let Err(error) = self.state.set_pod_cidrs(cidrs) {
+            self.set_problem("pod-cidrs", Some(format!("cannot write the file: {error}")));
+        }
+    }
+
+    /// Takes the addresses that endpoints have, once more: an endpoint was added with addresses.
+    pub(super) fn set_pools_again(&mut self) {
+        let pool = std::mem::take(&mut self.routes.pool);
+        self.routes.pool = self.filled(pool);
+    }
+
+    fn filled(&self, mut pool: NodePool) -> NodePool {
         for record in self.endpoints.rows.values().map(|endpoint| &endpoint.record) {
             for address in &record.addresses {
                 match pool.restore(&record.id.to_string(), *address) {
@@ -119,10 +132,7 @@ impl Core {
                 }
             }
         }
-        self.routes.pool = pool;
-        if let Err(error) = self.state.set_pod_cidrs(cidrs) {
-            self.set_problem("pod-cidrs", Some(format!("cannot write the file: {error}")));
-        }
+        pool
     }
 
     /// Families that are on but have no pool.
@@ -182,6 +192,12 @@ impl Core {
             self.problems.remove("routes");
         }
         result
+    }
+
+    /// Whether pods of some node have addresses like this.
+    pub(super) fn in_a_pool(&self, address: IpAddr) -> bool {
+        let mut pools = self.routes.wanted.iter().filter(|(_, route)| **route != Route::NoMasquerade);
+        pools.any(|(cidr, _)| cidr.contains(&address))
     }
 
     /// Prefixes with pods in them.

@@ -33,6 +33,8 @@ pub struct Policy {
     own_node: BTreeSet<std::net::IpAddr>,
     /// Policies each endpoint shall have.
     targets: BTreeMap<EndpointId, EndpointPolicy>,
+    /// Patches that wait for the addresses of a change.
+    narrow: Vec<(PolicyId, PolicyPatch)>,
     /// To be done once everything else of a change is in the kernel.
     after: Vec<After>,
 }
@@ -55,6 +57,7 @@ impl Policy {
             slices: BTreeMap::new(),
             own_node: BTreeSet::new(),
             targets: BTreeMap::new(),
+            narrow: Vec::new(),
             after: Vec::new(),
         }
     }
@@ -131,6 +134,13 @@ impl Policy {
         self.pending.push(engine::Change::PutIdentity(identity, Arc::new(labels.clone())));
     }
 
+    /// What was planned is void: compare everything.
+    fn fall_out_of_step(&mut self) {
+        self.out_of_step = true;
+        self.narrow.clear();
+        self.after.clear();
+    }
+
     /// An endpoint of this node is there, or has changed.
     pub(super) fn set_endpoint(&mut self, record: &EndpointRecord) {
         self.pending.push(engine::Change::PutEndpoint(LocalEndpoint {
@@ -165,8 +175,7 @@ impl Core {
             }
             Err(error) => {
                 self.note_failure("policy", &error);
-                self.policy.out_of_step = true;
-                self.policy.after.clear();
+                self.policy.fall_out_of_step();
                 Err(())
             }
         }
@@ -185,6 +194,7 @@ impl Core {
         for target in plan.switch {
             self.policy.targets.insert(target.id, target);
         }
+        self.policy.narrow.extend(plan.narrow);
         self.touched_endpoints.extend(plan.touched);
         let after = &mut self.policy.after;
         after.extend(plan.remove_cidrs.into_iter().map(After::RemoveCidr));
@@ -252,8 +262,20 @@ impl Core {
         result
     }
 
-    /// Makes what was written take hold, then removes what nothing refers to any more.
+    /// Second half, once the addresses are written: makes what was written take hold, then removes what nothing refers to any more.
     pub(super) fn finish_policy(&mut self) -> Result<(), ()> {
+        let finished = self.narrow_bump_remove();
+        if let Err(error) = &finished {
+            self.note_failure("policy", error);
+            self.policy.fall_out_of_step();
+        }
+        finished.map_err(|_| ())
+    }
+
+    fn narrow_bump_remove(&mut self) -> Result<(), DataplaneError> {
+        for (id, patch) in std::mem::take(&mut self.policy.narrow) {
+            self.dataplane.patch_policy(id, &patch)?;
+        }
         let touched = if self.touched_node {
             Some(Touched::Node)
         } else if self.touched_endpoints.is_empty() {
@@ -261,25 +283,17 @@ impl Core {
         } else {
             Some(Touched::Endpoints(self.touched_endpoints.clone()))
         };
-        if let Some(touched) = touched
-            && let Err(error) = self.dataplane.bump(&touched)
-        {
-            self.note_failure("policy", &error);
-            return Err(());
+        if let Some(touched) = touched {
+            self.dataplane.bump(&touched)?;
         }
         self.touched_node = false;
         self.touched_endpoints.clear();
         let after = std::mem::take(&mut self.policy.after);
         for step in after {
-            let done = match &step {
-                After::RemoveCidr(cidr) => self.dataplane.set_cidr(*cidr, None),
-                After::Patch(id, patch) => self.dataplane.patch_policy(*id, patch),
-                After::Remove(id) => self.dataplane.remove_policy(*id),
-            };
-            if let Err(error) = done {
-                self.note_failure("policy", &error);
-                self.policy.out_of_step = true;
-                return Err(());
+            match &step {
+                After::RemoveCidr(cidr) => self.dataplane.set_cidr(*cidr, None)?,
+                After::Patch(id, patch) => self.dataplane.patch_policy(*id, patch)?,
+                After::Remove(id) => self.dataplane.remove_policy(*id)?,
             }
         }
         Ok(())

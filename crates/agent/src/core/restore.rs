@@ -2,7 +2,7 @@
 
 use super::Core;
 use super::endpoints::Endpoint;
-use crate::state::{EndpointRecord, Phase};
+use crate::state::{EndpointRecord, Phase, Unusable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_model::desired::DataplaneError;
@@ -13,7 +13,7 @@ use weft_model::id::EndpointId;
 pub struct Leftovers {
     /// Endpoints that were not finished, or whose link is gone.
     pub records: Vec<EndpointRecord>,
-    /// Links without a record.
+    /// Links without a record, by name.
     pub devices: Vec<String>,
 }
 
@@ -55,6 +55,44 @@ impl Core {
         let cidrs = self.state.pod_cidrs();
         self.set_pools(&cidrs);
         Ok(leftovers)
+    }
+
+    /// What was remembered.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn read_records(&self) -> std::io::Result<(Vec<EndpointRecord>, Vec<Unusable>)> {
+        self.state.read()
+    }
+
+    /// Endpoints that were taken over: number, device, index.
+    #[must_use]
+    pub fn restored(&self) -> Vec<(EndpointId, String, u32)> {
+        let restored = self.endpoints.rows.values().filter(|endpoint| endpoint.restoring);
+        restored.map(|endpoint| (endpoint.record.id, endpoint.record.device.clone(), endpoint.ifindex)).collect()
+    }
+
+    /// The link of a leftover is gone: forget the rest of it.
+    ///
+    /// # Errors
+    /// Its file cannot be removed.
+    pub fn sweep(&mut self, record: &EndpointRecord) -> std::io::Result<()> {
+        self.state.remove(record.id)
+    }
+
+    /// A leftover that cannot be removed now keeps its number and addresses, until its DEL succeeds.
+    pub fn keep_for_later(&mut self, record: EndpointRecord) {
+        let record = EndpointRecord { phase: Phase::Leaving, ..record };
+        self.endpoints.insert(Endpoint {
+            record,
+            ifindex: 0,
+            in_kernel: None,
+            restoring: false,
+            waiting: false,
+            problem: Some("cannot be removed".into()),
+            sequence: 0,
+        });
+        self.set_pools_again();
     }
 
     fn adopt_kernel(&mut self) -> Result<(), DataplaneError> {

@@ -1,0 +1,282 @@
+use super::endpoints::Reservation;
+use super::{Core, RETRY_MAX};
+use crate::addresses::LINGER;
+use crate::fakes::{World, core, first_news, ip, name, namespace, node, pod};
+use std::path::Path;
+use weft_api::cni::Attachment;
+use weft_control::identity::NumberOf;
+use weft_model::id::{EndpointId, Identity, PolicyId};
+use weft_model::intent::{Change, EndpointSlice, IdentityLabels, ObjectName, Pod, Policy, RemoteEndpoint, Rule, Source};
+use weft_model::selector::{Requirement, Selector};
+
+fn synced_core(world: &World, dir: &Path) -> Core {
+    let mut core = core(world, dir);
+    core.restore(Vec::new(), &[]).expect("restore");
+    core.apply(first_news());
+    core.set_node_ready(None);
+    core.flush();
+    assert!(core.status().ready, "{:?}", core.status());
+    core
+}
+
+fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId {
+    core.apply(vec![Change::Pod(pod.clone())]);
+    let labels = core.labels_of(pod, None).expect("the namespace is known");
+    let identity = match core.number_of(&labels).expect("free") {
+        NumberOf::Known(identity) => identity,
+        NumberOf::Proposed(identity) => {
+            core.apply(vec![Change::Identity(IdentityLabels { identity, labels: labels.clone() })]);
+            identity
+        }
+    };
+    let attachment = Attachment { container_id: container.into(), ifname: "eth0".into() };
+    let wanted = Reservation { attachment, netns: "/run/netns/x".into(), pod: pod.clone(), labels, identity, mtu: 1500 };
+    let record = core.reserve(wanted).expect("reserved");
+    core.activate(record.id, u32::from(record.id.raw())).expect("active");
+    core.flush();
+    record.id
+}
+
+fn policy(text: &str, version: &str, app: &str, peer: &str) -> Policy {
+    let select = |value: &str| Selector { requirements: vec![Requirement::In("app".into(), [value.to_owned()].into())] };
+    Policy {
+        kind: "NetworkPolicy",
+        name: name(text),
+        uid: format!("uid-{text}"),
+        resource_version: version.into(),
+        pod_selector: select(app),
+        ingress: Some(vec![Rule {
+            peers: Some(vec![weft_model::intent::Peer::Pods { namespaces: None, pods: select(peer) }]),
+            ports: None,
+        }]),
+        egress: None,
+    }
+}
+
+/// Gives every label set that waits a number.
+fn number_all(core: &mut Core) {
+    for labels in core.wanted_identities() {
+        let NumberOf::Proposed(identity) = core.number_of(&labels).expect("free") else { continue };
+        core.apply(vec![Change::Identity(IdentityLabels { identity, labels: labels.clone() })]);
+        core.identity_obtained(&labels);
+    }
+}
+
+fn position(log: &[String], start: &str) -> usize {
+    log.iter().position(|line| line.starts_with(start)).unwrap_or_else(|| panic!("no {start:?} in {log:#?}"))
+}
+
+#[test]
+fn a_policy_is_there_before_the_endpoint_uses_it_and_gone_after() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    attach(&mut core, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    world.take_log();
+    core.apply(vec![Change::Policy(policy("shop/allow", "5", "web", "client"))]);
+    core.flush();
+    let log = world.take_log();
+    assert!(position(&log, "put_policy") < position(&log, "put_endpoint"));
+    assert!(position(&log, "put_endpoint") < position(&log, "bump"));
+    assert_eq!(core.policy_in_force(&name("shop/allow")).as_deref(), Some("5"));
+    assert_ne!(world.held().endpoints.values().next().expect("there").ingress, PolicyId::OPEN);
+    core.apply(vec![Change::PolicyGone(name("shop/allow"))]);
+    assert!(!core.policy_is_gone(&name("shop/allow")));
+    core.flush();
+    let log = world.take_log();
+    assert!(position(&log, "bump") < position(&log, "remove_policy"));
+    assert!(core.policy_is_gone(&name("shop/allow")));
+    assert!(world.held().policies.is_empty());
+}
+
+#[test]
+fn an_invalid_version_leaves_the_one_before_in_force() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    attach(&mut core, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    core.apply(vec![Change::Policy(policy("shop/allow", "5", "web", "client"))]);
+    core.flush();
+    world.take_log();
+    let problem = "spec.ingress[0].ports[0].port: expected 1 to 65535, found 70000".to_owned();
+    core.apply(vec![Change::PolicyInvalid { name: name("shop/allow"), resource_version: "6".into(), problem: problem.clone() }]);
+    core.flush();
+    assert!(world.take_log().is_empty());
+    assert_eq!(core.policy_in_force(&name("shop/allow")).as_deref(), Some("5"));
+    assert_eq!(core.policy_problem(&name("shop/allow"), "6"), Some(problem.clone()));
+    assert!(core.status().problems.iter().any(|text| text.contains(&problem) && text.contains("before is in force")));
+    core.apply(vec![Change::Policy(policy("shop/allow", "7", "web", "client"))]);
+    core.flush();
+    assert!(core.status().problems.is_empty(), "{:?}", core.status().problems);
+}
+
+#[test]
+fn new_labels_take_the_endpoint_along_policy_first() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    core.apply(vec![Change::Policy(policy("shop/allow", "5", "web", "client"))]);
+    attach(&mut core, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    let id = attach(&mut core, &pod("shop/some", "u2", &[("app", "other")]), "c2");
+    let before = world.held().endpoints.values().find(|endpoint| endpoint.id == id).expect("there").clone();
+    world.take_log();
+    core.apply(vec![Change::Pod(pod("shop/some", "u2", &[("app", "client")]))]);
+    core.flush();
+    // No number yet: as before.
+    assert_eq!(world.held().endpoints.values().find(|endpoint| endpoint.id == id), Some(&before));
+    assert_eq!(core.list_endpoints()[1].state, "waiting-for-identity");
+    world.take_log();
+    number_all(&mut core);
+    core.flush();
+    let log = world.take_log();
+    let after = world.held().endpoints.values().find(|endpoint| endpoint.id == id).expect("there").clone();
+    assert_ne!(after.identity, before.identity);
+    // The server's policy knows the new identity before any address has it.
+    let knows = log.iter().position(|line| line.starts_with("patch_policy") || line.starts_with("put_policy")).expect("policy first");
+    assert!(knows < position(&log, &format!("put_endpoint {id}")));
+    assert!(position(&log, &format!("put_endpoint {id}")) < position(&log, "set_ipcache"));
+    assert!(position(&log, "set_ipcache") < position(&log, "bump"));
+    // A namespace's labels count as well.
+    core.apply(vec![Change::Namespace(namespace("shop", &[("tier", "gold")]))]);
+    number_all(&mut core);
+    core.flush();
+    assert_ne!(world.held().endpoints.values().find(|endpoint| endpoint.id == id).expect("there").identity, after.identity);
+    // Another pod of the same name says nothing about this endpoint.
+    let now = world.held().endpoints.clone();
+    core.apply(vec![Change::Pod(pod("shop/some", "u9", &[("app", "web")]))]);
+    number_all(&mut core);
+    core.flush();
+    assert_eq!(world.held().endpoints, now);
+}
+
+fn remote(uid: &str, identity: u32, address: &str) -> RemoteEndpoint {
+    RemoteEndpoint {
+        name: ObjectName { namespace: "shop".into(), name: format!("pod-{uid}") },
+        pod_uid: uid.into(),
+        identity: Identity::from_raw(identity),
+        addresses: vec![ip(address)],
+        node: ip("172.31.0.12"),
+        named_ports: Vec::new(),
+    }
+}
+
+fn slice(name: &str, endpoints: &[RemoteEndpoint]) -> Change {
+    Change::Slice(EndpointSlice { name: name.into(), endpoints: endpoints.to_vec() })
+}
+
+#[test]
+fn remote_addresses_come_and_go() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    let address = ip("10.244.2.7");
+    core.apply(vec![slice("one", &[remote("u1", 300, "10.244.2.7")])]);
+    core.flush();
+    assert_eq!(world.held().ipcache[&address].identity.raw(), 300);
+    world.take_log();
+    core.apply(vec![Change::SliceGone("one".into()), slice("two", &[remote("u1", 300, "10.244.2.7")])]);
+    core.flush();
+    assert!(world.take_log().is_empty(), "moving is no change");
+    core.apply(vec![slice("two", &[])]);
+    let wake = core.flush().expect("wakes to remove it");
+    assert!(world.held().ipcache.contains_key(&address), "it lingers");
+    core.set_time(wake);
+    core.flush();
+    assert_eq!(wake, LINGER);
+    assert!(!world.held().ipcache.contains_key(&address));
+    assert!(world.take_log().contains(&"bump node".to_owned()));
+}
+
+#[test]
+fn a_failed_write_is_tried_again_and_seen_meanwhile() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    attach(&mut core, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    world.fail("put_policy");
+    core.apply(vec![Change::Policy(policy("shop/allow", "5", "web", "client"))]);
+    let wake = core.flush().expect("wakes to try again");
+    let status = core.status();
+    assert!(status.revision_in_force < status.revision);
+    assert!(status.problems.iter().any(|text| text.contains("put_policy")), "{:?}", status.problems);
+    assert_eq!(core.policy_in_force(&name("shop/allow")), None);
+    // Meanwhile another pod comes; addresses and endpoints do not wait for the policy that failed.
+    core.apply(vec![slice("one", &[remote("u7", 300, "10.244.2.7")])]);
+    core.flush();
+    assert!(world.held().ipcache.contains_key(&ip("10.244.2.7")));
+    world.heal();
+    core.set_time(wake + RETRY_MAX);
+    core.flush();
+    let status = core.status();
+    assert_eq!(status.revision_in_force, status.revision);
+    assert!(status.problems.is_empty(), "{:?}", status.problems);
+    assert_eq!(core.policy_in_force(&name("shop/allow")).as_deref(), Some("5"));
+    assert_ne!(world.held().endpoints.values().next().expect("there").ingress, PolicyId::OPEN);
+}
+
+#[test]
+fn nothing_is_removed_before_every_source_is_complete() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut first = synced_core(&world, dir.path());
+    first.apply(vec![Change::Policy(policy("shop/allow", "5", "web", "client")), slice("one", &[remote("u7", 300, "10.244.2.7")])]);
+    attach(&mut first, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    let identity = first.list_endpoints()[0].identity;
+    let labels = first.endpoints.rows.values().next().expect("there").record.labels.clone();
+    first.flush();
+    drop(first);
+    let before = world.held().endpoints.clone();
+    world.held().links.insert(before.values().next().map(|_| String::new()).unwrap_or_default(), 1);
+    world.take_log();
+
+    let mut second = core(&world, dir.path());
+    let (records, unusable) = second.read_records().expect("read");
+    assert!(unusable.is_empty());
+    let links: Vec<_> = records.iter().map(|record| (record.device.clone(), 1)).collect();
+    assert!(second.restore(records, &links).expect("restore").records.is_empty());
+    second.flush();
+    let news = |second: &mut Core, changes: Vec<Change>| {
+        second.apply(changes);
+        second.flush();
+    };
+    news(&mut second, vec![Change::Node(node("n1", 1)), Change::Node(node("n2", 2)), Change::Synced(Source::Nodes)]);
+    news(&mut second, vec![Change::Pod(pod("shop/web", "u1", &[("app", "web")])), Change::Synced(Source::Pods)]);
+    news(&mut second, vec![Change::Namespace(namespace("shop", &[])), Change::Synced(Source::Namespaces)]);
+    news(&mut second, vec![Change::Synced(Source::Slices)]);
+    news(&mut second, vec![Change::Identity(IdentityLabels { identity: Identity::from_raw(identity), labels }), Change::Synced(Source::Identities)]);
+    assert!(world.take_log().is_empty(), "the policies are still missing");
+    assert_eq!(world.held().endpoints, before);
+    news(&mut second, vec![Change::Policy(policy("shop/allow", "5", "web", "client")), Change::Synced(Source::Policies)]);
+    // Now what the slices no longer have is gone, and the endpoint is as it was.
+    assert!(!world.held().ipcache.contains_key(&ip("10.244.2.7")));
+    let held = world.held();
+    let after = held.endpoints.values().next().expect("there");
+    assert_eq!(after.identity.raw(), identity);
+    assert_ne!(after.ingress, PolicyId::OPEN);
+    assert_eq!(held.policies.len(), 1, "the former agent's policy is gone");
+}
+
+#[test]
+fn an_endpoint_whose_identity_object_vanished_keeps_it_and_asks_for_it() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    attach(&mut core, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    let identity = Identity::from_raw(core.list_endpoints()[0].identity);
+    core.apply(vec![Change::IdentityGone(identity)]);
+    core.flush();
+    assert_eq!(core.list_endpoints()[0].identity, identity.raw());
+    assert_eq!(core.wanted_identities().len(), 1);
+    number_all(&mut core);
+    core.flush();
+    assert!(core.wanted_identities().is_empty());
+    assert_eq!(core.list_endpoints()[0].identity, identity.raw());
+}
+
+#[test]
+fn routes_follow_the_nodes() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    assert_eq!(world.held().routes.len(), 4);
+    core.apply(vec![Change::NodeGone("n2".into()), Change::Node(node("n3", 3))]);
+    core.flush();
+    let held = world.held();
+    assert_eq!(held.routes.len(), 4);
+    assert!(held.routes.keys().all(|cidr| !cidr.to_string().starts_with("10.244.2.")));
+    assert_eq!(held.ipcache[&ip("172.31.0.13")].identity, Identity::REMOTE_NODE);
+    assert_eq!(held.ipcache[&ip("172.31.0.11")].identity, Identity::HOST);
+    assert!(!held.ipcache.contains_key(&ip("172.31.0.12")));
+}

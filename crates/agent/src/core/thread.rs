@@ -3,6 +3,7 @@
 
 use super::Core;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -20,6 +21,7 @@ type Job = Box<dyn FnOnce(&mut Core) + Send>;
 #[derive(Clone)]
 pub struct Handle {
     jobs: SyncSender<Job>,
+    core: Arc<Mutex<Core>>,
 }
 
 /// The thread has ended, or cannot keep up.
@@ -49,32 +51,43 @@ impl Handle {
         }
         receiver.await.map_err(|_| Unavailable)
     }
+
+    /// Looks at the tables between two batches, without a turn in the queue.
+    pub fn look<R>(&self, at: impl FnOnce(&Core) -> R) -> R {
+        at(&lock(&self.core))
+    }
 }
 
 /// Starts the thread. It ends when the last [`Handle`] is gone.
 ///
 /// # Errors
 /// The system has no thread left.
-pub fn spawn(mut core: Core) -> std::io::Result<(Handle, JoinHandle<()>)> {
+pub fn spawn(core: Core) -> std::io::Result<(Handle, JoinHandle<()>)> {
     let (jobs, queue) = sync_channel::<Job>(QUEUE_MAX);
+    let shared = Arc::new(Mutex::new(core));
+    let core = shared.clone();
     let thread = std::thread::Builder::new().name("weft-control".into()).spawn(move || {
         let start = Instant::now();
         let mut wake: Option<Duration> = None;
         loop {
             let sleep = wake.map_or(IDLE, |at| at.saturating_sub(start.elapsed()));
-            match queue.recv_timeout(sleep) {
-                Ok(job) => {
-                    core.set_time(start.elapsed());
-                    job(&mut core);
-                    for job in queue.try_iter().take(BATCH_MAX) {
-                        job(&mut core);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => core.set_time(start.elapsed()),
+            let first = match queue.recv_timeout(sleep) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut core = lock(&core);
+            core.set_time(start.elapsed());
+            for job in first.into_iter().chain(queue.try_iter().take(BATCH_MAX)) {
+                job(&mut core);
             }
             wake = core.flush();
         }
     })?;
-    Ok((Handle { jobs }, thread))
+    Ok((Handle { jobs, core: shared }, thread))
+}
+
+/// A closure that panicked was one question; the tables are still what they are.
+fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {
+    core.lock().unwrap_or_else(PoisonError::into_inner)
 }

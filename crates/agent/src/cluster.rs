@@ -1,0 +1,156 @@
+//! [`Cluster`] over the API server, and what is written there on behalf of this node: its slices, its CiliumNode,
+//! its conditions, the numbers of new label sets. All of it beside the path of an ADD, but for a number that nobody
+//! made yet.
+
+use crate::attach::obtain_identity;
+use crate::core::Progress;
+use crate::core::thread::Handle;
+use crate::ports::{Cluster, ClusterError, Created};
+use futures::future::{BoxFuture, FutureExt as _};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use weft_k8s::{Client, identity, node, pod, slice};
+use weft_model::intent::{IdentityLabels, Namespace, ObjectName, Pod};
+
+/// Pause before something that failed is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The API server.
+pub struct ApiServer {
+    client: Client,
+}
+
+impl ApiServer {
+    /// Over a client.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+}
+
+fn failed(what: String) -> impl FnOnce(weft_k8s::Error) -> ClusterError {
+    move |source| ClusterError { what, source: Some(Box::new(source)) }
+}
+
+impl Cluster for ApiServer {
+    fn pod<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<Option<Pod>, ClusterError>> {
+        async move { pod::get(&self.client, name).await.map_err(failed(format!("read pod {name}"))) }.boxed()
+    }
+
+    fn namespace<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Namespace>, ClusterError>> {
+        async move { pod::namespace(&self.client, name).await.map_err(failed(format!("read namespace {name}"))) }.boxed()
+    }
+
+    fn create_identity<'a>(&'a self, row: &'a IdentityLabels) -> BoxFuture<'a, Result<Created, ClusterError>> {
+        async move {
+            let outcome = identity::create(&self.client, row).await;
+            match outcome.map_err(failed(format!("create identity {}", row.identity)))? {
+                identity::Outcome::Created => Ok(Created::Yes),
+                identity::Outcome::Exists(labels) if labels == row.labels => Ok(Created::Yes),
+                identity::Outcome::Exists(labels) => Ok(Created::Taken(IdentityLabels { identity: row.identity, labels })),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// Keeps this node's slices as its endpoints are.
+pub async fn announce_endpoints(core: Handle, client: Client, node_name: String, stop: CancellationToken) {
+    let Ok(signals) = core.call(|core| core.signals()).await else { return };
+    let writer = slice::Writer::start(client, &node_name, stop.clone());
+    let mut announced = writer.announced();
+    loop {
+        match core.call(|core| core.announced()).await {
+            Ok(Some(endpoints)) => {
+                writer.set(endpoints);
+            }
+            Ok(None) => {}
+            Err(_) => return,
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = signals.endpoints.notified() => break,
+                changed = announced.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let problem = announced.borrow_and_update().problem.clone();
+                    let _ = core.call(move |core| core.set_problem("endpoint slices", problem)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Gets numbers for label sets that endpoints changed to, or whose objects were taken away.
+pub async fn number_labels(core: Handle, cluster: Arc<dyn Cluster>, stop: CancellationToken) {
+    let Ok(signals) = core.call(|core| core.signals()).await else { return };
+    loop {
+        let Ok(wanted) = core.call(|core| core.wanted_identities()).await else { return };
+        let mut problem = None;
+        for labels in wanted {
+            match obtain_identity(&core, &*cluster, &labels).await {
+                Ok(Ok(_)) => {
+                    let _ = core.call(move |core| core.identity_obtained(&labels)).await;
+                }
+                Ok(Err(text)) => problem = Some(text),
+                Err(error) => problem = Some(error.to_string()),
+            }
+        }
+        let failed = problem.is_some();
+        let _ = core.call(move |core| core.set_problem("identities", problem)).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = signals.identities.notified() => {}
+            () = tokio::time::sleep(RETRY), if failed => {}
+        }
+    }
+}
+
+/// Tells the cluster what this node is, and, once it is, that pods may come.
+pub async fn announce_node(
+    core: Handle,
+    client: Client,
+    node_name: String,
+    mut progress: watch::Receiver<Progress>,
+    stop: CancellationToken,
+) {
+    let Ok(signals) = core.call(|core| core.signals()).await else { return };
+    let (mut told, mut ready_told) = (None, false);
+    loop {
+        let name = node_name.clone();
+        let Ok(mut nodes) = core.call(|core| core.nodes()).await else { return };
+        let mut problem = None;
+        if let Some(own) = nodes.remove(&name) {
+            let announcement = node::Announcement {
+                name: name.clone(),
+                addresses: own.addresses,
+                pod_cidrs: own.pod_cidrs,
+                boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()),
+            };
+            if told.as_ref() != Some(&announcement) {
+                match node::announce(&client, &announcement).await {
+                    Ok(()) => told = Some(announcement),
+                    Err(error) => problem = Some(crate::core::describe(&error)),
+                }
+            }
+        }
+        if progress.borrow_and_update().ready && !ready_told {
+            match node::set_network_ready(&client, &name).await {
+                Ok(()) => ready_told = true,
+                Err(error) => problem = Some(crate::core::describe(&error)),
+            }
+        }
+        let failed = problem.is_some();
+        let _ = core.call(move |core| core.set_problem("node object", problem)).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = signals.nodes_announce.notified() => {}
+            changed = progress.changed(), if !ready_told => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if failed => {}
+        }
+    }
+}

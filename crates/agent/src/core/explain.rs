@@ -1,0 +1,101 @@
+//! Would it pass? Asked of the policies in force.
+
+use super::Core;
+use super::endpoints::{Endpoint, refusal};
+use std::net::IpAddr;
+use weft_api::agent::{Decision, ExplainPeer, ExplainRequest, Explanation};
+use weft_api::cni::{CniError, code};
+use weft_api::flow::PolicyRef;
+use weft_control::explain::{self, Party, Question};
+use weft_model::id::Identity;
+use weft_model::intent::ObjectName;
+
+impl Core {
+    /// Whether a new connection would pass, and why.
+    ///
+    /// # Errors
+    /// Names the field that makes no sense, or the pod that is not known here.
+    pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, CniError> {
+        let protocol = match request.protocol.to_ascii_uppercase().as_str() {
+            "TCP" => 6,
+            "UDP" => 17,
+            "SCTP" => 132,
+            "ICMP" => 1,
+            "ICMPV6" => 58,
+            _ => {
+                let details = format!("protocol: expected TCP, UDP, SCTP or ICMP, found {:?}", request.protocol);
+                return Err(refusal(code::DECODING_FAILURE, "malformed request", &details));
+            }
+        };
+        let (from, to) = (self.candidates(&request.from)?, self.candidates(&request.to)?);
+        let pair = from.iter().find_map(|from| {
+            let same = to.iter().find(|to| to.is_ipv4() == from.is_ipv4())?;
+            Some((*from, *same))
+        });
+        let Some((from, to)) = pair else {
+            return Err(refusal(code::AGENT, "no address family in common", &format!("{from:?} and {to:?}")));
+        };
+        let question = Question { from: self.party(from), to: self.party(to), protocol, port: request.port };
+        let answer = explain::explain(&self.policy.engine, &question);
+        Ok(Explanation { egress: answer.egress.map(decision), ingress: answer.ingress.map(decision) })
+    }
+
+    fn candidates(&self, peer: &ExplainPeer) -> Result<Vec<IpAddr>, CniError> {
+        let text = match peer {
+            ExplainPeer::Ip(ip) => return Ok(vec![*ip]),
+            ExplainPeer::Pod(text) => text,
+        };
+        let Some((namespace, name)) = text.split_once('/') else {
+            let details = format!("expected namespace/name, found {text:?}");
+            return Err(refusal(code::DECODING_FAILURE, "malformed request", &details));
+        };
+        let name = ObjectName { namespace: namespace.into(), name: name.into() };
+        let local = self.endpoints.rows.values().filter(|endpoint| endpoint.is_active() && endpoint.record.pod == name);
+        let newest = local.max_by_key(|endpoint| endpoint.sequence).map(|endpoint| endpoint.record.addresses.clone());
+        let addresses = newest.unwrap_or_else(|| self.addresses.of_pod(&name));
+        if addresses.is_empty() {
+            return Err(refusal(code::AGENT, "no such pod", &format!("{name} has no endpoint that this node knows of")));
+        }
+        Ok(addresses)
+    }
+
+    fn party(&self, address: IpAddr) -> Party {
+        let mut local = self.endpoints.rows.values().filter(|endpoint| endpoint.is_active());
+        let endpoint: Option<&Endpoint> = local.find(|endpoint| endpoint.record.addresses.contains(&address));
+        let identity = self.addresses.get(address).map_or_else(|| self.stranger(address), |entry| entry.identity);
+        Party { endpoint: endpoint.map(|endpoint| endpoint.record.id), identity, address }
+    }
+
+    /// What the kernel takes an address for that nobody claims.
+    fn stranger(&self, address: IpAddr) -> Identity {
+        if self.in_a_pool(address) {
+            return Identity::UNKNOWN;
+        }
+        match (self.settings.ipv4 && self.settings.ipv6, address.is_ipv4()) {
+            (false, _) => Identity::WORLD,
+            (true, true) => Identity::WORLD_IPV4,
+            (true, false) => Identity::WORLD_IPV6,
+        }
+    }
+}
+
+fn decision(decision: explain::Decision) -> Decision {
+    let rule = |rule: weft_control::policy::RuleRef| PolicyRef {
+        kind: rule.kind.to_owned(),
+        namespace: rule.object.namespace.clone(),
+        name: rule.object.name.clone(),
+        rule: Some(rule.place()),
+    };
+    let isolating = |(kind, name): (&'static str, ObjectName)| PolicyRef {
+        kind: kind.to_owned(),
+        namespace: name.namespace,
+        name: name.name,
+        rule: None,
+    };
+    let policies = if decision.allowed {
+        decision.allowing.into_iter().map(rule).collect()
+    } else {
+        decision.isolating.into_iter().map(isolating).collect()
+    };
+    Decision { allowed: decision.allowed, reason: decision.reason, policies }
+}

@@ -1,0 +1,226 @@
+//! Answers to the local API.
+
+use crate::attach::Attachments;
+use crate::core::Progress;
+use crate::core::endpoints::refusal;
+use crate::core::thread::{Handle, Unavailable};
+use crate::server::Handler;
+use futures::future::{BoxFuture, FutureExt as _};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use weft_abi::DropReason;
+use weft_api::agent::{Request, Response, Status, WaitRequest};
+use weft_api::cni::{CniError, code};
+use weft_api::flow::{Direction as FlowDirection, PolicyRef};
+use weft_control::policy::Direction;
+use weft_datapath::{Flows, Metrics};
+use weft_model::id::{EndpointId, Identity, RuleId};
+use weft_model::intent::ObjectName;
+use weft_observe::{Directory, Observer, Party};
+
+/// Longest wait that is granted.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+/// Connections that are listed.
+const CONNECTIONS_MAX: usize = 65_536;
+
+/// Answers.
+pub struct Local {
+    /// The tables.
+    pub core: Handle,
+    /// CNI.
+    pub attachments: Attachments,
+    /// How far the tables are.
+    pub progress: watch::Receiver<Progress>,
+    /// Counters of the kernel.
+    pub metrics: Metrics,
+    /// Connections in the kernel.
+    pub flows: Flows,
+    /// Events.
+    pub observer: Arc<Observer>,
+}
+
+impl Handler for Local {
+    fn handle(self: Arc<Self>, request: Request, answers: mpsc::Sender<Response>) -> BoxFuture<'static, ()> {
+        async move {
+            if let Request::Observe { filter, last, follow } = request {
+                self.observer.answer(filter, last, follow, &answers).await;
+                return;
+            }
+            let answer = self.answer(request).await.unwrap_or_else(Response::Error);
+            let _ = answers.send(answer).await;
+        }
+        .boxed()
+    }
+}
+
+impl Local {
+    async fn answer(&self, request: Request) -> Result<Response, CniError> {
+        let done = |()| Response::Done;
+        match request {
+            Request::CniAdd(request) => self.attachments.add(request).await.map(Response::CniResult),
+            Request::CniDel(request) => self.attachments.del(request).await.map(done),
+            Request::CniCheck(request) => self.attachments.check(request).await.map(done),
+            Request::CniStatus => self.attachments.status().await.map(done),
+            Request::CniGc(request) => self.attachments.gc(request).await.map(done),
+            Request::Status => self.status().await.map(Response::Status),
+            Request::Endpoints => Ok(Response::Endpoints(self.core.look(|core| core.list_endpoints()))),
+            Request::Identities => Ok(Response::Identities(self.core.look(|core| core.list_identities()))),
+            Request::Policies => Ok(Response::Policies(self.core.look(|core| core.list_policies()))),
+            Request::Ipcache => Ok(Response::Ipcache(self.core.look(|core| core.list_ipcache()))),
+            Request::Connections => self.connections().await,
+            Request::Maps => {
+                let maps = self.core.call(|core| core.maps()).await.map_err(gone)?;
+                maps.map(Response::Maps).map_err(|error| kernel(&error))
+            }
+            Request::Explain(request) => self.core.look(|core| core.explain(&request)).map(Response::Explanation),
+            Request::Wait(request) => self.wait(request).await.map(Response::Status),
+            Request::Observe { .. } => Err(refusal(code::AGENT, "observe has many answers", "")),
+        }
+    }
+
+    async fn status(&self) -> Result<Status, CniError> {
+        let mut status = self.core.look(|core| core.status());
+        let metrics = self.metrics.clone();
+        let counters = tokio::task::spawn_blocking(move || metrics.read()).await.map_err(|error| kernel(&error))?;
+        for counter in counters.map_err(|error| kernel(&error))? {
+            let direction = if counter.egress { "egress" } else { "ingress" }.to_owned();
+            match DropReason::from_raw(counter.reason) {
+                Some(reason) => status.drops.push((reason.text().to_owned(), direction, counter.packets, counter.bytes)),
+                None if counter.reason == 0 => {}
+                None => status.drops.push((format!("reason {}", counter.reason), direction, counter.packets, counter.bytes)),
+            }
+        }
+        Ok(status)
+    }
+
+    async fn connections(&self) -> Result<Response, CniError> {
+        let flows = self.flows.clone();
+        let listed = tokio::task::spawn_blocking(move || flows.list(CONNECTIONS_MAX)).await.map_err(|error| kernel(&error))?;
+        let connections = listed.map_err(|error| kernel(&error))?;
+        let now_s = monotonic_s();
+        Ok(Response::Connections(connections.into_iter().map(|row| connection(row, now_s)).collect()))
+    }
+
+    async fn wait(&self, request: WaitRequest) -> Result<Status, CniError> {
+        let timeout_ms = match &request {
+            WaitRequest::Ready { timeout_ms } | WaitRequest::Revision { timeout_ms, .. } | WaitRequest::Policy { timeout_ms, .. } => *timeout_ms,
+        };
+        let until = Instant::now() + Duration::from_millis(timeout_ms).min(WAIT_MAX);
+        let mut progress = self.progress.clone();
+        loop {
+            progress.borrow_and_update();
+            if self.holds(&request)? {
+                return self.status().await;
+            }
+            match tokio::time::timeout_at(until, progress.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(gone(Unavailable)),
+                Err(_) => {
+                    let status = self.core.look(|core| core.status());
+                    let why = [status.waiting_for, status.problems].concat().join("; ");
+                    return Err(refusal(code::TRY_AGAIN_LATER, "not within the time given", &why));
+                }
+            }
+        }
+    }
+
+    /// Whether the fact holds; an error if it never will.
+    fn holds(&self, request: &WaitRequest) -> Result<bool, CniError> {
+        self.core.look(|core| match request {
+            WaitRequest::Ready { .. } => Ok(core.status().ready),
+            WaitRequest::Revision { revision, .. } => Ok(core.status().revision_in_force >= *revision),
+            WaitRequest::Policy { namespace, name, resource_version, .. } => {
+                let name = ObjectName { namespace: namespace.clone(), name: name.clone() };
+                let Some(version) = resource_version else { return Ok(core.policy_is_gone(&name)) };
+                if let Some(problem) = core.policy_problem(&name, version) {
+                    return Err(refusal(code::AGENT, "this version is refused", &problem));
+                }
+                Ok(core.policy_in_force(&name).is_some_and(|in_force| in_force == *version))
+            }
+        })
+    }
+}
+
+/// The state of a connection as people call it.
+fn state(protocol: u8, flags: u16) -> &'static str {
+    use weft_abi::flow_flags::{FIN_FORWARD, FIN_REPLY, RST, SEEN_REPLY};
+    let has = |flag: u16| flags & flag != 0;
+    match protocol {
+        _ if has(RST) => "reset",
+        _ if has(FIN_FORWARD) && has(FIN_REPLY) => "closed",
+        _ if has(FIN_FORWARD) || has(FIN_REPLY) => "closing",
+        _ if has(SEEN_REPLY) => "established",
+        6 => "syn",
+        _ => "unreplied",
+    }
+}
+
+/// The clock of [`weft_datapath::Connection::last_seen_s`].
+fn monotonic_s() -> u32 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(|now| now.tv_sec()).unwrap_or_default();
+    u32::try_from(now).unwrap_or(u32::MAX)
+}
+
+fn connection(connection: weft_datapath::Connection, now_s: u32) -> weft_api::agent::Connection {
+    weft_api::agent::Connection {
+        protocol: weft_observe::decode::protocol_name(connection.protocol),
+        source: connection.source.address,
+        source_port: connection.source.port,
+        destination: connection.destination.address,
+        destination_port: connection.destination.port,
+        state: state(connection.protocol, connection.flags).to_owned(),
+        idle_s: u64::from(now_s.saturating_sub(connection.last_seen_s)),
+        packets: (connection.source.packets, connection.destination.packets),
+        bytes: (connection.source.bytes, connection.destination.bytes),
+        masquerade: connection.masquerade,
+    }
+}
+
+/// Names for events, from the tables.
+pub struct Names {
+    core: Handle,
+}
+
+impl Names {
+    /// From these tables.
+    #[must_use]
+    pub fn new(core: Handle) -> Self {
+        Self { core }
+    }
+}
+
+impl Directory for Names {
+    fn party(&self, address: IpAddr) -> Option<Party> {
+        self.core.look(|core| {
+            let pod = core.pod_with(address).map(|pod| Party::Pod { namespace: pod.namespace, name: pod.name });
+            pod.or_else(|| core.node_with(address).map(Party::Node))
+        })
+    }
+
+    fn labels(&self, identity: Identity) -> Option<Vec<String>> {
+        Some(self.core.look(|core| core.labels_for_people(identity)))
+    }
+
+    fn rule(&self, rule: RuleId) -> Option<PolicyRef> {
+        self.core.look(|core| core.rule(rule))
+    }
+
+    fn isolating(&self, endpoint: EndpointId, direction: FlowDirection) -> Vec<PolicyRef> {
+        let direction = match direction {
+            FlowDirection::Ingress => Direction::Ingress,
+            FlowDirection::Egress => Direction::Egress,
+        };
+        self.core.look(|core| core.isolating(endpoint, direction)).unwrap_or_default()
+    }
+}
+
+fn gone(_: Unavailable) -> CniError {
+    refusal(code::TRY_AGAIN_LATER, "the agent is stopping", "")
+}
+
+fn kernel(error: &dyn std::error::Error) -> CniError {
+    refusal(code::IO_FAILURE, "the kernel cannot be read", &crate::core::describe(error))
+}
