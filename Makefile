@@ -1,0 +1,61 @@
+# The front door. `make` alone says what there is.
+.SILENT:
+.PHONY: help up down test bench check audit build setup root
+
+# One profile for the tests, another for running: debug and release.
+PROGRAMS := -p weft-cli -p weft-agent -p weft-operator -p weft-cni
+RELEASE := target/release
+NAME ?= weft
+UP ?=
+
+help:
+	echo "make up     a 3-node cluster on this machine (UP='--nodes 5 --routing vxlan' for another; root)"
+	echo "make down   remove it, however it was left (root)"
+	echo "make test   all tests, whole clusters included (root)"
+	echo "make bench  benchmarks beside plain forwarding and the bridge CNI (root)"
+	echo "make check  format, lints, licences, structure"
+	echo "make audit  known vulnerabilities of the crates (needs the network)"
+	echo "make build  the programs, into $(RELEASE)"
+	echo "make setup  install what building needs; the others do so by themselves"
+
+root:
+	[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) needs root (network namespaces, eBPF): sudo -E env PATH=\$$PATH make $(MAKECMDGOALS)" >&2; exit 1; }
+
+setup:
+	scripts/setup.sh
+
+build: setup
+	cargo xtask build-ebpf
+	cargo build --quiet --release $(PROGRAMS)
+
+up: root build
+	$(RELEASE)/weft up --name $(NAME) $(UP)
+
+# Also when nothing was ever built here.
+down: root
+	[ -x $(RELEASE)/weft ] || $(MAKE) build
+	$(RELEASE)/weft down --name $(NAME)
+
+test: root
+	scripts/setup.sh test
+	cargo xtask build-ebpf
+	cargo build --quiet $(PROGRAMS)
+	cargo test --quiet --no-fail-fast
+
+bench: root build
+	scripts/setup.sh test
+	cargo build --quiet --release -p weft-bench
+	$(RELEASE)/weft-bench $(BENCH)
+
+check:
+	scripts/setup.sh check
+	cargo xtask build-ebpf
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo deny --log-level error check bans licenses sources
+	cargo xtask tidy
+
+# Asks the network for known vulnerabilities.
+audit:
+	scripts/setup.sh check
+	cargo deny --log-level error check advisories

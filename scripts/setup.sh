@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Installs what building (and, with `test`, testing) Weft needs beside a Rust tool chain: only what is missing, each
+# said in one line. For Debian 12 and Ubuntu 24.04; elsewhere it says what is wanted.
+#   scripts/setup.sh          to build and run
+#   scripts/setup.sh test     also what the tests and benchmarks compare with
+#   scripts/setup.sh check    also what `make check` calls
+set -euo pipefail
+
+BPF_LINKER=0.13.0
+LLVM=22
+what=${1:-build}
+
+say() { echo "setup: $*"; }
+die() { echo "setup: $*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+case $what in build | test | check) ;; *) die "$what: expected build, test or check" ;; esac
+[ "$(uname -s)" = Linux ] || die "Weft needs Linux"
+[ -r /sys/kernel/btf/vmlinux ] || die "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF), which Weft needs"
+have cargo || die "no cargo: install a Rust tool chain first (https://rustup.rs)"
+
+# A compiler that has the source of its library: the kernel programs' `core` is built from it.
+has_source() { [ -n "$1" ] && [ -e "$("$1" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library/core/Cargo.toml" ]; }
+rustup_rustc() { have rustup && rustup which ${1:+--toolchain "$1"} rustc 2>/dev/null || true; }
+any_source() { has_source "$(rustup_rustc nightly)" || has_source "$(rustup_rustc)" || has_source /usr/bin/rustc; }
+
+apt=()
+want() { installed "$1" || apt+=("$1"); }
+known() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'; }
+
+if have apt-get; then
+  have cc || want gcc
+  [ -e /usr/include/stdio.h ] || want libc6-dev
+  if ! have bpf-linker; then
+    have g++ || want g++
+    want zlib1g-dev
+    want libzstd-dev
+  fi
+  if [ "$what" = test ]; then
+    want containerd
+    want runc
+    want containernetworking-plugins
+  fi
+fi
+
+need_root() { [ "$(id -u)" = 0 ] || die "$* needs root: run it with sudo"; }
+apt_install() {
+  have apt-get || die "no apt-get here: please install $*"
+  need_root "installing $*"
+  say "apt-get install $*"
+  if ! DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/tmp/weft-setup.$$ 2>&1; then
+    apt-get update -qq >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/tmp/weft-setup.$$ 2>&1 ||
+      { cat /tmp/weft-setup.$$ >&2; rm -f /tmp/weft-setup.$$; die "apt-get failed, see above"; }
+  fi
+  rm -f /tmp/weft-setup.$$
+}
+
+if ! any_source; then
+  if have apt-get && { known rust-web-src || { [ "$(id -u)" = 0 ] && apt-get update -qq && known rust-web-src; }; }; then
+    # Debian keeps a current compiler for its browsers.
+    want rustc-web
+    want cargo-web
+    want rust-web-src
+  elif have rustup; then
+    say "rustup component add rust-src"
+    rustup -q component add rust-src
+  else
+    die "no Rust compiler with the source of its library: install rustup (https://rustup.rs), then run this again"
+  fi
+fi
+if [ ${#apt[@]} -gt 0 ]; then apt_install "${apt[@]}"; fi
+any_source || die "the Rust compilers here lack the source of their library (rustup component add rust-src)"
+
+if ! have bpf-linker; then
+  if [ ! -x /usr/lib/llvm-$LLVM/bin/llvm-config ]; then
+    if ! known llvm-$LLVM-dev; then
+      have apt-get || die "no LLVM $LLVM (llvm-config, libPolly), which bpf-linker is built with"
+      need_root "adding apt.llvm.org for LLVM $LLVM"
+      have curl || apt_install curl ca-certificates
+      release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+      say "adding https://apt.llvm.org/$release to apt's sources, for LLVM $LLVM"
+      curl -fsSL https://apt.llvm.org/llvm-snapshot.gpg.key -o /etc/apt/trusted.gpg.d/apt.llvm.org.asc
+      echo "deb https://apt.llvm.org/$release/ llvm-toolchain-$release-$LLVM main" >/etc/apt/sources.list.d/llvm-$LLVM.list
+      apt-get update -qq >/dev/null
+    fi
+    apt_install llvm-$LLVM-dev libpolly-$LLVM-dev
+  fi
+  say "cargo install bpf-linker $BPF_LINKER (about a minute)"
+  LLVM_PREFIX=/usr/lib/llvm-$LLVM cargo install --quiet --locked bpf-linker --version $BPF_LINKER \
+    --no-default-features --features llvm-$LLVM
+  have bpf-linker || die "bpf-linker was installed into cargo's bin directory, which is not in PATH: add ~/.cargo/bin"
+fi
+
+if ! have kubectl; then
+  case $(uname -m) in x86_64) arch=amd64 ;; aarch64) arch=arm64 ;; *) arch= ;; esac
+  url=https://dl.k8s.io/release/v1.32.4/bin/linux/$arch/kubectl
+  file=$(mktemp)
+  if [ "$(id -u)" = 0 ] && [ -n "$arch" ] && have curl && curl -fsSL --max-time 120 "$url" -o "$file" 2>/dev/null &&
+    echo "$(curl -fsSL --max-time 30 "$url.sha256" 2>/dev/null)  $file" | sha256sum --check --status 2>/dev/null; then
+    say "kubectl 1.32.4 from dl.k8s.io to /usr/local/bin"
+    install -m 755 "$file" /usr/local/bin/kubectl
+  elif have apt-get; then
+    apt_install kubernetes-client
+  else
+    say "no kubectl here: Weft works without, but you will want it"
+  fi
+  rm -f "$file"
+fi
+
+if [ "$what" = check ] && ! have cargo-deny; then
+  say "cargo install cargo-deny (some minutes)"
+  cargo install --quiet --locked cargo-deny --version 0.20.2
+fi
