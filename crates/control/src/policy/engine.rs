@@ -98,6 +98,8 @@ pub struct Engine {
     pub(super) dirty: Dirty,
     /// Peers that did not fit: denied, and tried again with every batch.
     pub(super) starved: BTreeMap<PolicyId, (Overflow, BTreeSet<Identity>)>,
+    /// The last plan made room.
+    pub(super) room: bool,
     /// The first batch was applied.
     pub(super) started: bool,
 }
@@ -131,7 +133,7 @@ impl Engine {
     /// does not fit is blocked, a peer that does not fit is denied. [`Self::problems`] has the reasons.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Plan {
         let mut policies: BTreeMap<ObjectName, Option<Arc<Policy>>> = BTreeMap::new();
-        let mut room = false;
+        let mut room = std::mem::take(&mut self.room);
         for change in changes {
             match change {
                 Change::PutPolicy(policy) => {
@@ -166,7 +168,7 @@ impl Engine {
         }
         room |= !policies.is_empty();
         for (name, _) in policies.iter().filter(|(_, policy)| policy.is_none()) {
-            self.refused.remove(name);
+            self.forget_refused(name);
             if let Some(old) = self.swap_policy(name, None) {
                 self.retire(&old, None);
             }
@@ -181,6 +183,13 @@ impl Engine {
         self.put_policies(policies.into_values().flatten().collect());
         self.started = true;
         self.emit()
+    }
+
+    /// Whether something that did not fit may fit once the last plan was carried out: then call [`Self::apply`] again,
+    /// if with nothing.
+    #[must_use]
+    pub fn wants_another(&self) -> bool {
+        self.room && !(self.refused.is_empty() && self.starved.is_empty())
     }
 
     fn mark_peer(&mut self, identity: Identity, users: BTreeSet<PolicyId>) {

@@ -70,6 +70,7 @@ impl Engine {
         plan.touched.extend(std::mem::take(&mut self.dirty.touched));
         self.dirty.born.clear();
         self.remove_unused_prefixes(&mut plan);
+        self.room = !(plan.remove.is_empty() && plan.remove_cidrs.is_empty());
         plan
     }
 

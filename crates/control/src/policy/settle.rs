@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use weft_model::desired::PortPrefix;
 use weft_model::id::{ClassId, EndpointId, Identity, PolicyId, RuleId};
-use weft_model::intent::{Policy, RemoteEndpoint};
+use weft_model::intent::{ObjectName, Policy, RemoteEndpoint};
 
 impl Engine {
     /// Puts policies in force: all together, or if that does not fit one by one, refusing those that do not.
@@ -22,16 +22,14 @@ impl Engine {
         }
         if self.try_policies(&policies).is_ok() {
             for policy in &policies {
-                self.refused.remove(&policy.name);
+                self.forget_refused(&policy.name);
             }
             self.settle_what_fits();
             return;
         }
         for policy in &policies {
             match self.try_policies(std::slice::from_ref(policy)) {
-                Ok(()) => {
-                    self.refused.remove(&policy.name);
-                }
+                Ok(()) => self.forget_refused(&policy.name),
                 Err(problem) => self.refuse(policy, problem),
             }
         }
@@ -42,6 +40,13 @@ impl Engine {
         self.settle_what_fits();
     }
 
+    /// A refused version counts no more: endpoints that were blocked for it may come up.
+    pub(super) fn forget_refused(&mut self, name: &ObjectName) {
+        if self.refused.remove(name).is_some() {
+            self.dirty.endpoints.extend(self.by_namespace.get(&name.namespace).into_iter().flatten());
+        }
+    }
+
     /// The object says what it said before.
     fn only_version_differs(&mut self, policy: &Arc<Policy>) -> bool {
         let Some(row) = self.policies.get_mut(&policy.name) else { return false };
@@ -49,10 +54,8 @@ impl Engine {
         let same = old.pod_selector == new.pod_selector && old.ingress == new.ingress && old.egress == new.egress;
         if same {
             row.object = Arc::clone(policy);
-            if self.refused.remove(&policy.name).is_some() {
-                self.dirty.endpoints.extend(self.by_namespace.get(&policy.name.namespace).into_iter().flatten());
-                self.settle_what_fits();
-            }
+            self.forget_refused(&policy.name);
+            self.settle_what_fits();
         }
         same
     }
@@ -92,8 +95,11 @@ impl Engine {
         };
         let in_namespace = self.by_namespace.get(&policy.name.namespace).into_iter().flatten();
         let old = in_namespace.filter(|id| !self.started || !self.dirty.born.contains(id));
-        let not_blocked = old.filter(|id| self.endpoints[id].now.blocked.is_none());
-        spared.extend(not_blocked);
+        let selected = old.filter(|id| {
+            let row = &self.endpoints[id];
+            row.now.blocked.is_none() && policy.pod_selector.matches(&row.endpoint.labels)
+        });
+        spared.extend(selected);
         let refused = Refused { object: Arc::clone(policy), problem, spared };
         self.refused.insert(policy.name.clone(), refused);
     }

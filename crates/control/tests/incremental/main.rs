@@ -10,7 +10,7 @@ use std::sync::Arc;
 use weft_control::oracle::feed::{self, Numbers};
 use weft_control::oracle::generate::{self, Random};
 use weft_control::oracle::{self, End, Packet, World};
-use weft_control::policy::{Change, Direction, Engine, Plan};
+use weft_control::policy::{Change, Direction, Engine, Limits, Plan};
 use weft_model::desired::{CompiledPolicy, PortPrefix};
 use weft_model::id::{ClassId, Identity, PolicyId};
 
@@ -32,10 +32,10 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(seed: u64, random: &mut Random) -> Self {
+    fn new(seed: u64, random: &mut Random, limits: Limits) -> Self {
         let world = generate::world(random);
         let mut numbers = Numbers::default();
-        let mut engine = Engine::default();
+        let mut engine = Engine::new(limits);
         let plan = engine.apply(feed::changes(&world, NODE, &mut numbers));
         let identities = numbers.identities(&world);
         let mut scene = Self {
@@ -272,7 +272,7 @@ fn every_history_ends_where_a_fresh_start_would() {
     let (mut watched_packets, mut steps) = (0, 0);
     for seed in 0..HISTORIES {
         let mut random = Random::new(seed);
-        let mut scene = Scene::new(seed, &mut random);
+        let mut scene = Scene::new(seed, &mut random, Limits::default());
         let mut next_name = 0;
         scene.check(&mut random);
         for _ in 0..CHANGES {
@@ -312,4 +312,68 @@ fn every_history_ends_where_a_fresh_start_would() {
         assert!(plan.is_empty(), "seed {seed}: nothing changed, yet {plan:?}");
     }
     println!("{steps} changes, {watched_packets} packets watched through every step");
+}
+
+#[test]
+fn with_too_little_room_nothing_passes_that_should_not() {
+    let (mut refused, mut denied, mut judged) = (0, 0, 0);
+    for seed in 0..HISTORIES {
+        let mut random = Random::new(seed);
+        let limits = Limits {
+            entries_per_policy: 5 + random.below(40),
+            peers_per_policy: 2 + random.below(30),
+            entries: 20 + random.below(200),
+            peers: 20 + random.below(200),
+            cidrs: 3 + random.below(20),
+        };
+        let mut scene = Scene::new(seed, &mut random, limits.clone());
+        let mut next_name = 0;
+        for _ in 0..CHANGES {
+            let after = change(&mut random, &scene.world, &mut next_name);
+            let changes = scene.changes_to(&after);
+            let plan = scene.engine.apply(changes);
+            scene.world = after;
+            scene.carry_out(plan, &[]);
+            if random.chance(30) {
+                let changes = scene.collect_identities();
+                let plan = scene.engine.apply(changes);
+                scene.carry_out(plan, &[]);
+            }
+            let compiled = scene.kernel.policies.values();
+            let (entries, peers) =
+                compiled.clone().fold((0, 0), |(e, p), policy| (e + policy.entries.len(), p + policy.peers.len()));
+            let sizes: BTreeMap<_, _> = scene.engine.sizes().into();
+            assert_eq!((sizes["entries"], sizes["peers"]), (entries, peers), "seed {seed}");
+            assert!(entries <= limits.entries && peers <= limits.peers, "seed {seed}");
+            assert!(scene.kernel.cidrs.len() <= limits.cidrs, "seed {seed}");
+            for policy in compiled {
+                assert!(policy.entries.len() <= limits.entries_per_policy, "seed {seed}");
+                assert!(policy.peers.len() <= limits.peers_per_policy, "seed {seed}");
+            }
+            let problems = scene.engine.problems();
+            refused += problems.iter().filter(|problem| problem.refused).count();
+            denied += problems.iter().filter(|problem| problem.text.contains("are denied")).count();
+            // What is in force is what the objects in force say, or less.
+            let mut accepted = scene.world.clone();
+            accepted.policies = scene.engine.policies().map(|(policy, _)| (**policy).clone()).collect();
+            for _ in 0..30 {
+                let Some(packet) = generate::packet(&mut random, &scene.world) else { continue };
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    let (End::Pod(n), _) = feed::sides(&packet, direction) else { continue };
+                    if scene.world.pods[n].host_network || scene.world.pods[n].node != NODE {
+                        continue;
+                    }
+                    judged += 1;
+                    let may = match direction {
+                        Direction::Ingress => oracle::may_enter(&accepted, &packet),
+                        Direction::Egress => oracle::may_leave(&accepted, &packet),
+                    };
+                    let passes = scene.kernel.allows(&scene.world, NODE, &packet, direction);
+                    assert!(may || !passes, "seed {seed}: {direction} of {packet:?}");
+                }
+            }
+        }
+    }
+    assert!(refused > 1_000 && denied > 100, "{refused} {denied}");
+    println!("{judged} packets judged, {refused} refusals, {denied} times peers were denied");
 }
