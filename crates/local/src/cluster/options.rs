@@ -160,18 +160,7 @@ impl UpOptions {
         };
         let bin_dir = self.bin_dir.clone().unwrap_or_default();
         let name = self.name.clone();
-        Ok(Config {
-            name,
-            nodes,
-            ipv4,
-            ipv6,
-            routing,
-            pod_cidrs,
-            service_cidrs,
-            kubeconfig,
-            port: 0,
-            bin_dir,
-        })
+        Ok(Config { name, nodes, ipv4, ipv6, routing, pod_cidrs, service_cidrs, kubeconfig, port: 0, bin_dir })
     }
 
     /// The first option that was given and differs from what an existing cluster has.

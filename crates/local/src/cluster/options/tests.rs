@@ -34,7 +34,9 @@ fn one_family_alone() {
 
 #[test]
 fn errors_name_the_option_and_what_was_expected() {
-    let cases: [(fn(&mut UpOptions), &str); 12] = [
+    /// Makes an option wrong.
+    type Change = fn(&mut UpOptions);
+    let cases: [(Change, &str); 12] = [
         (|o| o.name = "A_b".into(), "--name A_b: expected 1 to 20 lowercase"),
         (|o| o.nodes = Some(0), "--nodes 0: expected 1 to"),
         (|o| o.ip_families = Some("ipv5".into()), "--ip-families ipv5: expected"),
