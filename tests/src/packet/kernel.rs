@@ -1,0 +1,226 @@
+//! The kernel programs under test: the real object, loaded with maps of its own, run by `BPF_PROG_TEST_RUN`.
+
+use anyhow::{Context, Result, bail};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use std::net::IpAddr;
+use std::path::Path;
+use weft_abi::{
+    Addr, CidrValue, DropReason, EndpointInfo, Event, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo,
+    LpmKey, MetricKey, MetricValue, NodeConfig, PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, RouteInfo,
+    map_name,
+};
+
+#[path = "../../../xtask/src/stamp.rs"]
+mod stamp;
+
+/// `TC_ACT_OK`: to the stack.
+pub const PASS: u32 = 0;
+/// `TC_ACT_SHOT`.
+pub const DROP: u32 = 2;
+/// `TC_ACT_REDIRECT`.
+pub const REDIRECT: u32 = 7;
+
+/// Size of `struct __sk_buff` and the offsets of the fields that a test sets.
+const SKB: usize = 192;
+const SKB_MARK: usize = 8;
+const SKB_IFINDEX: usize = 40;
+
+/// What a program did with a frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// Its return value.
+    pub action: u32,
+    /// The frame after it.
+    pub frame: Vec<u8>,
+    /// Nanoseconds per run.
+    pub ns: u64,
+}
+
+/// The programs and their maps. Nothing is pinned or attached: all of it goes with the value.
+#[expect(missing_docs, reason = "the maps by their names")]
+pub struct Kernel {
+    ebpf: aya::Ebpf,
+    pub endpoints: HashMap<MapData, Addr, EndpointInfo>,
+    pub ipcache: HashMap<MapData, Addr, IpcacheInfo>,
+    pub cidrs: LpmTrie<MapData, Addr, CidrValue>,
+    pub routes: LpmTrie<MapData, Addr, RouteInfo>,
+    pub peers: HashMap<MapData, PolicyPeerKey, u32>,
+    pub entries: HashMap<MapData, PolicyEntryKey, PolicyEntryValue>,
+    pub info: HashMap<MapData, u32, PolicyInfo>,
+    pub flows: HashMap<MapData, FlowKey, FlowEntry>,
+    pub fragments: HashMap<MapData, FragmentKey, FragmentValue>,
+    pub generations: Array<MapData, u32>,
+    pub config: Array<MapData, NodeConfig>,
+    pub events: RingBuf<MapData>,
+    pub metrics: PerCpuArray<MapData, MetricValue>,
+}
+
+/// The object, if it is there and made from the sources as they are.
+///
+/// # Errors
+/// If it is missing or stale.
+pub fn object() -> Result<Vec<u8>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has a root")?;
+    let wanted = stamp::fingerprint(root).context("read the sources of the kernel programs")?;
+    let found = std::fs::read_to_string(root.join(stamp::STAMP)).context("run `cargo xtask build-ebpf`")?;
+    if wanted != found && std::env::var_os("WEFT_ALLOW_STALE_BPF").is_none() {
+        bail!("target/bpf/weft.o is older than its sources: run `cargo xtask build-ebpf`");
+    }
+    std::fs::read(root.join(stamp::OBJECT)).context("run `cargo xtask build-ebpf`")
+}
+
+impl Kernel {
+    /// Loads the object: the maps small, but of the real kinds and flags.
+    ///
+    /// # Errors
+    /// If the kernel refuses a map or a program.
+    pub fn load() -> Result<Self> {
+        Self::load_with(&[])
+    }
+
+    /// As [`Kernel::load`], with other sizes for some maps.
+    ///
+    /// # Errors
+    /// If the kernel refuses a map or a program.
+    pub fn load_with(sizes: &[(&str, u32)]) -> Result<Self> {
+        let mut loader = aya::EbpfLoader::new();
+        for name in [
+            map_name::IPCACHE,
+            map_name::CIDRS,
+            map_name::ROUTES,
+            map_name::POLICY_PEERS,
+            map_name::POLICY_ENTRIES,
+            map_name::FLOWS,
+        ] {
+            loader.map_max_entries(name, 4096);
+        }
+        for (name, size) in sizes {
+            loader.map_max_entries(name, *size);
+        }
+        let mut ebpf = loader.load(&object()?)?;
+        for (name, program) in ebpf.programs_mut() {
+            let program: &mut SchedClassifier = program.try_into()?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        let (endpoints, ipcache) = (take(map_name::ENDPOINTS)?, take(map_name::IPCACHE)?);
+        let (cidrs, routes) = (take(map_name::CIDRS)?, take(map_name::ROUTES)?);
+        let (peers, entries) = (take(map_name::POLICY_PEERS)?, take(map_name::POLICY_ENTRIES)?);
+        let (info, flows) = (take(map_name::POLICY_INFO)?, take(map_name::FLOWS)?);
+        let (fragments, generations) = (take(map_name::FRAGMENTS)?, take(map_name::GENERATIONS)?);
+        let (config, events) = (take(map_name::CONFIG)?, take(map_name::EVENTS)?);
+        let metrics = take(map_name::METRICS)?;
+        Ok(Self {
+            ebpf,
+            endpoints: endpoints.try_into()?,
+            ipcache: ipcache.try_into()?,
+            cidrs: cidrs.try_into()?,
+            routes: routes.try_into()?,
+            peers: peers.try_into()?,
+            entries: entries.try_into()?,
+            info: info.try_into()?,
+            flows: flows.try_into()?,
+            fragments: fragments.try_into()?,
+            generations: generations.try_into()?,
+            config: config.try_into()?,
+            events: events.try_into()?,
+            metrics: metrics.try_into()?,
+        })
+    }
+
+    /// Runs a program once on a frame that came by device `ifindex`.
+    ///
+    /// # Errors
+    /// If the kernel will not run it.
+    pub fn run(&self, program: &str, ifindex: u32, frame: &[u8]) -> Result<Outcome> {
+        self.repeat(program, ifindex, frame, 1, 0)
+    }
+
+    /// Runs a program `repeat` times on one frame, which is as it left it from the second time on.
+    ///
+    /// # Errors
+    /// If the kernel will not run it.
+    pub fn repeat(&self, program: &str, ifindex: u32, frame: &[u8], repeat: u32, mark: u32) -> Result<Outcome> {
+        let program: &SchedClassifier =
+            self.ebpf.program(program).with_context(|| format!("the object has no program {program}"))?.try_into()?;
+        let mut skb = [0_u8; SKB];
+        skb[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        skb[SKB_MARK..SKB_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+        let mut out = vec![0_u8; frame.len() + 256];
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&skb),
+            repeat,
+            ..TestRunOptions::new()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        let ns = u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX);
+        Ok(Outcome { action: result.return_value, frame: out, ns })
+    }
+
+    /// All events that wait.
+    pub fn drain(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            assert_eq!(item.len(), size_of::<Event>(), "size of an event");
+            // SAFETY: as many bytes as an `Event`, which is plain data.
+            events.push(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        events
+    }
+
+    /// Packets counted for a reason, both directions and all CPUs.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counted(&self, reason: Option<DropReason>) -> Result<u64> {
+        let mut packets = 0;
+        for egress in [false, true] {
+            let index = MetricKey::index(reason.map_or(0, |reason| reason as u8), egress);
+            packets += self.metrics.get(&index, 0)?.iter().map(|value| value.packets).sum::<u64>();
+        }
+        Ok(packets)
+    }
+
+    /// Raises the revision, after the generations of these endpoints (0: the node) have become newer than all flows.
+    ///
+    /// # Errors
+    /// If a map cannot be written.
+    pub fn bump(&mut self, touched: &[u16]) -> Result<()> {
+        let mut config = self.config.get(&0, 0)?;
+        config.revision += 1;
+        self.config.set(0, config, 0)?;
+        for slot in touched {
+            self.generations.set(u32::from(*slot), config.revision, 0)?;
+        }
+        Ok(())
+    }
+
+    /// All entries of the connection table.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn connections(&self) -> Result<Vec<(FlowKey, FlowEntry)>> {
+        Ok(self.flows.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// The entry (of kind `kind`) between two ends.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn connection(&self, kind: u8, one: IpAddr, other: IpAddr) -> Result<Option<(FlowKey, FlowEntry)>> {
+        let (one, other) = (Addr::from(one), Addr::from(other));
+        Ok(self.connections()?.into_iter().find(|(key, _)| {
+            key.kind == kind && (key.low == one && key.high == other || key.low == other && key.high == one)
+        }))
+    }
+}
+
+/// The key of a prefix, for aya.
+#[must_use]
+pub fn prefix(key: LpmKey) -> Key<Addr> {
+    Key::new(key.prefix_len, key.addr)
+}
