@@ -4,6 +4,9 @@
 use crate::error::Error;
 use futures::Stream;
 use http::{Method, Request};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::ConfigExt;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,11 +14,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
+use tower::ServiceBuilder;
 
 /// How long one request may take, watches apart.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that is silent for this long is probed; if nobody answers, it is dead within as long again.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 /// The longest line of a watch: objects are limited to about 1.5 MiB by the server's store.
 const LINE_BYTES_MAX: usize = 8 << 20;
 
@@ -81,19 +87,11 @@ impl Client {
             }
             None => kube::Config::incluster().map_err(|source| Error::InCluster { source: Box::new(source) })?,
         };
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        config.write_timeout = Some(REQUEST_TIMEOUT);
-        // Our own deadlines and backoff apply: a hidden retry would only stretch them.
-        config.default_retry = false;
         if let Ok(agent) = http::HeaderValue::from_str(&options.user_agent) {
             config.headers.push((http::header::USER_AGENT, agent));
         }
-        let inner = kube::Client::try_from(config).map_err(|source| Error::Transport {
-            verb: "connect",
-            path: String::new(),
-            source: Box::new(source),
-        })?;
-        Ok(Self { inner })
+        let failed = |source| Error::Setup { source: Box::new(source) };
+        Ok(Self { inner: stack(config).map_err(failed)? })
     }
 
     /// Around a client that exists already, such as one over a test's own service.
@@ -222,6 +220,31 @@ impl Client {
             Err(_) => Err(Error::Timeout { verb, path: path.to_owned(), seconds: REQUEST_TIMEOUT.as_secs() }),
         }
     }
+}
+
+/// kube's usual client but for two things: connections that have gone dead are noticed by keep-alive, since a watch may
+/// be silent for minutes and be well; and nothing is retried behind our back, which would only stretch our deadlines.
+fn stack(config: kube::Config) -> Result<kube::Client, kube::Error> {
+    if config.proxy_url.is_some() {
+        return kube::Client::try_from(config);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE / 4));
+    tcp.set_keepalive_retries(Some(4));
+    tcp.set_tcp_user_timeout(Some(KEEPALIVE * 2));
+    let https = config.rustls_https_connector_with_connector(tcp)?;
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(tower::BoxError::from)
+        .service(http);
+    Ok(kube::Client::new(service, config.default_namespace))
 }
 
 fn verb_of(method: &Method) -> &'static str {

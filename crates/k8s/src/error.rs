@@ -19,6 +19,12 @@ pub enum Error {
         /// Why.
         source: Box<kube::config::InClusterError>,
     },
+    /// The credentials or certificates cannot be used.
+    #[error("cannot make a client of the API server: {source}")]
+    Setup {
+        /// Why.
+        source: Box<kube::Error>,
+    },
     /// A path or header could not be built.
     #[error("{verb} {path}: not a request: {source}")]
     Request {
