@@ -284,8 +284,9 @@ impl Core {
         // An error in one policy's write does not keep addresses from moving on.
         let policy = self.write_policy();
         let ipcache = self.write_ipcache();
-        policy.and(ipcache)?;
-        self.finish_policy()?;
+        // What was written takes hold even if something else was refused.
+        let finished = self.finish_policy();
+        policy.and(ipcache).and(finished)?;
         if !self.pruned {
             self.prune()?;
             self.pruned = true;

@@ -304,7 +304,7 @@ pub fn first_news() -> Vec<Change> {
 pub async fn ready(world: &World, dir: &Path) -> (Handle, watch::Receiver<Progress>) {
     let mut core = core(world, dir);
     crate::restart::take_over(&mut core, world).expect("take over");
-    let progress = core.progress();
+    let mut progress = core.progress();
     let (handle, _) = thread::spawn(core).expect("thread");
     handle
         .call(|core| {
@@ -313,6 +313,7 @@ pub async fn ready(world: &World, dir: &Path) -> (Handle, watch::Receiver<Progre
         })
         .await
         .expect("running");
+    progress.wait_for(|progress| progress.ready).await.expect("running");
     (handle, progress)
 }
 

@@ -211,9 +211,12 @@ impl Core {
         self.relabel(|record| record.pod == name);
         self.policy.set_endpoint(&self.endpoints.rows[&id].record);
         self.touch();
-        let written = self.write_all();
+        // A failure may be about something else; what counts is whether this endpoint is complete.
+        let _ = self.write_all();
         let endpoint = &self.endpoints.rows[&id];
-        if endpoint.in_kernel.is_none() || (written.is_err() && self.problems.contains_key("ipcache")) {
+        let known = endpoint.record.addresses.iter().all(|address| self.ipcache_written.contains_key(address));
+        let in_force = !self.touched_node && !self.touched_endpoints.contains(&id);
+        if endpoint.in_kernel.is_none() || !known || !in_force {
             let known = ["policy", "ipcache"].iter().find_map(|what| self.problems.get(*what));
             let why = endpoint.problem.as_ref().or(known).cloned().unwrap_or_else(|| "the agent is not ready".into());
             return Err(refusal(code::AGENT, "the endpoint could not be put in force", &why));
@@ -248,6 +251,8 @@ impl Core {
         }
         self.policy.remove_endpoint(id);
         self.touch();
+        // What fails here is tried again by the flushes that follow.
+        let _ = self.write_ipcache();
         self.signals.endpoints.notify_one();
         Ok(())
     }
