@@ -146,21 +146,21 @@ pub fn devices() -> Result<()> {
     let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     let script = format!(
         "link set lo up
-        link add pod-a index {POD_A} address {} type veth peer name a
-        link add pod-b index {POD_B} address {} type veth peer name b
+        link add pod-a index {POD_A} address {} type veth peer name in-a
+        link add pod-b index {POD_B} address {} type veth peer name in-b
         link add eth0 index {DEVICE} address {} type veth peer name wire
         link add vx0 index {TUNNEL} type vxlan external dstport 8472
         link set pod-a up
         link set pod-b up
-        link set a up
-        link set b up
+        link set in-a up
+        link set in-b up
         link set wire up
         link set eth0 up
         link set vx0 up
         addr add 172.31.0.11/24 dev eth0
         addr add fd31::11/64 dev eth0 nodad
         route add default via 172.31.0.1
-        -6 route add default via fd31::1
+        route add default via fd31::1
         neigh add 172.31.0.1 lladdr 02:00:00:00:09:09 dev eth0 nud permanent
         neigh add fd31::1 lladdr 02:00:00:00:09:09 dev eth0 nud permanent
         ",
@@ -169,11 +169,11 @@ pub fn devices() -> Result<()> {
         mac(MAC_DEVICE)
     );
     for family in ["ipv4", "ipv6"] {
-        std::fs::write(format!("/proc/thread-self/../../sys/net/{family}/conf/all/forwarding"), "1")
-            .or_else(|_| std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1"))
-            .context("forwarding")?;
+        std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1").context("forwarding")?;
     }
-    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("start ip")?;
+    let mut ip = Command::new("ip").args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn().context("start ip")?;
     ip.stdin.take().context("its input")?.write_all(script.replace("\n        ", "\n").as_bytes())?;
     if !ip.wait()?.success() {
         bail!("ip refused a line");
