@@ -1,5 +1,7 @@
 //! What compiling costs: `cargo run --release -p weft-control --example compile_cost [policies identities endpoints]`.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
