@@ -32,6 +32,11 @@ impl Programs {
         Self(loaded)
     }
 
+    /// All of them by name.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        self.0.iter().map(|(name, fd)| (*name, fd.as_fd()))
+    }
+
     fn get(&self, name: &'static str) -> BorrowedFd<'_> {
         self.0[name].as_fd()
     }
@@ -257,18 +262,4 @@ fn update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pins_tell_device_role_and_side() {
-        for role in Role::ALL {
-            for side in SIDES {
-                let pin = role.pin("eth-0.5", side);
-                assert!(!pin.contains('.'), "{pin}");
-                assert_eq!(Role::parse(&pin), Some(("eth-0.5".to_owned(), role, side)), "{pin}");
-            }
-        }
-        assert_eq!(Role::parse("lxc0"), None);
-    }
-}
+mod tests;

@@ -48,6 +48,8 @@ pub mod route;
 mod settings;
 mod sys;
 pub mod sysctl;
+#[cfg(test)]
+mod testing;
 pub mod tunnel;
 
 pub use collect::{Collected, Collector};

@@ -26,8 +26,8 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const ALIAS: &str = "weft:";
 /// Longest name of a device.
 const NAME_MAX: usize = 15;
-/// Longest owner: an alias holds 255 bytes.
-const OWNER_MAX: usize = 255 - ALIAS.len();
+/// Longest owner: an alias holds 254 bytes.
+const OWNER_MAX: usize = 254 - ALIAS.len();
 
 /// What to make.
 #[derive(Clone, Debug)]

@@ -45,12 +45,6 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         Ok(Self { fd, name, entries_max: info.max_entries, types: PhantomData })
     }
 
-    /// Its name.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// Entries that fit.
     #[must_use]
     pub const fn entries_max(&self) -> u32 {
@@ -115,14 +109,6 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     /// A system call failed.
     pub fn put_all(&self, keys: &[K], values: &[V]) -> Result<(), (usize, DataplaneError)> {
         map::update_batch(self.fd(), keys, values).map_err(|(done, source)| (done, self.failed("write", source)))
-    }
-
-    /// Bytes of kernel memory.
-    ///
-    /// # Errors
-    /// The process file system does not say.
-    pub fn memory_bytes(&self) -> Result<u64, DataplaneError> {
-        memory_bytes(self.fd()).map_err(|source| self.failed("measure", source))
     }
 
     /// A full map, with what was wanted in addition.

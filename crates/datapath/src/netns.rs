@@ -1,6 +1,6 @@
 //! Network namespaces.
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -36,6 +36,21 @@ impl NetNs {
     /// The process file system is not there.
     pub fn current() -> io::Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// A new namespace without a name: it goes with the last descriptor or process in it.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn create() -> io::Result<Self> {
+        let unshared = || -> io::Result<Self> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Self::current()
+        };
+        std::thread::scope(|scope| match scope.spawn(unshared).join() {
+            Ok(netns) => netns,
+            Err(_) => Err(io::Error::other("panic while making a network namespace")),
+        })
     }
 
     /// Runs `work` in the namespace, on a thread of its own, and waits for it. Sockets that it opens stay in the

@@ -6,6 +6,7 @@ use crate::layout::{self, Comparison, Moving};
 use crate::pins::PinDir;
 use crate::sys;
 use crate::sys::map::Layout;
+use kept::Kept;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod fill;
+mod kept;
 mod load;
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
@@ -172,12 +174,21 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
         }
     }
 
-    let programs = load::load(object, &maps)?;
+    let kept = Kept::new(&pins, &maps)?;
+    let (programs, verified) = match kept.take()? {
+        Some(programs) => (programs, false),
+        None => (load::load(object, &maps)?, true),
+    };
     // From here on the kernel's state changes. Pins first: a map that a program uses is never without one.
     for (name, map) in &maps {
         if !successors.iter().any(|successor| successor.name == *name) && pins.map(name)?.is_none() {
             pins.pin_map(name, map)?;
         }
+    }
+    if verified {
+        kept.put(&programs)?;
+    } else {
+        kept.prune()?;
     }
     let hooks = Hooks::new(pins.links(), programs);
     let (links, pruned) = hooks.adopt()?;

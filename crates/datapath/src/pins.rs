@@ -4,6 +4,7 @@
 //! <bpf-dir>/               locked by the agent that owns the node
 //! <bpf-dir>/v1/maps/NAME   v1: weft_abi::LAYOUT_VERSION
 //! <bpf-dir>/v1/links/<device>-{ingress,egress}
+//! <bpf-dir>/v1/programs/<object and maps>/NAME
 //! ```
 
 use crate::open::OpenError;
@@ -41,7 +42,7 @@ impl PinDir {
         let lock = lock(dir, lock_wait)?;
         let version = dir.join(format!("v{}", weft_abi::LAYOUT_VERSION));
         let pins = Self { version, _lock: lock };
-        for sub in [pins.maps(), pins.links()] {
+        for sub in [pins.maps(), pins.links(), pins.programs()] {
             fs::create_dir_all(&sub).map_err(|source| OpenError::path("create", &sub, source))?;
         }
         Ok(pins)
@@ -57,6 +58,12 @@ impl PinDir {
     #[must_use]
     pub fn links(&self) -> PathBuf {
         self.version.join("links")
+    }
+
+    /// Where verified programs are pinned.
+    #[must_use]
+    pub fn programs(&self) -> PathBuf {
+        self.version.join("programs")
     }
 
     /// The pinned map of that name, if there is one.

@@ -47,3 +47,6 @@ fn set(wanted: impl Iterator<Item = Path>, of_this_kind: impl Fn(&Path) -> bool)
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -88,6 +88,11 @@ pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
     unsafe { object_info(fd) }
 }
 
+/// Refuses what is no program.
+pub fn require_program(fd: BorrowedFd<'_>) -> io::Result<()> {
+    require_kind(fd, "bpf-prog")
+}
+
 /// What a link is attached to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TcxLink {
@@ -99,7 +104,7 @@ pub struct TcxLink {
 
 /// What the kernel says of a tcx link; `None` if it is a link of another kind.
 pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
-    require_kind(fd, "bpf_link")?;
+    require_kind(fd, "bpf-link")?;
     // SAFETY: `fd` is a link, so the kernel writes a `bpf_link_info`, which consists of integers.
     let info: bpf_link_info = unsafe { object_info(fd) }?;
     if info.type_ != aya_obj::generated::bpf_link_type::BPF_LINK_TYPE_TCX as u32 {

@@ -75,3 +75,6 @@ pub fn remove(name: &str) -> io::Result<bool> {
         None => Ok(false),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,6 +71,12 @@ impl Policies {
         ]
     }
 
+    /// The shapes that are probed for a policy.
+    #[cfg(test)]
+    pub(super) fn shapes(&self, id: PolicyId) -> Option<u32> {
+        self.infos.get(&id.0).expect("readable").map(|info| info.shapes)
+    }
+
     pub(super) fn put(&mut self, id: PolicyId, policy: &CompiledPolicy) -> Result<(), DataplaneError> {
         // Written before: nobody uses it, so it is made anew.
         self.remove(id)?;

@@ -7,8 +7,9 @@ use super::OpenError;
 use crate::hooks::{PROGRAMS, Programs};
 use crate::sys::{self, map::Layout, program};
 use aya_obj::btf::BtfFeatures;
-use aya_obj::{EbpfSectionKind, Features, Object};
+use aya_obj::{EbpfSectionKind, Features, Function, Object};
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
     object.relocate_calls(&text).map_err(refused)?;
     object.sanitize_functions(&features);
 
-    let mut loaded = BTreeMap::new();
+    let mut functions = Vec::new();
     for name in PROGRAMS {
         let found =
             object.programs.get(name).ok_or_else(|| OpenError::Object(format!("there is no program {name}")))?;
@@ -55,11 +56,23 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
             .functions
             .get(&found.function_key())
             .ok_or_else(|| OpenError::Object(format!("program {name} has no code")))?;
-        let fd = program::load_classifier(name, &found.license, function, btf.as_ref().map(AsFd::as_fd))
-            .map_err(|why| OpenError::Program { name, why })?;
-        loaded.insert(name, fd);
+        functions.push((name, &found.license, function));
     }
-    Ok(Programs::new(loaded))
+    // The kernel verifies each on the calling thread's time, so all at once.
+    let btf = btf.as_ref().map(AsFd::as_fd);
+    std::thread::scope(|scope| {
+        let start = |(name, license, function): (&'static str, &CString, &Function)| {
+            let (license, function) = (license.clone(), function.clone());
+            (name, scope.spawn(move || program::load_classifier(name, &license, &function, btf)))
+        };
+        let running: Vec<_> = functions.into_iter().map(start).collect();
+        let mut loaded = BTreeMap::new();
+        for (name, thread) in running {
+            let result = thread.join().unwrap_or_else(|_| Err("panic".to_owned()));
+            loaded.insert(name, result.map_err(|why| OpenError::Program { name, why })?);
+        }
+        Ok(Programs::new(loaded))
+    })
 }
 
 fn refused(error: impl std::error::Error) -> OpenError {

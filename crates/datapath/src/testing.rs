@@ -1,0 +1,62 @@
+//! What the tests that run as root share. Everything goes with the fixture, also after a panic.
+
+use crate::netns::NetNs;
+use crate::{Datapath, Options};
+use nix::mount::{MntFlags, umount2};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A name that no other test, and no other run, has at this time.
+pub(crate) fn unique(prefix: &str) -> String {
+    format!("{prefix}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A BPF file system of its own.
+pub(crate) struct BpfDir {
+    pub(crate) path: PathBuf,
+}
+
+impl BpfDir {
+    pub(crate) fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "this test needs root");
+        Self { path: std::env::temp_dir().join(unique("weft-datapath-")) }
+    }
+
+    /// Small maps, so that a test can fill them.
+    pub(crate) fn options(&self) -> Options {
+        let mut options = Options::new(&self.path);
+        options.lock_wait = Duration::from_millis(50);
+        options
+    }
+
+    pub(crate) fn open(&self) -> Datapath {
+        Datapath::open(&self.options()).map_err(|error| describe(&error)).expect("opens").0
+    }
+}
+
+impl Drop for BpfDir {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
+
+/// An error with its causes.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Runs a test in a network namespace of its own.
+pub(crate) fn in_netns(test: impl FnOnce() + Send) {
+    let netns = NetNs::create().expect("needs root");
+    netns.run(test).expect("enters");
+}
