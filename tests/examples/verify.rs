@@ -9,7 +9,11 @@ fn main() -> anyhow::Result<()> {
         match program.load() {
             Ok(()) => {
                 let info = program.info()?;
-                println!("{name}: {} instructions verified, {} bytes", info.verified_instruction_count().unwrap_or(0), info.size_translated().unwrap_or(0));
+                println!(
+                    "{name}: {} instructions verified, {} bytes",
+                    info.verified_instruction_count().unwrap_or(0),
+                    info.size_translated().unwrap_or(0)
+                );
             }
             Err(error) => {
                 failed = true;

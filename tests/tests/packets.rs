@@ -72,10 +72,16 @@ fn policy_denies_by_default_and_names_the_rule_that_allows() {
             let outcome = from_a(kernel, &frame)?;
             let event = kernel.drain().pop().context("an event")?;
             assert_eq!((outcome.action, event.reason), (DROP, DropReason::PolicyDenied as u8));
-            assert_eq!((event.policy, event.egress, event.source_identity, event.destination_identity), (10, 0, ID_A, ID_B));
+            assert_eq!(
+                (event.policy, event.egress, event.source_identity, event.destination_identity),
+                (10, 0, ID_A, ID_B)
+            );
         }
         // Denied connections leave nothing behind.
-        assert_eq!(kernel.connections()?.iter().filter(|(key, _)| key.low == addr(f.a) || key.high == addr(f.a)).count(), 1);
+        assert_eq!(
+            kernel.connections()?.iter().filter(|(key, _)| key.low == addr(f.a) || key.high == addr(f.a)).count(),
+            1
+        );
         isolate(kernel, f.b, 0, 0)?;
         Ok(())
     });

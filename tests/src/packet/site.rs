@@ -171,9 +171,7 @@ pub fn devices() -> Result<()> {
     for family in ["ipv4", "ipv6"] {
         std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1").context("forwarding")?;
     }
-    let mut ip = Command::new("ip").args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn().context("start ip")?;
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("start ip")?;
     ip.stdin.take().context("its input")?.write_all(script.replace("\n        ", "\n").as_bytes())?;
     if !ip.wait()?.success() {
         bail!("ip refused a line");
@@ -220,8 +218,7 @@ pub fn fill(kernel: &mut Kernel, routing: Routing) -> Result<()> {
         pod_mac: MAC_A,
         host_mac: HOST_MAC_A,
     };
-    let b =
-        EndpointInfo { ifindex: POD_B, identity: ID_B, id: 2, pod_mac: MAC_B, host_mac: HOST_MAC_B, ..a };
+    let b = EndpointInfo { ifindex: POD_B, identity: ID_B, id: 2, pod_mac: MAC_B, host_mac: HOST_MAC_B, ..a };
     for family in FAMILIES {
         kernel.endpoints.insert(addr(family.a), a, 0)?;
         kernel.endpoints.insert(addr(family.b), b, 0)?;
@@ -286,12 +283,10 @@ pub fn put_policy(kernel: &mut Kernel, policy: u32, rules: &[Rule]) -> Result<()
             kernel.peers.insert(PolicyPeerKey { policy, peer: rule.peer }, class, 0)?;
         }
         let port_prefix_len = if rule.port == 0 { 0 } else { 16 };
-        info.shapes |= if rule.protocol == 0 {
-            policy_shape::ANY
-        } else {
-            policy_shape::port_prefix(u32::from(port_prefix_len))
-        };
-        let key = PolicyEntryKey { policy, class, port_be: rule.port.to_be(), port_prefix_len, protocol: rule.protocol };
+        info.shapes |=
+            if rule.protocol == 0 { policy_shape::ANY } else { policy_shape::port_prefix(u32::from(port_prefix_len)) };
+        let key =
+            PolicyEntryKey { policy, class, port_be: rule.port.to_be(), port_prefix_len, protocol: rule.protocol };
         let action = if rule.allow { policy_action::ALLOW } else { policy_action::DENY };
         let precedence = u32::from(!rule.allow) * 1000 + n as u32;
         kernel.entries.insert(key, PolicyEntryValue { precedence, rule: n as u32 + 1, action }, 0)?;
