@@ -1,5 +1,7 @@
 //! [`Links`] over the kernel.
 
+use crate::core::endpoints::DEVICE_PREFIX;
+use crate::machine::TUNNEL_DEVICE;
 use crate::ports::{LinkError, LinkSpec, Links};
 use std::collections::BTreeSet;
 use std::io;
@@ -71,7 +73,13 @@ impl Links for PodLinks {
     }
 
     fn prune(&self, keep: &BTreeSet<String>) {
-        match self.hooks.prune(keep) {
+        // The node's own devices are not pod links.
+        let ours = |device: &String| device.starts_with(DEVICE_PREFIX) && device != TUNNEL_DEVICE;
+        let pruned = self.hooks.attached().and_then(|attached| {
+            let others = attached.into_iter().filter(|device| !ours(device));
+            self.hooks.prune(&others.chain(keep.iter().cloned()).collect())
+        });
+        match pruned {
             Ok(gone) => gone.iter().for_each(|device| tracing::info!(device, "removed the pins of a link that is gone")),
             Err(error) => tracing::warn!(%error, "cannot look through the pinned links"),
         }
