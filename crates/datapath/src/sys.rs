@@ -118,7 +118,8 @@ pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
 /// The kernel answers an info request for any object, so the kind is asked first.
 fn require_kind(fd: BorrowedFd<'_>, kind: &str) -> io::Result<()> {
     let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-    if target.to_string_lossy().contains(kind) {
+    // Kernels differ in how they spell it.
+    if target.to_string_lossy().replace('_', "-").contains(kind) {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, format!("expected a {kind}, found {}", target.display())))
