@@ -264,3 +264,34 @@ fn changes_cost_what_they_touch() {
     let [(id, rule)] = plan.rules.as_slice() else { panic!("{plan:?}") };
     assert_eq!((rule.to_string().as_str(), engine.rule(*id)), ("NetworkPolicy shop/db ingress[0]", Some(rule)));
 }
+
+#[test]
+fn after_a_restart_the_old_policies_learn_of_new_prefixes_before_the_kernel_does() {
+    let wide = |object: &str, subject: &str, cidr: &str| {
+        let peers = Some(vec![Peer::Block { cidr: cidr.parse().unwrap(), except: Vec::new() }]);
+        policy(object, "1", app(subject), vec![Rule { peers, ports: ports(1) }])
+    };
+    let mut before = Engine::default();
+    before.apply([endpoint(1, "web"), wide("web", "web", "10.0.0.0/8")]);
+    let held = before.desired();
+    let policies: BTreeMap<_, _> = held.policies.iter().map(|(id, policy)| (*id, (**policy).clone())).collect();
+    let (old, _) = ingress(&before, 1);
+
+    let mut after = Engine::default();
+    after.adopt(&policies, &held.cidrs);
+    let all = [
+        endpoint(1, "web"),
+        endpoint(2, "db"),
+        wide("web", "web", "10.0.0.0/8"),
+        wide("db", "db", "10.1.0.0/16"),
+        wide("cache", "db", "192.0.2.0/24"),
+    ];
+    let plan = after.apply(all);
+    let number = |cidr: &str| after.desired().cidrs[&cidr.parse().unwrap()];
+    assert_eq!(number("10.0.0.0/8"), held.cidrs[&"10.0.0.0/8".parse().unwrap()], "a prefix keeps its number");
+    let [(id, patch)] = plan.patch.as_slice() else { panic!("{plan:?}") };
+    let class = policies[&old].peers[&number("10.0.0.0/8")];
+    assert_eq!((*id, &patch.put_peers), (old, &BTreeMap::from([(number("10.1.0.0/16"), class)])));
+    assert_eq!(plan.remove, [old]);
+    assert!(plan.put.iter().all(|(id, _)| *id != old), "a number of the kernel's is not given again");
+}
