@@ -133,6 +133,16 @@ impl Datapath {
         .map_err(failed)?;
         let fragments: TypedMap<FragmentKey, FragmentValue> = typed.map(map_name::FRAGMENTS)?;
         let flows: TypedMap<FlowKey, FlowEntry> = typed.map(map_name::FLOWS)?;
+        if parts.revisions_lost {
+            let mut newest = 0;
+            flows
+                .for_each(|_, entry| {
+                    newest = newest.max(entry.revision);
+                    true
+                })
+                .map_err(failed)?;
+            page.outrank(newest);
+        }
         let datapath = Self {
             endpoints,
             ipcache,

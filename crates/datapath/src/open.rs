@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use weft_abi::map_name;
 
+mod carry;
 mod fill;
 mod kept;
 mod load;
@@ -32,13 +34,23 @@ pub struct Options {
     pub lock_wait: Duration,
     /// Sizes of maps by name (`weft_abi::map_name`), where they shall differ from the built-in ones.
     pub entries_max: BTreeMap<&'static str, u32>,
+    /// Load no programs: verifying them takes longer than most tests.
+    #[cfg(test)]
+    pub(crate) maps_only: bool,
 }
 
 impl Options {
     /// The usual ones.
     #[must_use]
     pub fn new(bpf_dir: impl Into<PathBuf>) -> Self {
-        Self { bpf_dir: bpf_dir.into(), mount: true, lock_wait: Duration::from_secs(5), entries_max: BTreeMap::new() }
+        Self {
+            bpf_dir: bpf_dir.into(),
+            mount: true,
+            lock_wait: Duration::from_secs(5),
+            entries_max: BTreeMap::new(),
+            #[cfg(test)]
+            maps_only: false,
+        }
     }
 }
 
@@ -128,6 +140,8 @@ pub(crate) struct Parts {
     pub maps: BTreeMap<&'static str, Arc<OwnedFd>>,
     pub hooks: Hooks,
     pub adopted: Adopted,
+    /// There are decisions, but not the revisions that they were stamped with.
+    pub revisions_lost: bool,
 }
 
 /// A map that is to take the place of the pinned one.
@@ -143,12 +157,17 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
     let wanted = layout::wanted(&object, &options.entries_max).map_err(OpenError::Object)?;
 
     let pins = PinDir::open(&options.bpf_dir, options.mount, options.lock_wait)?;
+    let former = carry::others(&pins)?;
+    for other in &former {
+        carry::maps(other, &pins, &wanted)?;
+    }
     let mut adopted = Adopted { fresh: true, ..Adopted::default() };
     let mut maps: BTreeMap<&'static str, Arc<OwnedFd>> = BTreeMap::new();
-    let mut successors = Vec::new();
+    let (mut successors, mut made) = (Vec::new(), Vec::new());
     for (name, layout) in &wanted {
         let Some(old) = pins.map(name)? else {
             maps.insert(name, Arc::new(create(name, layout)?));
+            made.push(*name);
             continue;
         };
         adopted.fresh = false;
@@ -177,11 +196,13 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
     let kept = Kept::new(&pins, &maps)?;
     let (programs, verified) = match kept.take()? {
         Some(programs) => (programs, false),
+        #[cfg(test)]
+        None if options.maps_only => (crate::hooks::Programs::new(BTreeMap::new()), false),
         None => (load::load(object, &maps)?, true),
     };
     // From here on the kernel's state changes. Pins first: a map that a program uses is never without one.
     for (name, map) in &maps {
-        if !successors.iter().any(|successor| successor.name == *name) && pins.map(name)?.is_none() {
+        if made.contains(name) {
             pins.pin_map(name, map)?;
         }
     }
@@ -190,8 +211,14 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
     } else {
         kept.prune()?;
     }
+    for other in &former {
+        carry::links(other, &pins)?;
+    }
     let hooks = Hooks::new(pins.links(), programs);
     let (links, pruned) = hooks.adopt()?;
+    for other in &former {
+        carry::remove(other)?;
+    }
     (adopted.links, adopted.pruned) = (links, pruned);
     for Successor { name, kind, old } in successors {
         // What the old programs wrote until they were replaced.
@@ -202,7 +229,8 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
         adopted.resized.push(name.to_owned());
     }
     sys::trim_heap();
-    Ok(Parts { pins, maps, hooks, adopted })
+    let lost = [map_name::CONFIG, map_name::GENERATIONS].iter().any(|name| made.contains(name));
+    Ok(Parts { pins, maps, hooks, revisions_lost: lost && !made.contains(&map_name::FLOWS), adopted })
 }
 
 fn create(name: &str, layout: &Layout) -> Result<OwnedFd, OpenError> {

@@ -10,7 +10,7 @@ use weft_abi::{ENDPOINT_ID_MAX, NodeConfig, config_flags};
 
 /// Words of a [`NodeConfig`].
 const CONFIG_WORDS: usize = size_of::<NodeConfig>() / size_of::<u32>();
-const _: () = assert!(size_of::<NodeConfig>() % size_of::<u32>() == 0);
+const _: () = assert!(size_of::<NodeConfig>().is_multiple_of(size_of::<u32>()));
 const _: () = assert!(std::mem::offset_of!(NodeConfig, revision) == 0);
 const _: () = assert!(std::mem::offset_of!(NodeConfig, flags) == 4);
 /// The kernel rounds an array's values up to 8 bytes.
@@ -67,6 +67,13 @@ impl ConfigPage {
                 word.store(revision, Ordering::SeqCst);
             }
         }
+    }
+
+    /// Makes every decision up to `revision`, and every generation here, a thing of the past.
+    pub(crate) fn outrank(&self, revision: u32) {
+        let newest = self.generations.iter().map(|word| word.load(Ordering::Relaxed)).max().unwrap_or(0);
+        self.config[0].store(self.revision().max(revision).max(newest), Ordering::SeqCst);
+        self.bump([0]);
     }
 
     /// The revision at which a slot was last touched.

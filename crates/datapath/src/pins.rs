@@ -48,6 +48,18 @@ impl PinDir {
         Ok(pins)
     }
 
+    /// Where this and other versions are.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.version.parent().map_or_else(PathBuf::new, Path::to_owned)
+    }
+
+    /// This version's directory.
+    #[must_use]
+    pub fn version(&self) -> &Path {
+        &self.version
+    }
+
     /// Where maps are pinned.
     #[must_use]
     pub fn maps(&self) -> PathBuf {

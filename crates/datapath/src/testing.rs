@@ -25,15 +25,26 @@ impl BpfDir {
         Self { path: std::env::temp_dir().join(unique("weft-datapath-")) }
     }
 
-    /// Small maps, so that a test can fill them.
+    /// With the maps alone.
     pub(crate) fn options(&self) -> Options {
+        Options { maps_only: true, ..self.all() }
+    }
+
+    /// With the programs.
+    pub(crate) fn all(&self) -> Options {
         let mut options = Options::new(&self.path);
         options.lock_wait = Duration::from_millis(50);
         options
     }
 
+    /// Opens the maps alone.
     pub(crate) fn open(&self) -> Datapath {
         Datapath::open(&self.options()).map_err(|error| describe(&error)).expect("opens").0
+    }
+
+    /// Opens it with the programs.
+    pub(crate) fn open_all(&self) -> Datapath {
+        Datapath::open(&self.all()).map_err(|error| describe(&error)).expect("opens").0
     }
 }
 

@@ -335,7 +335,7 @@ fn flows_of_an_address_go_and_others_stay() {
 #[test]
 fn the_collector_removes_what_has_expired() {
     let dir = BpfDir::new();
-    let mut datapath = dir.open();
+    let mut datapath = dir.open_all();
     let map: TypedMap<FlowKey, FlowEntry> =
         TypedMap::new(map_name::FLOWS, datapath.maps[map_name::FLOWS].clone()).unwrap();
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec();

@@ -37,7 +37,7 @@ fn make(hooks: &Hooks, netns: &NetNs, name: &str) -> u32 {
 }
 
 fn open(dir: &BpfDir) -> (Datapath, Adopted) {
-    Datapath::open(&dir.options()).map_err(|error| describe(&error)).expect("opens")
+    Datapath::open(&dir.all()).map_err(|error| describe(&error)).expect("opens")
 }
 
 fn link_of(dir: &BpfDir, pin: &str) -> sys::TcxLink {
@@ -69,6 +69,38 @@ fn links_outlive_the_agent_and_are_taken_over() {
         datapath.hooks().attach_endpoint("weft1", index).unwrap();
         assert_eq!(link_of(&dir, "weft1-ingress"), after);
         assert_eq!(datapath.hooks().attached().unwrap(), BTreeSet::from(["weft1".to_owned()]));
+    });
+}
+
+#[test]
+fn a_former_versions_links_and_maps_become_ours() {
+    use weft_model::desired::Dataplane;
+    in_netns(|| {
+        let dir = BpfDir::new();
+        let netns = NetNs::create().unwrap();
+        let (mut datapath, _) = open(&dir);
+        let index = make(&datapath.hooks(), &netns, "weft1");
+        let entry =
+            weft_model::desired::IpcacheEntry { identity: weft_model::id::Identity::HOST, node: None, is_node: true };
+        datapath.set_ipcache("192.0.2.1".parse().unwrap(), Some(&entry)).unwrap();
+        datapath.bump(&weft_model::desired::Touched::Node).unwrap();
+        let revision = datapath.revision();
+        drop(datapath);
+        // An agent of a version before this one would have left the same, but for a map of another layout.
+        let (ours, former) = (dir.path.join("v1"), dir.path.join("v0"));
+        fs::rename(&ours, &former).unwrap();
+        fs::remove_file(former.join("maps/POLICY_INFO")).unwrap();
+        let other = sys::map::Layout { kind: 1, key_size: 4, value_size: 4, entries_max: 10, flags: 0 };
+        let other = sys::map::create("POLICY_INFO", &other).unwrap();
+        sys::object_pin(other.as_fd(), &former.join("maps/POLICY_INFO")).unwrap();
+
+        let (mut datapath, adopted) = open(&dir);
+        assert_eq!((adopted.links.len(), adopted.pruned.len(), adopted.fresh), (2, 0, false));
+        assert_eq!(link_of(&dir, "weft1-ingress").ifindex, index);
+        assert_eq!(datapath.ipcache().unwrap().len(), 1);
+        assert_eq!(datapath.policies().unwrap().len(), 0);
+        assert_eq!(datapath.revision(), revision);
+        assert!(!former.exists());
     });
 }
 

@@ -93,7 +93,7 @@ fn a_pinned_map_of_another_layout_is_named_and_left_alone() {
 #[test]
 fn a_pin_that_is_no_map_is_named() {
     let dir = BpfDir::new();
-    let datapath = dir.open();
+    let datapath = dir.open_all();
     let pin = dir.path.join("v1/maps/FLOWS");
     std::fs::remove_file(&pin).unwrap();
     let program = datapath.hooks.collector();
@@ -175,22 +175,41 @@ fn programs_are_verified_once_for_an_object_and_its_maps() {
         assert_eq!(dirs.len(), 1, "{dirs:?}");
         dirs.into_iter().next().unwrap()
     };
-    drop(dir.open());
+    drop(dir.open_all());
     let first = kept();
     assert_eq!(std::fs::read_dir(&first).unwrap().count(), crate::hooks::PROGRAMS.len());
-    drop(dir.open());
+    drop(dir.open_all());
     assert_eq!(kept(), first);
     // One is missing: all are made again, under the same name.
     std::fs::remove_file(first.join("weft_collect")).unwrap();
-    let mut datapath = dir.open();
+    let mut datapath = dir.open_all();
     assert_eq!(kept(), first);
     assert!(first.join("weft_collect").exists());
     datapath.bump(&Touched::Node).unwrap();
     assert_eq!(datapath.collector().run().unwrap().left, 0);
     drop(datapath);
     // Another map: the programs that know the old one are of no use.
-    let mut options = dir.options();
+    let mut options = dir.all();
     options.entries_max = BTreeMap::from([(map_name::IPCACHE, 77)]);
     drop(opened(Datapath::open(&options)));
     assert_ne!(kept(), first);
+}
+
+#[test]
+fn decisions_without_their_revisions_are_taken_again() {
+    for lost in [map_name::CONFIG, map_name::GENERATIONS] {
+        let dir = BpfDir::new();
+        let datapath = dir.open();
+        let flows: TypedMap<FlowKey, FlowEntry> =
+            TypedMap::new(map_name::FLOWS, datapath.maps[map_name::FLOWS].clone()).unwrap();
+        flows.put(&FlowKey::default(), &FlowEntry { revision: 500, ..FlowEntry::default() }).unwrap();
+        datapath.page.bump([7]);
+        drop((flows, datapath));
+        std::fs::remove_file(dir.path.join("v1/maps").join(lost)).unwrap();
+        let datapath = dir.open();
+        let node = datapath.page.generation(0);
+        assert!(node > 500 && datapath.revision() >= node, "{lost}: {node}, {}", datapath.revision());
+        drop(datapath);
+        assert_eq!(dir.open().page.generation(0), node, "once");
+    }
 }
