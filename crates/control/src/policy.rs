@@ -192,12 +192,23 @@ pub struct Limits {
     pub entries_per_policy: usize,
     /// Peers of one resolved policy.
     pub peers_per_policy: usize,
+    /// Resolved policies.
+    pub policies: usize,
     /// Entries of all, old and new side by side while they change places.
     pub entries: usize,
-    /// Peers of all.
+    /// Peers of all, likewise.
     pub peers: usize,
     /// Prefixes.
     pub cidrs: usize,
+}
+
+impl Limits {
+    /// For maps that hold this many policies, entries, peers and prefixes. Half of each is used: after a restart all
+    /// policies are written anew beside those that are still in force, and that must never fail for lack of room.
+    #[must_use]
+    pub fn for_maps(policies: usize, entries: usize, peers: usize, cidrs: usize) -> Self {
+        Self { policies: policies / 2, entries: entries / 2, peers: peers / 2, cidrs: cidrs / 2, ..Self::default() }
+    }
 }
 
 impl Default for Limits {
@@ -205,9 +216,10 @@ impl Default for Limits {
         Self {
             entries_per_policy: 16_384,
             peers_per_policy: 131_072,
-            entries: 262_144,
-            peers: 1_048_576,
-            cidrs: 65_536,
+            policies: 8_192,
+            entries: 131_072,
+            peers: 131_072,
+            cidrs: 32_768,
         }
     }
 }
@@ -232,6 +244,10 @@ impl Limits {
     fn check_policy(&self, entries: usize, peers: usize) -> Result<(), Overflow> {
         Self::check("entries in one resolved policy", entries, self.entries_per_policy)?;
         Self::check("peers in one resolved policy", peers, self.peers_per_policy)
+    }
+
+    fn check_policies(&self, policies: usize) -> Result<(), Overflow> {
+        Self::check("resolved policies on this node", policies, self.policies)
     }
 
     fn check_total(&self, entries: usize, peers: usize) -> Result<(), Overflow> {

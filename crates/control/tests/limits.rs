@@ -82,7 +82,7 @@ fn ingress(engine: &Engine, id: u16) -> (PolicyId, Option<String>) {
 }
 
 fn small() -> Limits {
-    Limits { entries_per_policy: 50, peers_per_policy: 100, entries: 120, peers: 150, cidrs: 20 }
+    Limits { entries_per_policy: 50, peers_per_policy: 100, policies: 3, entries: 120, peers: 150, cidrs: 20 }
 }
 
 fn in_force(engine: &Engine) -> Vec<(String, String)> {
@@ -294,4 +294,23 @@ fn after_a_restart_the_old_policies_learn_of_new_prefixes_before_the_kernel_does
     assert_eq!((*id, &patch.put_peers), (old, &BTreeMap::from([(number("10.1.0.0/16"), class)])));
     assert_eq!(plan.remove, [old]);
     assert!(plan.put.iter().all(|(id, _)| *id != old), "a number of the kernel's is not given again");
+}
+
+#[test]
+fn endpoints_that_were_there_at_a_restart_are_not_opened_for_a_refused_policy() {
+    let mut engine = Engine::new(small());
+    engine.apply([endpoint(1, "web"), endpoint(2, "db"), policy("web", "1", app("web"), open_ports(51))]);
+    assert!(ingress(&engine, 1).1.is_some(), "what the kernel had for it is not known");
+    assert_eq!(ingress(&engine, 2), (PolicyId::OPEN, None));
+}
+
+#[test]
+fn too_many_resolved_policies_are_refused() {
+    let mut engine = Engine::new(small());
+    engine.apply((1..=4).map(|n| endpoint(n, &format!("app-{n}"))));
+    for n in 1..=4 {
+        engine.apply([policy(&format!("p{n}"), "1", app(&format!("app-{n}")), open_ports(1))]);
+    }
+    assert_eq!(in_force(&engine).len(), 3);
+    assert!(engine.problems()[0].text.contains("4 resolved policies on this node, of which 3 fit"));
 }

@@ -100,8 +100,6 @@ pub struct Engine {
     pub(super) starved: BTreeMap<PolicyId, (Overflow, BTreeSet<Identity>)>,
     /// The last plan made room.
     pub(super) room: bool,
-    /// The first batch was applied.
-    pub(super) started: bool,
 }
 
 impl Engine {
@@ -111,9 +109,13 @@ impl Engine {
         Self { limits, ..Self::default() }
     }
 
+    /// The kernel's maps turned out to have these sizes. Before the first batch.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// The kernel holds this from before. Its numbers are not given to anything else, its prefixes keep theirs, and
     /// what the first batch has no use for is removed by the first plan: so that batch must hold all that exists.
-    /// The endpoints in it are taken as old ones.
     pub fn adopt(&mut self, policies: &BTreeMap<PolicyId, CompiledPolicy>, cidrs: &BTreeMap<IpNet, Identity>) {
         for (id, policy) in policies {
             self.last_policy = self.last_policy.max(id.0);
@@ -181,7 +183,6 @@ impl Engine {
         self.retry_starved();
         self.settle_what_fits();
         self.put_policies(policies.into_values().flatten().collect());
-        self.started = true;
         self.emit()
     }
 

@@ -94,7 +94,8 @@ impl Engine {
             None => BTreeSet::new(),
         };
         let in_namespace = self.by_namespace.get(&policy.name.namespace).into_iter().flatten();
-        let old = in_namespace.filter(|id| !self.started || !self.dirty.born.contains(id));
+        // In the first batch nobody is spared: whatever is in the kernel from before is not known well enough.
+        let old = in_namespace.filter(|id| !self.dirty.born.contains(id));
         let selected = old.filter(|id| {
             let row = &self.endpoints[id];
             row.now.blocked.is_none() && policy.pod_selector.matches(&row.endpoint.labels)
@@ -250,6 +251,7 @@ impl Engine {
     }
 
     fn build(&mut self, key: Key, rules: &[Arc<Rule>]) -> Result<PolicyId, Overflow> {
+        self.limits.check_policies(self.resolved.len() + 1)?;
         let id = loop {
             self.last_policy = self.last_policy.wrapping_add(1);
             let id = PolicyId(self.last_policy);

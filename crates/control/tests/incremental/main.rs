@@ -322,6 +322,7 @@ fn with_too_little_room_nothing_passes_that_should_not() {
         let limits = Limits {
             entries_per_policy: 5 + random.below(40),
             peers_per_policy: 2 + random.below(30),
+            policies: 1 + random.below(8),
             entries: 20 + random.below(200),
             peers: 20 + random.below(200),
             cidrs: 3 + random.below(20),
@@ -345,6 +346,7 @@ fn with_too_little_room_nothing_passes_that_should_not() {
             let sizes: BTreeMap<_, _> = scene.engine.sizes().into();
             assert_eq!((sizes["entries"], sizes["peers"]), (entries, peers), "seed {seed}");
             assert!(entries <= limits.entries && peers <= limits.peers, "seed {seed}");
+            assert!(scene.kernel.policies.len() <= limits.policies, "seed {seed}");
             assert!(scene.kernel.cidrs.len() <= limits.cidrs, "seed {seed}");
             for policy in compiled {
                 assert!(policy.entries.len() <= limits.entries_per_policy, "seed {seed}");
