@@ -197,9 +197,12 @@ pub fn create_pod(
     rollback.socket.set_alias(link.host_ifindex, &format!("{ALIAS}{}", spec.owner))?;
     attach(&link).map_err(|source| LinkError::Attach { name: spec.host_name.clone(), source })?;
     set_host_sysctls(&spec.host_name).map_err(LinkError::system(format!("prepare device {}", spec.host_name)))?;
+    // The host's end first: an end that comes up after its peer can send at once. The other one can when the kernel gets
+    // round to noticing the carrier, and drops what it is given until then; asking for the device makes it notice.
+    rollback.socket.set_up(link.host_ifindex, true)?;
     let entered = spec.netns.run(|| pod::set_up(spec, &link));
     entered.map_err(LinkError::system("enter the pod's network namespace"))??;
-    rollback.socket.set_up(link.host_ifindex, true)?;
+    rollback.socket.device_at(link.host_ifindex)?.ok_or_else(vanished)?;
     for address in &spec.addresses {
         rollback.socket.set_neighbour(link.host_ifindex, *address, pod_mac)?;
         rollback.socket.set_route(&Path::new(IpNet::from(*address), Target::Device(link.host_ifindex)))?;

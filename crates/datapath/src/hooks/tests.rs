@@ -6,6 +6,8 @@ use crate::netns::NetNs;
 use crate::testing::{BpfDir, describe, in_netns};
 use crate::{Adopted, Datapath};
 
+mod swap;
+
 #[test]
 fn pins_tell_device_role_and_side() {
     for role in Role::ALL {

@@ -69,6 +69,33 @@ fn a_link_carries_both_families_both_ways_at_once() {
 }
 
 #[test]
+fn the_first_packet_of_a_new_link_arrives() {
+    use std::net::UdpSocket;
+    in_netns(|| {
+        become_a_host();
+        for round in 0..20 {
+            let pod = NetNs::create().unwrap();
+            let spec = spec(&pod, "weft1", "a");
+            let bind = |address: IpAddr| {
+                let socket = UdpSocket::bind((address, 0)).unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                socket
+            };
+            let host = bind("192.0.2.1".parse().unwrap());
+            create(&spec);
+            let inside = pod.run(|| bind(spec.addresses[0])).unwrap();
+            let mut buffer = [0; 8];
+            host.send_to(b"ping", inside.local_addr().unwrap()).unwrap();
+            let (_, peer) =
+                inside.recv_from(&mut buffer).unwrap_or_else(|error| panic!("round {round}: ping: {error}"));
+            inside.send_to(b"pong", peer).unwrap();
+            host.recv_from(&mut buffer).unwrap_or_else(|error| panic!("round {round}: pong: {error}"));
+            assert!(delete("weft1").unwrap());
+        }
+    });
+}
+
+#[test]
 fn the_pod_says_nothing_by_itself() {
     in_netns(|| {
         let pod = NetNs::create().unwrap();
