@@ -19,7 +19,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let part = rest.next().unwrap_or_default();
     let rest: Vec<OsString> = rest.collect();
     match part.to_string_lossy().as_ref() {
-        // "apiserver" => crate::apiserver::main(rest),
+        "apiserver" => crate::apiserver::main(rest),
         "supervisor" => crate::supervisor::main(&rest),
         "node" => crate::node::main(&rest),
         "enter" => enter(&rest),

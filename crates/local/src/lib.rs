@@ -3,9 +3,11 @@
 //! It exists so that nothing but a Linux kernel is needed to use and to test Weft. The agents and the operator that
 //! run in it are the ones of a real cluster, and know nothing of it.
 
+pub mod apiserver;
 pub mod cgroup;
 pub mod client;
 pub mod cluster;
+pub mod controller;
 pub mod fabric;
 pub mod internal;
 pub mod kubeconfig;

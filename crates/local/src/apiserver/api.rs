@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-pub use delete::{DeleteOptions, Deleted, Propagation};
+pub use delete::{DeleteOptions, Deleted, FOREGROUND, ORPHAN, Propagation};
 pub use list::{List, ListOptions};
 pub use write::{FieldValidation, Written, WriteOptions};
 

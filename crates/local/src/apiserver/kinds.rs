@@ -15,7 +15,6 @@ use super::resource::Resource;
 use super::store::Transaction;
 use serde_json::{Value, json};
 
-pub use meta::judge_selector;
 
 /// Group resource of the definitions of custom kinds.
 pub const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";

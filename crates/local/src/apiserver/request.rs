@@ -84,6 +84,11 @@ impl Query {
             .map(Self)
     }
 
+    /// Adds a parameter.
+    pub fn push(&mut self, name: &str, value: &str) {
+        self.0.push((name.to_owned(), value.to_owned()));
+    }
+
     /// First value of a parameter; empty when it is not given.
     pub fn text(&self, name: &str) -> &str {
         self.0.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str())
@@ -190,7 +195,7 @@ pub fn accepted(headers: &HeaderMap) -> Result<Form, ApiError> {
             ("", _) => return Ok(Form::Plain),
             ("Table", "v1") => return Ok(Form::Table),
             ("PartialObjectMetadata" | "PartialObjectMetadataList", "v1") => return Ok(Form::Metadata),
-            ("APIGroupDiscoveryList", "v2" | "v2beta1") => return Ok(Form::Aggregated),
+            ("APIGroupDiscoveryList", "v2") => return Ok(Form::Aggregated),
             _ => {}
         }
     }

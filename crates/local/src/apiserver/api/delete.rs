@@ -165,3 +165,40 @@ fn hold(group_resource: &str, object: &mut Value, propagation: Propagation) {
         map_mut(object, &["metadata"]).insert("finalizers".to_owned(), finalizers.into());
     }
 }
+
+impl Api {
+    /// Lets go of an object: removes a finalizer, and the object when nothing else holds it.
+    ///
+    /// # Errors
+    /// That there is no such object.
+    pub async fn release(
+        &self,
+        resource: &Resource,
+        (namespace, name): (&str, &str),
+        finalizer: &str,
+    ) -> Result<(), ApiError> {
+        let group_resource = resource.group_resource();
+        let key = Key::new(&group_resource, namespace, name);
+        let work = |transaction: &mut Transaction<'_>| {
+            let old = transaction.get(&key).ok_or_else(|| ApiError::not_found(&group_resource, name))?;
+            let mut new = old.value.clone();
+            for part in ["metadata", "spec"] {
+                let list = new.get_mut(part).and_then(|p| p.get_mut("finalizers")).and_then(Value::as_array_mut);
+                if let Some(list) = list {
+                    list.retain(|f| f != finalizer);
+                }
+            }
+            if super::write::is_released(&new) {
+                transaction.remove(key.clone(), new);
+            } else if new != old.value {
+                transaction.put(key.clone(), new);
+            }
+            Ok(())
+        };
+        self.commit(work, false).await?;
+        if group_resource == kinds::DEFINITIONS {
+            self.reload_definitions();
+        }
+        Ok(())
+    }
+}

@@ -461,7 +461,7 @@ fn count_generation(resource: &Resource, old: &Value, new: &mut Value) {
 }
 
 /// Whether nothing holds an object any more whose deletion was asked for.
-fn is_released(object: &Value) -> bool {
+pub(super) fn is_released(object: &Value) -> bool {
     crate::apiserver::object::is_terminating(object)
         && items(object, &["metadata", "finalizers"]).is_empty()
         && items(object, &["spec", "finalizers"]).is_empty()

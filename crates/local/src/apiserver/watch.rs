@@ -1,0 +1,200 @@
+//! Watch: the changes of a collection, as a client's selectors see them.
+
+use super::api::{Api, List, ListOptions};
+use super::error::ApiError;
+use super::request::Form;
+use super::resource::Resource;
+use super::response::{Body, Chunks, chunked};
+use super::store::{Effect, Event, Stored};
+use super::{api, table};
+use bytes::Bytes;
+use http::Response;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Time between bookmarks.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(10);
+/// A watch without `timeoutSeconds` ends after this.
+const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Events read from the history in one go.
+const BATCH_MAX: usize = 500;
+
+/// What is watched, and how it is told.
+#[derive(Debug)]
+pub struct Request {
+    /// The collection.
+    pub resource: Arc<Resource>,
+    /// Version in which objects are told.
+    pub version: String,
+    /// Namespace; empty for all.
+    pub namespace: String,
+    /// By labels and fields.
+    pub selection: ListOptions,
+    /// `resourceVersion` of the request.
+    pub from: String,
+    /// Whether bookmarks are understood.
+    pub bookmarks: bool,
+    /// Whether the present objects come first, with a bookmark behind them.
+    pub initial_events: bool,
+    /// When the watch ends.
+    pub timeout: Option<Duration>,
+    /// Objects, or rows of tables.
+    pub form: Form,
+}
+
+/// Begins a watch.
+///
+/// # Errors
+/// That it cannot begin there.
+pub fn begin(api: &Api, request: Request, stop: CancellationToken) -> Result<Response<Body>, ApiError> {
+    let from = match request.from.as_str() {
+        "" | "0" => None,
+        text => Some(text.parse::<u64>().map_err(|_| {
+            ApiError::bad_request(format!("query resourceVersion: {text:?}: expected a whole number"))
+        })?),
+    };
+    // Without a revision the present objects come first; the list and the revision belong together.
+    let (present, revision) = match from {
+        Some(revision) if !request.initial_events => (Vec::new(), revision),
+        _ => {
+            let List { objects, revision, .. } = api.list(&request.resource, &request.namespace, &request.selection)?;
+            (objects, revision)
+        }
+    };
+    let (chunks, response) = chunked("application/json");
+    let watcher = Watcher { api: api.clone(), request, chunks, columns_told: false };
+    // The task ends with the client, the timeout, or the server.
+    tokio::spawn(async move {
+        tokio::select! {
+            () = watcher.run(present, revision) => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    Ok(response)
+}
+
+struct Watcher {
+    api: Api,
+    request: Request,
+    chunks: Chunks,
+    /// A table's columns are told once.
+    columns_told: bool,
+}
+
+impl Watcher {
+    async fn run(mut self, present: Vec<Arc<Stored>>, revision: u64) {
+        let end = tokio::time::Instant::now() + self.request.timeout.unwrap_or(TIMEOUT);
+        for object in present {
+            if self.tell("ADDED", &object.value).await.is_err() {
+                return;
+            }
+        }
+        if self.request.initial_events && self.request.bookmarks && self.bookmark(revision, true).await.is_err() {
+            return;
+        }
+        let mut published = self.api.store().subscribe();
+        let mut reached = revision;
+        let mut next_bookmark = tokio::time::Instant::now() + BOOKMARK_INTERVAL;
+        let group_resource = self.request.resource.group_resource();
+        loop {
+            let wanted = |e: &Event| {
+                *e.key.resource == *group_resource
+                    && (self.request.namespace.is_empty() || e.key.namespace == self.request.namespace)
+            };
+            match self.api.store().since(reached, BATCH_MAX, wanted) {
+                Err(gone) => {
+                    let error = ApiError::expired(format!("too old resource version: {reached} ({})", gone.oldest));
+                    let _ = self.line(&json!({"type": "ERROR", "object": error.status()})).await;
+                    return;
+                }
+                Ok((events, up_to)) => {
+                    let full = events.len() >= BATCH_MAX;
+                    for event in &events {
+                        if self.event(event).await.is_err() {
+                            return;
+                        }
+                    }
+                    reached = up_to;
+                    if full {
+                        continue;
+                    }
+                }
+            }
+            tokio::select! {
+                changed = published.changed() => if changed.is_err() { return },
+                () = self.chunks.closed() => return,
+                () = tokio::time::sleep_until(end) => return,
+                () = tokio::time::sleep_until(next_bookmark), if self.request.bookmarks => {
+                    next_bookmark = tokio::time::Instant::now() + BOOKMARK_INTERVAL;
+                    if self.bookmark(reached, false).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells a change as it looks through the selectors.
+    async fn event(&mut self, event: &Event) -> Result<(), Gone> {
+        let selection = &self.request.selection;
+        let fits = |object: &Value| selection.labels.matches(object) && selection.fields.matches(object);
+        let before = event.previous.as_ref().is_some_and(|p| fits(&p.value));
+        let after = event.effect != Effect::Deleted && fits(&event.object.value);
+        match (before, after) {
+            (false, true) => self.tell("ADDED", &event.object.value).await,
+            (true, true) => self.tell("MODIFIED", &event.object.value).await,
+            (true, false) if event.effect == Effect::Deleted => self.tell("DELETED", &event.object.value).await,
+            (true, false) => {
+                // The client is told the state that it knew, under the revision of the change.
+                let mut last = event.previous.as_ref().map_or(Value::Null, |p| p.value.clone());
+                super::object::set(&mut last, &["metadata"], "resourceVersion", event.revision.to_string());
+                self.tell("DELETED", &last).await
+            }
+            (false, false) => Ok(()),
+        }
+    }
+
+    async fn tell(&mut self, kind: &str, object: &Value) -> Result<(), Gone> {
+        let resource = &self.request.resource;
+        let shown = api::in_version(resource, &self.request.version, object);
+        let object = shown.as_ref().unwrap_or(object);
+        let event = match self.request.form {
+            Form::Table => {
+                let mut table = table::render(resource, &self.request.version, &[object], "");
+                if self.columns_told {
+                    table["columnDefinitions"] = json!([]);
+                }
+                self.columns_told = true;
+                json!({"type": kind, "object": table})
+            }
+            Form::Metadata => json!({"type": kind, "object": super::handler::metadata_only(object)}),
+            Form::Plain | Form::Aggregated => json!({"type": kind, "object": object}),
+        };
+        self.line(&event).await
+    }
+
+    async fn bookmark(&self, revision: u64, initial: bool) -> Result<(), Gone> {
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if initial {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let resource = &self.request.resource;
+        let (kind, version) = match self.request.form {
+            Form::Metadata => ("PartialObjectMetadata".to_owned(), "meta.k8s.io/v1".to_owned()),
+            Form::Table => ("Table".to_owned(), "meta.k8s.io/v1".to_owned()),
+            _ => (resource.kind.clone(), resource.api_version(&self.request.version)),
+        };
+        self.line(&json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": version, "metadata": metadata}})).await
+    }
+
+    async fn line(&self, event: &Value) -> Result<(), Gone> {
+        let mut text = event.to_string();
+        text.push('\n');
+        self.chunks.send(Bytes::from(text)).await.map_err(|_| Gone)
+    }
+}
+
+/// The client went away.
+struct Gone;
