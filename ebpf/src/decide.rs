@@ -164,7 +164,7 @@ pub fn who(address: &Addr, config: &NodeConfig) -> (u32, u32) {
     if let Some(info) = ROUTES.get(&Key::new(128, *address)) {
         use weft_abi::route_flags::{LOCAL_POOL, REMOTE_POOL};
         if info.flags & (LOCAL_POOL | REMOTE_POOL) != 0 {
-            return (identity::UNKNOWN, 0);
+            return (identity::UNKNOWN, if info.flags & LOCAL_POOL != 0 { ipcache_flags::LOCAL } else { 0 });
         }
     }
     let world = if config.flags & config_flags::DUAL_STACK == 0 {
@@ -193,6 +193,10 @@ fn judge(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward: bo
     {
         return Err(DropReason::InvalidSourceIp);
     }
+    if matches!(hook, Hook::ToPod) && !destination.is_some_and(|info| info.ifindex == s.packet.ifindex) {
+        // This link leads to another pod, or to none.
+        return Err(DropReason::Unroutable);
+    }
     let source_identity = match source {
         Some(info) => info.identity,
         None if s.packet.flags & TUNNELLED != 0 => s.packet.tunnel_identity,
@@ -200,6 +204,13 @@ fn judge(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward: bo
             let (found, flags) = who(&s.packet.source, config);
             let node_itself = flags & (ipcache_flags::NODE | ipcache_flags::LOCAL)
                 == ipcache_flags::NODE | ipcache_flags::LOCAL;
+            // Nobody outside has an address of this node's; and where pods come by tunnel, none comes without.
+            let pod = found == identity::UNKNOWN || found >= identity::ALLOCATED_MIN;
+            if matches!(hook, Hook::FromDevice)
+                && (flags & ipcache_flags::LOCAL != 0 || config.tunnel_ifindex != 0 && pod)
+            {
+                return Err(DropReason::InvalidSourceIp);
+            }
             if matches!(hook, Hook::ToPod) && (node_itself || has_socket(skb)) { identity::HOST } else { found }
         }
     };

@@ -33,13 +33,11 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
         }
         path_action::STACK => s.act(TC_ACT_OK as i32),
         path_action::DEVICE | path_action::TUNNEL | path_action::MASQUERADE => {
-            if s.packet.ttl <= 1 || too_big(skb, s, config) {
-                // The stack knows how to say so to the sender; but not with an address that nobody outside can answer.
-                return if path.action == path_action::MASQUERADE && s.packet.ttl > 1 && fragmentable(s) {
-                    Err(DropReason::FragmentationNeeded)
-                } else {
-                    s.act(TC_ACT_OK as i32)
-                };
+            // The stack knows how to say so to the sender. Only what is masqueraded it must not forward: the pod's own
+            // address would go out.
+            let masquerade = path.action == path_action::MASQUERADE;
+            if s.packet.ttl <= 1 || !masquerade && too_big(skb, s, config) {
+                return s.act(TC_ACT_OK as i32);
             }
             if path.action == path_action::MASQUERADE {
                 nat::outbound(skb, s, &outside, outside_port)?;
@@ -129,10 +127,4 @@ fn too_big(skb: Skb, s: &Scratch, config: &NodeConfig) -> bool {
     let segment = skb_gso_size(skb);
     // A super-packet leaves in segments: its headers come with each.
     segment == 0 || segment + (u32::from(s.packet.l4) - ETH) + 20 > mtu
-}
-
-/// IPv4 without "don't fragment".
-#[inline(always)]
-fn fragmentable(s: &Scratch) -> bool {
-    s.packet.version == 4 && s.at::<u8>(20) & 0x40 == 0
 }

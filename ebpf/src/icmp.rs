@@ -26,11 +26,18 @@ pub fn related(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Re
 #[inline(never)]
 fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
     s.saved = s.packet;
-    let quote = quoted(skb, s)?;
     let mut masqueraded = false;
-    if matches!(hook, Hook::FromDevice)
-        && (s.saved.destination == config.node_v4 || s.saved.destination == config.node_v6)
-    {
+    let for_node = matches!(hook, Hook::FromDevice)
+        && (s.saved.destination == config.node_v4 || s.saved.destination == config.node_v6);
+    let quote = match quoted(skb, s) {
+        Ok(quote) => quote,
+        Err(reason) => {
+            s.packet = s.saved;
+            // What the node makes of a quote of its own is its business.
+            return if for_node { Ok(()) } else { Err(reason) };
+        }
+    };
+    if for_node {
         canonical(&s.packet, flow_kind::NAT, &mut s.nat_key);
         let Some((inside, port)) = nat::inside(&s.nat_key) else {
             s.packet = s.saved;

@@ -11,6 +11,7 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(missing_docs, reason = "the macro of a program leaves its documentation behind")]
 
 mod collect;
 mod decide;
@@ -62,6 +63,8 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.destination_identity = 0;
     s.source_endpoint = 0;
     s.destination_endpoint = 0;
+    s.policy = 0;
+    s.rule = 0;
     match body(skb, s) {
         Ok(()) => s.action,
         Err(reason) => notify::dropped(skb, s, hook, reason as u32),
@@ -80,11 +83,15 @@ fn from_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if ethertype == ARP {
         return neighbour::arp(skb, s);
     }
+    if packet::skb_vlan(skb) != 0 {
+        // A tag would leave the node with the packet.
+        return Err(DropReason::UnsupportedL2);
+    }
     packet::parse(skb, s, ethertype)?;
     if neighbour::is_discovery(s) {
         return neighbour::discovery(skb, s);
     }
-    if is_multicast(&s.packet.destination) {
+    if is_multicast(&s.packet.destination) || is_link_local(&s.packet.destination) {
         return notify::silently(s, DropReason::Unroutable);
     }
     let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
@@ -155,6 +162,9 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             if !tunnel::strip(skb, s)? {
                 return s.act(PASS);
             }
+            // Whether this program or the tunnel's device unwraps a packet: both are one way in, and another one than
+            // the bare network.
+            s.packet.ifindex = config.tunnel_ifindex;
             if for_node(skb, s, config) {
                 return s.act(PASS);
             }
@@ -279,6 +289,13 @@ fn to_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 pub fn weft_collect(ctx: TcContext) -> i32 {
     // SAFETY: the context is valid for the length of the program.
     collect::collect(unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).mark) })
+}
+
+/// fe80::/10: never forwarded (RFC 4291 2.5.6).
+#[inline(always)]
+fn is_link_local(address: &Addr) -> bool {
+    let bytes = address.0[0].to_ne_bytes();
+    bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80
 }
 
 /// 224.0.0.0/4, 255.255.255.255, ff00::/8.

@@ -141,6 +141,13 @@ pub fn skb_ifindex(skb: Skb) -> u32 {
     unsafe { core::ptr::read_volatile(&raw const (*skb).ifindex) }
 }
 
+/// Not 0: the frame has a VLAN tag.
+#[inline(always)]
+pub fn skb_vlan(skb: Skb) -> u32 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const (*skb).vlan_present) }
+}
+
 #[inline(always)]
 pub fn skb_gso_size(skb: Skb) -> u32 {
     // SAFETY: as above.
@@ -413,6 +420,13 @@ fn transport(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             || flags & (TCP_SYN | TCP_FIN) == TCP_SYN | TCP_FIN
             || flags & (TCP_SYN | TCP_RST) == TCP_SYN | TCP_RST
         {
+            return Err(DropReason::InvalidPacket);
+        }
+    }
+    if s.packet.protocol == UDP && s.packet.flags & FIRST_FRAGMENT == 0 {
+        // RFC 768. A super-packet's length may be anything.
+        let length = u32::from(u16::from_be((header[1] & 0xffff) as u16));
+        if (length < 8 || length > rest) && skb_gso_size(skb) == 0 {
             return Err(DropReason::InvalidPacket);
         }
     }

@@ -8,10 +8,10 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{
     bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_store_bytes, bpf_csum_diff,
 };
-use weft_abi::{Addr, DropReason, NodeConfig, identity, ipcache_flags};
+use weft_abi::{Addr, DropReason, NodeConfig, TUNNEL_MAC, identity, ipcache_flags};
 
 use crate::maps::IPCACHE;
-use crate::packet::{ETH, Scratch, Skb, UDP, load, load_head, parse, skb_gso_size, skb_len};
+use crate::packet::{ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Scratch, Skb, UDP, load, load_head, parse, skb_gso_size, skb_len};
 
 /// `BPF_ADJ_ROOM_MAC`.
 const MODE_MAC: u32 = 1;
@@ -47,8 +47,13 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
     rest[12] = (vni >> 16) as u8;
     rest[13] = (vni >> 8) as u8;
     rest[14] = vni as u8;
-    // Inner Ethernet: locally administered addresses, nobody looks at them.
-    rest[16] = 0x02;
+    // Inner Ethernet: every node's tunnel device has this address.
+    rest[16] = TUNNEL_MAC[0];
+    rest[17] = TUNNEL_MAC[1];
+    rest[18] = TUNNEL_MAC[2];
+    rest[19] = TUNNEL_MAC[3];
+    rest[20] = TUNNEL_MAC[4];
+    rest[21] = TUNNEL_MAC[5];
     rest[22] = 0x02;
     rest[27] = 1;
     let ethertype: [u8; 2] = if s.packet.version == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
@@ -141,8 +146,8 @@ fn take_off(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if !known {
         return Err(DropReason::UnknownSender);
     }
-    if skb_gso_size(skb) != 0 {
-        // Only the device knows how to unwrap a super-packet.
+    if skb_gso_size(skb) != 0 || s.packet.flags & (FIRST_FRAGMENT | LATER_FRAGMENT) != 0 {
+        // Only the device knows how to unwrap a super-packet, only the stack how to put one together.
         return Ok(());
     }
     let l4 = u32::from(s.packet.l4);

@@ -190,7 +190,7 @@ fn nobody_speaks_for_another() {
         kernel.drain();
         let outcome = from_b(kernel, &ip(f.a, f.b).tcp(7, 8, ACK, b""))?;
         dropped(kernel, &outcome, DropReason::InvalidSourceIp);
-        for source in [f.a, f.b, f.node] {
+        for source in [f.a, f.b, f.node, f.gone] {
             let outcome = from_wire(kernel, &ip(source, f.b).tcp(7, 8, ACK, b""))?;
             dropped(kernel, &outcome, DropReason::InvalidSourceIp);
         }
@@ -228,6 +228,18 @@ fn the_host_reaches_its_pods_and_pods_their_host_as_policy_says() {
         kernel.bump(&[1])?;
         assert_eq!(from_a(kernel, &ip(f.a, f.node).tcp(81, 6443, SYN, b""))?.action, PASS);
         isolate(kernel, f.a, 0, 0)
+    });
+}
+
+#[test]
+fn a_link_takes_what_is_for_its_own_pod() {
+    both(|kernel, f| {
+        kernel.drain();
+        for destination in [f.b, f.c, f.gone, f.world] {
+            let outcome = kernel.run("weft_to_pod", POD_A, &ip(f.node, destination).tcp(1, 80, SYN, b""))?;
+            dropped(kernel, &outcome, DropReason::Unroutable);
+        }
+        Ok(())
     });
 }
 

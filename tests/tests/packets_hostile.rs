@@ -125,6 +125,12 @@ fn absurd_fields_are_no_packets() {
             let event = kernel.drain().pop().map(|event| event.reason);
             assert!(matches!(event, Some(132 | 134 | 135 | 142)), "{event:?} {:02x?}", &frame[ETH..]);
         }
+        // A datagram longer than its packet, or shorter than its header.
+        for length in [0_u8, 7, 10] {
+            let mut frame = ip(f.a, f.b).udp(1, 80, b"");
+            frame[ETH + l4 + 5] = length;
+            assert_eq!(from_a(kernel, &frame)?.action, DROP, "a datagram of {length} bytes");
+        }
         for ethertype in [0x8100_u16, 0x88cc, 0x0000, 0xffff, 0x8847] {
             let mut frame = good.clone();
             frame[12..14].copy_from_slice(&ethertype.to_be_bytes());

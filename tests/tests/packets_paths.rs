@@ -133,6 +133,9 @@ fn errors_about_a_masqueraded_connection_find_the_pod() {
             let places = if echo { [0, 4] } else { [0, 2] };
             assert_eq!(places.map(|n| at(&inner, n)), places.map(|n| at(&own, n)));
         }
+        // One whose quote is cut, too.
+        let cut = ip(f.gateway, f.node).unreachable(&ip(f.node, f.world).udp(25111, 53, b"q")[..ETH + 25]);
+        assert_eq!(from_wire(kernel, &cut)?.action, PASS);
         // An error about nothing of ours is the node's.
         let error = ip(f.gateway, f.node).unreachable(&ip(f.node, f.world).udp(25111, 53, b"q"));
         assert_eq!(from_wire(kernel, &error)?.action, PASS);
@@ -226,6 +229,17 @@ fn a_receiver_judges_by_the_identity_in_the_tunnel() {
 #[test]
 fn nobody_lies_through_the_tunnel() {
     vxlan(|kernel, f| {
+        // Where pods come by tunnel, nobody is one without: neither in a new connection nor in one that exists.
+        from_a(kernel, &ip(f.a, f.c).tcp(9, 80, SYN, b""))?;
+        assert_eq!(
+            from_wire(kernel, &wrap(V4.peer, ID_C, &ip(f.c, f.a).tcp(80, 9, SYN | ACK, b"")))?.action,
+            REDIRECT
+        );
+        for frame in [ip(f.c, f.a).tcp(80, 9, ACK, b""), ip(f.c, f.a).tcp(1, 2, SYN, b""), ip(f.new, f.a).ping(1)] {
+            kernel.drain();
+            assert_eq!(from_wire(kernel, &frame)?.action, DROP);
+            assert_eq!(kernel.drain().pop().context("an event")?.reason, DropReason::InvalidSourceIp as u8);
+        }
         let inner = ip(f.c, f.b).tcp(1, 80, SYN, b"");
         for (source, vni, reason) in [
             (V4.world, ID_C, DropReason::UnknownSender),
@@ -348,6 +362,11 @@ fn gateways_are_answered_and_nobody_else() {
 #[test]
 fn multicast_of_pods_goes_nowhere() {
     native(|kernel, f| {
+        if f.v6 {
+            for to in ["fe80::1", "febf::1"] {
+                assert_eq!(from_a(kernel, &ip(f.a, to).udp(5353, 5353, b""))?.action, DROP);
+            }
+        }
         let to = if f.v6 { "ff02::fb" } else { "224.0.0.251" };
         assert_eq!(from_a(kernel, &ip(f.a, to).udp(5353, 5353, b""))?.action, DROP);
         assert!(kernel.connections()?.is_empty());
