@@ -5,6 +5,8 @@ use super::endpoints::Endpoint;
 use crate::state::{EndpointRecord, Phase, Unusable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use weft_abi::map_name;
+use weft_control::policy::Limits;
 use weft_model::desired::DataplaneError;
 use weft_model::id::EndpointId;
 
@@ -23,7 +25,11 @@ impl Core {
     ///
     /// # Errors
     /// The kernel cannot be read.
-    pub fn restore(&mut self, records: Vec<EndpointRecord>, links: &[(String, u32)]) -> Result<Leftovers, DataplaneError> {
+    pub fn restore(
+        &mut self,
+        records: Vec<EndpointRecord>,
+        links: &[(String, u32)],
+    ) -> Result<Leftovers, DataplaneError> {
         let indexes: BTreeMap<&str, u32> = links.iter().map(|(name, index)| (name.as_str(), *index)).collect();
         let mut leftovers = Leftovers::default();
         let mut kept: BTreeSet<String> = BTreeSet::new();
@@ -97,6 +103,18 @@ impl Core {
 
     fn adopt_kernel(&mut self) -> Result<(), DataplaneError> {
         let (policies, cidrs) = (self.dataplane.policies()?, self.dataplane.cidrs()?);
+        // The engine refuses what the maps would not hold, so that a policy is refused whole and by name.
+        let usage = self.dataplane.usage()?;
+        let size = |name: &str| {
+            let map = usage.iter().find(|map| map.name == name);
+            map.map_or(usize::MAX, |map| usize::try_from(map.entries_max).unwrap_or(usize::MAX))
+        };
+        self.policy.engine.set_limits(Limits::for_maps(
+            size(map_name::POLICY_INFO),
+            size(map_name::POLICY_ENTRIES),
+            size(map_name::POLICY_PEERS),
+            size(map_name::CIDRS),
+        ));
         self.policy.engine.adopt(&policies, &cidrs);
         self.ipcache_written = self.dataplane.ipcache()?;
         self.adopt_routes()?;
@@ -121,7 +139,8 @@ impl Core {
     /// gone keeps what it had until the runtime takes it down.
     pub(super) fn confirm_restored(&mut self) {
         self.relabel(|_| true);
-        let records: Vec<_> = self.endpoints.rows.values().filter(|e| e.is_active()).map(|e| e.record.clone()).collect();
+        let records: Vec<_> =
+            self.endpoints.rows.values().filter(|e| e.is_active()).map(|e| e.record.clone()).collect();
         for record in &records {
             // Its identity is in use, whether or not its object is there still.
             if self.identities.labels(record.identity).is_none() {
