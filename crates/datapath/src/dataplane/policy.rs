@@ -78,11 +78,13 @@ impl Policies {
     }
 
     pub(super) fn put(&mut self, id: PolicyId, policy: &CompiledPolicy) -> Result<(), DataplaneError> {
-        // Written before: nobody uses it, so it is made anew.
+        // Written before: nobody uses it, so it is made anew, and its own entries make room.
+        let (old_peers, old_entries, old_infos) =
+            self.keys.get(&id.0).map_or((0, 0, 0), |keys| (keys.peers.len() as u64, keys.entries.len() as u64, 1));
+        self.peers.reserve(self.peer_count - old_peers, policy.peers.len() as u64)?;
+        self.entries.reserve(self.entry_count - old_entries, policy.entries.len() as u64)?;
+        self.infos.reserve(self.keys.len() as u64 - old_infos, 1)?;
         self.remove(id)?;
-        self.peers.reserve(self.peer_count, policy.peers.len() as u64)?;
-        self.entries.reserve(self.entry_count, policy.entries.len() as u64)?;
-        self.infos.reserve(self.keys.len() as u64, 1)?;
 
         let (mut entry_keys, mut entry_values) = (Vec::new(), Vec::new());
         for ((class, port), verdict) in &policy.entries {

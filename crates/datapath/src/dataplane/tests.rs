@@ -101,8 +101,10 @@ fn a_policy_that_does_not_fit_leaves_nothing() {
     assert_full(datapath.patch_policy(PolicyId(1), &patch), map_name::POLICY_PEERS);
     let patch = PolicyPatch { put_entries: policy(0..0, 61..66).entries, ..PolicyPatch::default() };
     assert_full(datapath.patch_policy(PolicyId(1), &patch), map_name::POLICY_ENTRIES);
+    assert_full(datapath.put_policy(PolicyId(1), &policy(0..65, 1..2)), map_name::POLICY_PEERS);
     assert_eq!(datapath.policies().unwrap(), before);
-    // What does fit still goes in.
+    // What does fit still goes in, and so does a policy in its own place.
+    datapath.put_policy(PolicyId(1), &policy(0..60, 1..61)).unwrap();
     datapath.put_policy(PolicyId(2), &policy(0..4, 1..5)).unwrap();
     assert_eq!(datapath.policies().unwrap().len(), 2);
 }

@@ -1,4 +1,4 @@
-//! Packets while agents come and go.
+//! Packets through the programs, also while agents come and go.
 
 use super::*;
 use crate::{NodeSettings, Timeouts};
@@ -127,5 +127,35 @@ fn no_packet_is_lost_while_agents_come_and_go() {
             assert_eq!(connections.len(), 2, "{connections:?}");
             assert!(datapath.metrics().unwrap().read().unwrap().iter().any(|counter| counter.reason == 0));
         });
+    });
+}
+
+#[test]
+fn what_an_unknown_pod_sends_is_dropped_and_reported() {
+    in_netns(|| {
+        let dir = BpfDir::new();
+        let (mut datapath, _) = open(&dir);
+        datapath.configure(&settings()).unwrap();
+        let netns = NetNs::create().unwrap();
+        make(&datapath.hooks(), &netns, "weft1");
+        let mut reader = datapath.events().unwrap();
+        let to: std::net::SocketAddr = "192.0.2.1:7".parse().unwrap();
+        let send = || UdpSocket::bind("10.244.1.7:0").unwrap().send_to(b"hello", to).unwrap();
+        netns.run(send).unwrap();
+        let mut events = Vec::new();
+        let is_ours = |event: &&weft_abi::Event| IpAddr::from(event.destination) == to.ip();
+        let event = loop {
+            assert!(reader.wait(Duration::from_secs(10)).unwrap(), "no report: {events:?}");
+            reader.read(&mut events, 100);
+            if let Some(event) = events.iter().find(is_ours) {
+                break *event;
+            }
+        };
+        assert_eq!((event.kind, event.verdict), (weft_abi::event_kind::DROP, weft_abi::verdict::DROPPED));
+        assert_eq!((IpAddr::from(event.source), u16::from_be(event.destination_port_be)), ([10, 244, 1, 7].into(), 7));
+        let counters = datapath.metrics().unwrap().read().unwrap();
+        assert!(counters.iter().any(|counter| counter.reason == event.reason && counter.packets > 0), "{counters:?}");
+        assert_eq!(reader.malformed(), 0);
+        assert_eq!(datapath.flows().list(10).unwrap(), []);
     });
 }
