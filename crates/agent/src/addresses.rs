@@ -127,14 +127,17 @@ impl Addresses {
     /// Addresses of a remote pod.
     #[must_use]
     pub fn of_pod(&self, name: &ObjectName) -> Vec<IpAddr> {
-        let named = |claims: &[Claim]| claims.iter().max_by_key(|claim| claim.sequence).is_some_and(|claim| *claim.name == *name);
+        let named = |claims: &[Claim]| {
+            claims.iter().max_by_key(|claim| claim.sequence).is_some_and(|claim| *claim.name == *name)
+        };
         self.claims.iter().filter(|(_, claims)| named(claims)).map(|(address, _)| *address).collect()
     }
 
     /// Every address and who has it.
     #[must_use]
     pub fn all(&self) -> BTreeMap<IpAddr, IpcacheEntry> {
-        let addresses = self.local.keys().chain(self.nodes.keys()).chain(self.claims.keys()).chain(self.lingering.keys());
+        let addresses =
+            self.local.keys().chain(self.nodes.keys()).chain(self.claims.keys()).chain(self.lingering.keys());
         addresses.filter_map(|address| self.get(*address).map(|entry| (*address, entry))).collect()
     }
 
@@ -146,7 +149,8 @@ impl Addresses {
 
     /// Drops what lingered long enough; says when to come again.
     pub fn expire(&mut self, now: Duration) -> Option<Duration> {
-        let over: Vec<_> = self.lingering.iter().filter(|(_, (_, until))| *until <= now).map(|(address, _)| *address).collect();
+        let over: Vec<_> =
+            self.lingering.iter().filter(|(_, (_, until))| *until <= now).map(|(address, _)| *address).collect();
         for address in over {
             self.lingering.remove(&address);
             self.dirty.insert(address);
@@ -154,7 +158,14 @@ impl Addresses {
         self.lingering.values().map(|(_, until)| *until).min()
     }
 
-    fn claim(&mut self, address: IpAddr, slice: &Arc<str>, uid: &Arc<str>, name: &Arc<ObjectName>, entry: IpcacheEntry) {
+    fn claim(
+        &mut self,
+        address: IpAddr,
+        slice: &Arc<str>,
+        uid: &Arc<str>,
+        name: &Arc<ObjectName>,
+        entry: IpcacheEntry,
+    ) {
         let claims = self.claims.entry(address).or_default();
         match claims.iter_mut().find(|claim| claim.slice == *slice && claim.uid == *uid) {
             Some(claim) if claim.entry == entry => return,

@@ -3,7 +3,7 @@
 use crate::attach::Attachments;
 use crate::cluster::{self, ApiServer};
 use crate::config::Config;
-use crate::core::thread::{self, Handle};
+use crate::core::thread;
 use crate::core::{Core, Settings};
 use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
@@ -38,8 +38,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let tasks = TaskTracker::new();
 
     // Alone on this node: the state directory's lock, then the maps'.
-    let state = StateDir::open(&config.state_dir).with_context(|| format!("state-dir {}", config.state_dir.display()))?;
-    let (datapath, adopted) = Datapath::open(&Options::new(&config.bpf_dir)).with_context(|| format!("bpf-dir {}", config.bpf_dir.display()))?;
+    let state =
+        StateDir::open(&config.state_dir).with_context(|| format!("state-dir {}", config.state_dir.display()))?;
+    let (datapath, adopted) = Datapath::open(&Options::new(&config.bpf_dir))
+        .with_context(|| format!("bpf-dir {}", config.bpf_dir.display()))?;
     tracing::info!(fresh = adopted.fresh, links = adopted.links.len(), "kernel programs are loaded");
     let hooks = datapath.hooks();
     let events = datapath.events().context("ring buffer of events")?;
@@ -61,10 +63,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     };
     let client = Client::connect(&options).await.context("API server")?;
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
-    tasks.spawn(watch(core.clone(), client.clone(), config.node_name.clone(), stop.clone()));
+    let writer = weft_k8s::slice::Writer::start(client.clone(), &config.node_name, stop.clone());
+    tasks.spawn(cluster::watch(core.clone(), client.clone(), config.node_name.clone(), writer.clone(), stop.clone()));
+    tasks.spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
     tasks.spawn(machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
     tasks.spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
-    tasks.spawn(cluster::announce_endpoints(core.clone(), client.clone(), config.node_name.clone(), stop.clone()));
+    tasks.spawn(cluster::announce_endpoints(core.clone(), writer, stop.clone()));
     tasks.spawn(cluster::announce_node(core.clone(), client, config.node_name.clone(), progress.clone(), stop.clone()));
 
     // What the kernel sees, and its housekeeping.
@@ -81,7 +85,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
     // The local API, first for those whose deletes waited.
     let attachments = Attachments::new(core.clone(), links, api, progress.clone(), mtu);
-    let local = Arc::new(Local { core: core.clone(), attachments, progress: progress.clone(), metrics, flows, observer });
+    let local =
+        Arc::new(Local { core: core.clone(), attachments, progress: progress.clone(), metrics, flows, observer });
     for (path, delete) in deletes {
         match local.attachments.del(delete).await {
             Ok(()) => std::fs::remove_file(&path).with_context(|| format!("queue of deletes {}", path.display()))?,
@@ -119,21 +124,6 @@ fn settings(config: &Config) -> Settings {
         ipv6: config.ipv6,
         tunnel: config.routing == crate::config::Routing::Vxlan,
         no_masquerade: config.no_masquerade.clone(),
-    }
-}
-
-/// Cluster to tables.
-async fn watch(core: Handle, client: Client, node_name: String, stop: CancellationToken) {
-    let mut changes = weft_k8s::watch::start(client, &node_name, stop.clone());
-    loop {
-        let batch = tokio::select! {
-            () = stop.cancelled() => return,
-            batch = changes.recv() => batch,
-        };
-        let Some(batch) = batch else { return };
-        if core.call(move |core| core.apply(batch)).await.is_err() {
-            return;
-        }
     }
 }
 

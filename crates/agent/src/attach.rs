@@ -186,18 +186,28 @@ impl Attachments {
         if status.ready {
             return Ok(());
         }
-        Err(refusal(code::NOT_AVAILABLE, "the agent is not ready", &format!("waiting for {}", status.waiting_for.join(", "))))
+        Err(refusal(
+            code::NOT_AVAILABLE,
+            "the agent is not ready",
+            &format!("waiting for {}", status.waiting_for.join(", ")),
+        ))
     }
 
     async fn wait_ready(&self, until: Instant) -> Result<(), CniError> {
         let mut progress = self.progress.clone();
-        let ready = tokio::time::timeout_at(until, progress.wait_for(|progress| progress.ready)).await.map(|waited| waited.map(drop));
+        let ready = tokio::time::timeout_at(until, progress.wait_for(|progress| progress.ready))
+            .await
+            .map(|waited| waited.map(drop));
         match ready {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(gone(Unavailable)),
             Err(_) => {
                 let missing = self.core.call(|core| core.status().waiting_for).await.map_err(gone)?;
-                Err(refusal(code::TRY_AGAIN_LATER, "the agent is not ready", &format!("waiting for {}", missing.join(", "))))
+                Err(refusal(
+                    code::TRY_AGAIN_LATER,
+                    "the agent is not ready",
+                    &format!("waiting for {}", missing.join(", ")),
+                ))
             }
         }
     }
@@ -215,7 +225,12 @@ impl Attachments {
 
     /// The pod and its labels: from the tables, else from the API server, until they can be had. A pod whose labels
     /// cannot be read waits; it never runs with the wrong ones.
-    async fn pod_and_labels(&self, name: &ObjectName, uid: Option<&str>, until: Instant) -> Result<(Pod, LabelSet), CniError> {
+    async fn pod_and_labels(
+        &self,
+        name: &ObjectName,
+        uid: Option<&str>,
+        until: Instant,
+    ) -> Result<(Pod, LabelSet), CniError> {
         let right = |pod: &Pod| uid.is_none_or(|uid| pod.uid == uid);
         let mut pause = RETRY_MIN;
         loop {
@@ -288,7 +303,11 @@ impl Attachments {
 ///
 /// # Errors
 /// All numbers are taken, or the agent ends.
-pub async fn obtain_identity(core: &Handle, cluster: &dyn Cluster, labels: &LabelSet) -> Result<Result<Identity, String>, CniError> {
+pub async fn obtain_identity(
+    core: &Handle,
+    cluster: &dyn Cluster,
+    labels: &LabelSet,
+) -> Result<Result<Identity, String>, CniError> {
     loop {
         let wanted = labels.clone();
         let number = core.call(move |core| core.number_of(&wanted)).await.map_err(gone)?;

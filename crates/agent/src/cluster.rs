@@ -7,15 +7,21 @@ use crate::core::Progress;
 use crate::core::thread::Handle;
 use crate::ports::{Cluster, ClusterError, Created};
 use futures::future::{BoxFuture, FutureExt as _};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft_k8s::{Client, identity, node, pod, slice};
-use weft_model::intent::{IdentityLabels, Namespace, ObjectName, Pod};
+use weft_k8s::{Client, event, identity, node, pod, slice};
+use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
 
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
+/// How often the node's objects are looked at again: a kubelet that registers anew brings its taint back.
+const AUDIT: Duration = Duration::from_secs(60);
+/// An own slice may differ from what this node says for so long: the newest write is on its way.
+const SLICE_GRACE: Duration = Duration::from_secs(5);
 
 /// The API server.
 pub struct ApiServer {
@@ -40,7 +46,8 @@ impl Cluster for ApiServer {
     }
 
     fn namespace<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Namespace>, ClusterError>> {
-        async move { pod::namespace(&self.client, name).await.map_err(failed(format!("read namespace {name}"))) }.boxed()
+        async move { pod::namespace(&self.client, name).await.map_err(failed(format!("read namespace {name}"))) }
+            .boxed()
     }
 
     fn create_identity<'a>(&'a self, row: &'a IdentityLabels) -> BoxFuture<'a, Result<Created, ClusterError>> {
@@ -49,7 +56,9 @@ impl Cluster for ApiServer {
             match outcome.map_err(failed(format!("create identity {}", row.identity)))? {
                 identity::Outcome::Created => Ok(Created::Yes),
                 identity::Outcome::Exists(labels) if labels == row.labels => Ok(Created::Yes),
-                identity::Outcome::Exists(labels) => Ok(Created::Taken(IdentityLabels { identity: row.identity, labels })),
+                identity::Outcome::Exists(labels) => {
+                    Ok(Created::Taken(IdentityLabels { identity: row.identity, labels }))
+                }
             }
         }
         .boxed()
@@ -57,9 +66,8 @@ impl Cluster for ApiServer {
 }
 
 /// Keeps this node's slices as its endpoints are.
-pub async fn announce_endpoints(core: Handle, client: Client, node_name: String, stop: CancellationToken) {
+pub async fn announce_endpoints(core: Handle, writer: slice::Writer, stop: CancellationToken) {
     let Ok(signals) = core.call(|core| core.signals()).await else { return };
-    let writer = slice::Writer::start(client, &node_name, stop.clone());
     let mut announced = writer.announced();
     loop {
         match core.call(|core| core.announced()).await {
@@ -81,6 +89,66 @@ pub async fn announce_endpoints(core: Handle, client: Client, node_name: String,
                     let _ = core.call(move |core| core.set_problem("endpoint slices", problem)).await;
                 }
             }
+        }
+    }
+}
+
+/// Cluster to tables. Own slices that say something else than this node does, for longer than a write takes, are
+/// read and mended.
+pub async fn watch(core: Handle, client: Client, node_name: String, writer: slice::Writer, stop: CancellationToken) {
+    let mut changes = weft_k8s::watch::start(client, &node_name, stop.clone());
+    let mut recheck_at: Option<Instant> = None;
+    loop {
+        let batch = tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep_until(recheck_at.unwrap_or_else(Instant::now)), if recheck_at.is_some() => {
+                writer.recheck();
+                recheck_at = None;
+                continue;
+            }
+            batch = changes.recv() => batch,
+        };
+        let Some(batch) = batch else { return };
+        let strange = batch.iter().any(|change| match change {
+            Change::Slice(slice) => writer.is_own(&slice.name) && !core.look(|core| core.agrees_with(slice)),
+            Change::SliceGone(name) => writer.is_own(name),
+            _ => false,
+        });
+        if strange {
+            recheck_at.get_or_insert_with(|| Instant::now() + SLICE_GRACE);
+        }
+        if core.call(move |core| core.apply(batch)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the owners of policy objects that are not in force why.
+pub async fn report_policies(
+    core: Handle,
+    client: Client,
+    mut progress: watch::Receiver<Progress>,
+    stop: CancellationToken,
+) {
+    let mut told = BTreeSet::new();
+    loop {
+        let problems: BTreeSet<_> = core.look(|core| core.policy_problems()).into_iter().collect();
+        for problem @ (name, reason, text) in problems.difference(&told) {
+            let about = event::About {
+                kind: "NetworkPolicy",
+                api_version: "networking.k8s.io/v1",
+                namespace: name.namespace.clone(),
+                name: name.name.clone(),
+                uid: String::new(),
+            };
+            if let Err(error) = event::warn(&client, &about, reason, text, "weft-agent").await {
+                tracing::debug!(policy = %problem.0, %error, "cannot write an event");
+            }
+        }
+        told = problems;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = progress.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -119,7 +187,6 @@ pub async fn announce_node(
     stop: CancellationToken,
 ) {
     let Ok(signals) = core.call(|core| core.signals()).await else { return };
-    let (mut told, mut ready_told) = (None, false);
     loop {
         let name = node_name.clone();
         let Ok(mut nodes) = core.call(|core| core.nodes()).await else { return };
@@ -131,26 +198,19 @@ pub async fn announce_node(
                 pod_cidrs: own.pod_cidrs,
                 boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()),
             };
-            if told.as_ref() != Some(&announcement) {
-                match node::announce(&client, &announcement).await {
-                    Ok(()) => told = Some(announcement),
-                    Err(error) => problem = Some(crate::core::describe(&error)),
-                }
-            }
+            // Both write only what differs.
+            let announced = node::announce(&client, &announcement).await;
+            let ready = progress.borrow_and_update().ready;
+            let told = if ready { node::set_network_ready(&client, &name).await } else { Ok(()) };
+            problem = announced.and(told).err().map(|error| crate::core::describe(&error));
         }
-        if progress.borrow_and_update().ready && !ready_told {
-            match node::set_network_ready(&client, &name).await {
-                Ok(()) => ready_told = true,
-                Err(error) => problem = Some(crate::core::describe(&error)),
-            }
-        }
-        let failed = problem.is_some();
+        let (pause, ready) = (if problem.is_some() { RETRY } else { AUDIT }, progress.borrow().ready);
         let _ = core.call(move |core| core.set_problem("node object", problem)).await;
         tokio::select! {
             () = stop.cancelled() => return,
             () = signals.nodes_announce.notified() => {}
-            changed = progress.changed(), if !ready_told => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if failed => {}
+            changed = progress.wait_for(|progress| progress.ready), if !ready => if changed.is_err() { return },
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

@@ -277,7 +277,9 @@ fn cluster_name(name: String) -> Result<String, ConfigError> {
 }
 
 fn prefixes(field: &'static str, text: &str) -> Result<Vec<IpNet>, ConfigError> {
-    let parse = |part: &str| part.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| value(field, "prefixes such as 10.0.0.0/8", part));
+    let parse = |part: &str| {
+        part.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| value(field, "prefixes such as 10.0.0.0/8", part))
+    };
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(parse).collect()
 }
 
@@ -296,7 +298,8 @@ mod tests {
         let file = dir.path().join("agent.yaml");
         std::fs::write(&file, "node-name: from-file\nrouting: vxlan\nmtu: 1400\n").expect("write");
         let path = file.to_str().expect("UTF-8");
-        let config = options(&["--node-name", "from-flag", "--config", path]).with_file().expect("file").check().expect("good");
+        let config =
+            options(&["--node-name", "from-flag", "--config", path]).with_file().expect("file").check().expect("good");
         assert_eq!((config.node_name.as_str(), config.routing, config.mtu), ("from-flag", Routing::Vxlan, Some(1400)));
         for (text, problem) in [("nodename: x\n", "nodename"), ("mtu: big\n", "mtu"), ("- 1\n", "agent.yaml")] {
             std::fs::write(&file, text).expect("write");

@@ -33,6 +33,8 @@ const SOURCES: [Source; 6] =
     [Source::Pods, Source::Namespaces, Source::Policies, Source::Identities, Source::Slices, Source::Nodes];
 /// First pause after a failed write; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
+/// Plans that follow each other because one made room for the next; the rest waits for the next change.
+const ROUNDS_MAX: usize = 8;
 /// Longest pause between attempts.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
@@ -287,6 +289,14 @@ impl Core {
         // What was written takes hold even if something else was refused.
         let finished = self.finish_policy();
         policy.and(ipcache).and(finished)?;
+        // What was refused for want of room may fit now.
+        for _ in 0..ROUNDS_MAX {
+            if !self.policy.ask_again() {
+                break;
+            }
+            self.write_policy()?;
+            self.finish_policy()?;
+        }
         if !self.pruned {
             self.prune()?;
             self.pruned = true;

@@ -14,7 +14,9 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 use weft_datapath::NodeSettings;
-use weft_model::desired::{CompiledPolicy, Dataplane, DataplaneError, Endpoint, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched};
+use weft_model::desired::{
+    CompiledPolicy, Dataplane, DataplaneError, Endpoint, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched,
+};
 use weft_model::id::{Identity, PolicyId};
 use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, Source};
 use weft_model::label::LabelSet;
@@ -118,7 +120,9 @@ impl Dataplane for World {
         })
     }
     fn remove_endpoint(&mut self, addresses: &[IpAddr]) -> Result<(), DataplaneError> {
-        self.write(format!("remove_endpoint {addresses:?}"), |held| held.endpoints.retain(|address, _| !addresses.contains(address)))
+        self.write(format!("remove_endpoint {addresses:?}"), |held| {
+            held.endpoints.retain(|address, _| !addresses.contains(address))
+        })
     }
     fn endpoints(&mut self) -> Result<Vec<Endpoint>, DataplaneError> {
         let held = self.held();
@@ -162,7 +166,9 @@ impl Dataplane for World {
     fn bump(&mut self, touched: &Touched) -> Result<(), DataplaneError> {
         let text = match touched {
             Touched::Node => "bump node".to_owned(),
-            Touched::Endpoints(ids) => format!("bump {}", ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+            Touched::Endpoints(ids) => {
+                format!("bump {}", ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+            }
         };
         self.write(text, |_| {})
     }
@@ -281,7 +287,10 @@ pub fn node(name: &str, n: u8) -> Node {
     Node {
         name: name.into(),
         addresses: vec![ip(&format!("172.31.0.{}", 10 + n)), ip(&format!("fd31::{}", 10 + n))],
-        pod_cidrs: vec![format!("10.244.{n}.0/24").parse().expect("prefix"), format!("fd44:0:0:{n}::/64").parse().expect("prefix")],
+        pod_cidrs: vec![
+            format!("10.244.{n}.0/24").parse().expect("prefix"),
+            format!("fd44:0:0:{n}::/64").parse().expect("prefix"),
+        ],
     }
 }
 
@@ -290,12 +299,15 @@ pub fn ip(text: &str) -> IpAddr {
 }
 
 pub fn synced() -> Vec<Change> {
-    [Source::Pods, Source::Namespaces, Source::Policies, Source::Identities, Source::Slices, Source::Nodes].map(Change::Synced).to_vec()
+    [Source::Pods, Source::Namespaces, Source::Policies, Source::Identities, Source::Slices, Source::Nodes]
+        .map(Change::Synced)
+        .to_vec()
 }
 
 /// What a node with one namespace and no pods hears first.
 pub fn first_news() -> Vec<Change> {
-    let mut changes = vec![Change::Node(node("n1", 1)), Change::Node(node("n2", 2)), Change::Namespace(namespace("shop", &[]))];
+    let mut changes =
+        vec![Change::Node(node("n1", 1)), Change::Node(node("n2", 2)), Change::Namespace(namespace("shop", &[]))];
     changes.extend(synced());
     changes
 }

@@ -38,7 +38,8 @@ pub fn executable(config: &Config) -> Result<(), InstallError> {
     let source = match own {
         Some(dir) => dir.join(PLUGIN),
         None => {
-            let own = std::env::current_exe().map_err(failed("cannot tell the path of", Path::new("/proc/self/exe")))?;
+            let own =
+                std::env::current_exe().map_err(failed("cannot tell the path of", Path::new("/proc/self/exe")))?;
             own.with_file_name(PLUGIN)
         }
     };
@@ -78,7 +79,10 @@ pub fn configuration(config: &Config) -> Result<(), InstallError> {
 /// A file cannot be removed.
 pub fn remove(config: &Config) -> Result<Vec<PathBuf>, InstallError> {
     let mut removed = Vec::new();
-    let files = [config.cni_conf_dir.as_ref().map(|dir| dir.join(CONFLIST)), config.cni_bin_dir.as_ref().map(|dir| dir.join(PLUGIN))];
+    let files = [
+        config.cni_conf_dir.as_ref().map(|dir| dir.join(CONFLIST)),
+        config.cni_bin_dir.as_ref().map(|dir| dir.join(PLUGIN)),
+    ];
     for path in files.into_iter().flatten() {
         match fs::remove_file(&path) {
             Ok(()) => removed.push(path),

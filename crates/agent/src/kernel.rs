@@ -5,9 +5,9 @@ use crate::machine::TUNNEL_DEVICE;
 use crate::ports::{LinkError, LinkSpec, Links};
 use std::collections::BTreeSet;
 use std::io;
+use weft_datapath::Hooks;
 use weft_datapath::link::{self, PodLinkSpec};
 use weft_datapath::netns::NetNs;
-use weft_datapath::Hooks;
 
 /// Pod links with their programs.
 pub struct PodLinks {
@@ -80,7 +80,9 @@ impl Links for PodLinks {
             self.hooks.prune(&others.chain(keep.iter().cloned()).collect())
         });
         match pruned {
-            Ok(gone) => gone.iter().for_each(|device| tracing::info!(device, "removed the pins of a link that is gone")),
+            Ok(gone) => {
+                gone.iter().for_each(|device| tracing::info!(device, "removed the pins of a link that is gone"))
+            }
             Err(error) => tracing::warn!(%error, "cannot look through the pinned links"),
         }
     }

@@ -88,9 +88,13 @@ impl Local {
         for counter in counters.map_err(|error| kernel(&error))? {
             let direction = if counter.egress { "egress" } else { "ingress" }.to_owned();
             match DropReason::from_raw(counter.reason) {
-                Some(reason) => status.drops.push((reason.text().to_owned(), direction, counter.packets, counter.bytes)),
+                Some(reason) => {
+                    status.drops.push((reason.text().to_owned(), direction, counter.packets, counter.bytes))
+                }
                 None if counter.reason == 0 => {}
-                None => status.drops.push((format!("reason {}", counter.reason), direction, counter.packets, counter.bytes)),
+                None => {
+                    status.drops.push((format!("reason {}", counter.reason), direction, counter.packets, counter.bytes))
+                }
             }
         }
         Ok(status)
@@ -98,7 +102,8 @@ impl Local {
 
     async fn connections(&self) -> Result<Response, CniError> {
         let flows = self.flows.clone();
-        let listed = tokio::task::spawn_blocking(move || flows.list(CONNECTIONS_MAX)).await.map_err(|error| kernel(&error))?;
+        let listed =
+            tokio::task::spawn_blocking(move || flows.list(CONNECTIONS_MAX)).await.map_err(|error| kernel(&error))?;
         let connections = listed.map_err(|error| kernel(&error))?;
         let now_s = monotonic_s();
         Ok(Response::Connections(connections.into_iter().map(|row| connection(row, now_s)).collect()))
@@ -106,7 +111,9 @@ impl Local {
 
     async fn wait(&self, request: WaitRequest) -> Result<Status, CniError> {
         let timeout_ms = match &request {
-            WaitRequest::Ready { timeout_ms } | WaitRequest::Revision { timeout_ms, .. } | WaitRequest::Policy { timeout_ms, .. } => *timeout_ms,
+            WaitRequest::Ready { timeout_ms }
+            | WaitRequest::Revision { timeout_ms, .. }
+            | WaitRequest::Policy { timeout_ms, .. } => *timeout_ms,
         };
         let until = Instant::now() + Duration::from_millis(timeout_ms).min(WAIT_MAX);
         let mut progress = self.progress.clone();

@@ -33,10 +33,7 @@ pub async fn run(core: Handle, config: Arc<Config>, hooks: Hooks, mtu: Arc<Atomi
     let mut configured: Option<NodeSettings> = None;
     loop {
         let Ok(nodes) = core.call(|core| core.nodes()).await else { return };
-        let problem = match set_up(&core, &config, &hooks, nodes, &mut configured, &mtu).await {
-            Ok(()) => None,
-            Err(problem) => Some(problem),
-        };
+        let problem = set_up(&core, &config, &hooks, nodes, &mut configured, &mtu).await.err();
         let pause = if problem.is_some() { RETRY } else { AUDIT };
         if core.call(move |core| core.set_node_ready(problem)).await.is_err() {
             return;
@@ -126,8 +123,12 @@ fn prepare(config: &Config, own: &Node, nodes: &BTreeMap<String, Node>) -> Resul
         device_ifindex: device.ifindex,
         device_mac: device.mac,
         tunnel,
-        node_v4: address(true).or(device.v4.map(IpAddr::V4)).and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None }),
-        node_v6: address(false).or(device.v6.map(IpAddr::V6)).and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None }),
+        node_v4: address(true)
+            .or(device.v4.map(IpAddr::V4))
+            .and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None }),
+        node_v6: address(false)
+            .or(device.v6.map(IpAddr::V6))
+            .and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None }),
         pod_mtu: u16::try_from(pod_mtu).unwrap_or(u16::MAX),
         nat_ports: node::nat_ports().map_err(|error| describe(&error))?,
         masquerade_v4: config.masquerade && config.ipv4,

@@ -146,11 +146,17 @@ async fn converse(
 async fn answer(writer: &mut OwnedWriteHalf, response: &Response) -> io::Result<()> {
     let mut line = serde_json::to_vec(response).map_err(io::Error::other)?;
     line.push(b'\n');
-    tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&line)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&line))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 fn malformed(problem: &str) -> Response {
-    Response::Error(CniError { code: code::DECODING_FAILURE, msg: "malformed request".into(), details: problem.to_owned() })
+    Response::Error(CniError {
+        code: code::DECODING_FAILURE,
+        msg: "malformed request".into(),
+        details: problem.to_owned(),
+    })
 }
 
 #[cfg(test)]

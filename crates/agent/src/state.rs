@@ -142,12 +142,14 @@ impl StateDir {
                 continue;
             }
             let Some(number) = name.strip_suffix(".json") else { continue };
-            let parsed = fs::read(&path).map_err(|error| error.to_string()).and_then(|text| {
-                serde_json::from_slice::<EndpointRecord>(&text).map_err(|error| error.to_string())
-            });
+            let parsed = fs::read(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|text| serde_json::from_slice::<EndpointRecord>(&text).map_err(|error| error.to_string()));
             match parsed {
                 Ok(record) if record.id.to_string() == number => records.push(record),
-                Ok(record) => unusable.push(Unusable { problem: format!("id: expected {number}, found {}", record.id), path }),
+                Ok(record) => {
+                    unusable.push(Unusable { problem: format!("id: expected {number}, found {}", record.id), path })
+                }
                 Err(problem) => unusable.push(Unusable { problem, path }),
             }
         }
@@ -189,7 +191,10 @@ impl StateDir {
     /// Pod prefixes that this node had last; endpoints can be restored before the API server answers.
     #[must_use]
     pub fn pod_cidrs(&self) -> Vec<IpNet> {
-        fs::read(self.root.join("pod-cidrs.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        fs::read(self.root.join("pod-cidrs.json"))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
     }
 
     /// Remembers them.

@@ -62,7 +62,8 @@ pub fn parse(stdin: &[u8]) -> Result<Config, CniError> {
     name(&object)?;
     if let Some(Value::Object(ipam)) = object.get("ipam") {
         if !ipam.is_empty() {
-            let details = format!("ipam: {}: the agent allocates addresses; remove the key", Value::Object(ipam.clone()));
+            let details =
+                format!("ipam: {}: the agent allocates addresses; remove the key", Value::Object(ipam.clone()));
             return Err(CniError { code: code::UNSUPPORTED_FIELD, msg: "unsupported field".into(), details });
         }
     } else if let Some(other) = object.get("ipam") {

@@ -48,7 +48,10 @@ pub fn command(env: Lookup<'_>) -> Result<Command, CniError> {
         Some("STATUS") => Ok(Command::Status),
         Some("VERSION") => Ok(Command::Version),
         Some(other) => Err(invalid("CNI_COMMAND", &format!("{EXPECTED}, found {other:?}"))),
-        None => Err(invalid("CNI_COMMAND", &format!("{EXPECTED}; it is not set (this program is run by a container runtime)"))),
+        None => Err(invalid(
+            "CNI_COMMAND",
+            &format!("{EXPECTED}; it is not set (this program is run by a container runtime)"),
+        )),
     }
 }
 
@@ -82,7 +85,9 @@ pub fn attachment(env: Lookup<'_>) -> Result<Attachment, CniError> {
 /// It is not an absolute path.
 pub fn netns(env: Lookup<'_>) -> Result<Option<String>, CniError> {
     match text(env, "CNI_NETNS")? {
-        Some(path) if !path.starts_with('/') => Err(invalid("CNI_NETNS", &format!("expected an absolute path, found {path:?}"))),
+        Some(path) if !path.starts_with('/') => {
+            Err(invalid("CNI_NETNS", &format!("expected an absolute path, found {path:?}")))
+        }
         found => Ok(found),
     }
 }
@@ -123,7 +128,11 @@ pub fn pod_args(env: Lookup<'_>) -> Result<PodArgs, CniError> {
 /// An error about an environment variable.
 #[must_use]
 pub fn invalid(name: &str, problem: &str) -> CniError {
-    CniError { code: code::INVALID_ENVIRONMENT, msg: "invalid environment".into(), details: format!("{name}: {problem}") }
+    CniError {
+        code: code::INVALID_ENVIRONMENT,
+        msg: "invalid environment".into(),
+        details: format!("{name}: {problem}"),
+    }
 }
 
 fn required(env: Lookup<'_>, name: &str) -> Result<String, CniError> {

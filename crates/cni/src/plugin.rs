@@ -76,12 +76,24 @@ fn add(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
     let netns = env::netns_required(env)?;
     let pod = env::pod_args(env)?;
     let (Some(pod_namespace), Some(pod_name)) = (pod.namespace, pod.name) else {
-        return Err(env::invalid("CNI_ARGS", "expected K8S_POD_NAMESPACE and K8S_POD_NAME: which pod this is decides its policy"));
+        return Err(env::invalid(
+            "CNI_ARGS",
+            "expected K8S_POD_NAMESPACE and K8S_POD_NAME: which pod this is decides its policy",
+        ));
     };
     if config.prev_result.is_some() {
-        return Err(config::invalid("prevResult: expected none on ADD: weft-cni makes the interface and must be the first plugin of the list"));
+        return Err(config::invalid(
+            "prevResult: expected none on ADD: weft-cni makes the interface and must be the first plugin of the list",
+        ));
     }
-    let request = AddRequest { attachment: attachment.clone(), netns: netns.clone(), pod_namespace, pod_name, pod_uid: pod.uid, mtu: config.mtu };
+    let request = AddRequest {
+        attachment: attachment.clone(),
+        netns: netns.clone(),
+        pod_namespace,
+        pod_name,
+        pod_uid: pod.uid,
+        mtu: config.mtu,
+    };
     match ask(config, &Request::CniAdd(request), ADD)? {
         Response::CniResult(added) => Ok(result::render(config.version, &attachment, &netns, &added).to_string()),
         other => Err(unexpected(&other)),
@@ -99,7 +111,11 @@ fn del(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
             Ok(()) => Ok(String::new()),
             Err(error) => {
                 let details = format!("{}: {error}; agent: {}", config.queue_dir.display(), describe(&cause));
-                Err(CniError { code: code::TRY_AGAIN_LATER, msg: "the agent is down and the delete could not be queued".into(), details })
+                Err(CniError {
+                    code: code::TRY_AGAIN_LATER,
+                    msg: "the agent is down and the delete could not be queued".into(),
+                    details,
+                })
             }
         },
     }
@@ -109,7 +125,9 @@ fn check(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
     since(config, "CHECK", "0.4.0")?;
     let attachment = env::attachment(env)?;
     let netns = env::netns_required(env)?;
-    let Some(previous) = &config.prev_result else { return Err(config::mismatch("prevResult", "the result of ADD", None)) };
+    let Some(previous) = &config.prev_result else {
+        return Err(config::mismatch("prevResult", "the result of ADD", None));
+    };
     let addresses = config::addresses(previous, &attachment.ifname)?;
     done(ask(config, &Request::CniCheck(CheckRequest { attachment, netns, addresses }), ADD)?)
 }
@@ -126,7 +144,11 @@ fn status(config: &Config) -> Result<String, CniError> {
     since(config, "STATUS", "1.1.0")?;
     match client::ask(&config.socket, &Request::CniStatus, STATUS) {
         Ok(answer) => done(answer),
-        Err(cause) => Err(CniError { code: code::NOT_AVAILABLE, msg: "the agent does not answer".into(), details: reach(config, &cause) }),
+        Err(cause) => Err(CniError {
+            code: code::NOT_AVAILABLE,
+            msg: "the agent does not answer".into(),
+            details: reach(config, &cause),
+        }),
     }
 }
 
@@ -142,10 +164,16 @@ fn ask(config: &Config, request: &Request, patience: Patience) -> Result<Respons
     match client::ask(&config.socket, request, patience) {
         Ok(Response::Error(error)) => Err(error),
         Ok(answer) => Ok(answer),
-        Err(cause @ (AskError::Unreachable(_) | AskError::Interrupted(_))) => {
-            Err(CniError { code: code::TRY_AGAIN_LATER, msg: "the agent does not answer".into(), details: reach(config, &cause) })
-        }
-        Err(cause) => Err(CniError { code: code::DECODING_FAILURE, msg: "the agent's answer makes no sense".into(), details: reach(config, &cause) }),
+        Err(cause @ (AskError::Unreachable(_) | AskError::Interrupted(_))) => Err(CniError {
+            code: code::TRY_AGAIN_LATER,
+            msg: "the agent does not answer".into(),
+            details: reach(config, &cause),
+        }),
+        Err(cause) => Err(CniError {
+            code: code::DECODING_FAILURE,
+            msg: "the agent's answer makes no sense".into(),
+            details: reach(config, &cause),
+        }),
     }
 }
 
@@ -156,7 +184,11 @@ fn done(answer: Response) -> Result<String, CniError> {
 fn unexpected(answer: &Response) -> CniError {
     let kind = serde_json::to_value(answer).ok();
     let kind = kind.as_ref().and_then(|value| value.get("type")).and_then(Value::as_str).unwrap_or("?");
-    CniError { code: code::DECODING_FAILURE, msg: "the agent's answer makes no sense".into(), details: format!("unexpected kind {kind:?}") }
+    CniError {
+        code: code::DECODING_FAILURE,
+        msg: "the agent's answer makes no sense".into(),
+        details: format!("unexpected kind {kind:?}"),
+    }
 }
 
 fn reach(config: &Config, cause: &AskError) -> String {

@@ -19,7 +19,10 @@ pub fn push(dir: &Path, request: &DelRequest) -> io::Result<()> {
     let path = dir.join(&name);
     let waiting = fs::read_dir(dir)?.filter_map(Result::ok).filter(|file| is_entry(&file.file_name())).count();
     if !path.exists() && waiting >= QUEUE_FILES_MAX {
-        return Err(io::Error::new(io::ErrorKind::StorageFull, format!("the queue of deletes holds {waiting} already")));
+        return Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("the queue of deletes holds {waiting} already"),
+        ));
     }
     let partial = dir.join(format!(".{name}.tmp"));
     let mut file = File::create(&partial)?;

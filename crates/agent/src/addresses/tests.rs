@@ -114,6 +114,7 @@ fn local_beats_node_beats_slice() {
     addresses.remove_node(ip(A));
     assert_eq!(addresses.get(ip(A)).map(|entry| entry.identity.raw()), Some(300));
     // This node's own endpoints in a slice are left out.
-    addresses.set_slice(&slice("own", &[endpoint("mine", "u9", 1, "10.244.3.1", N2)]), Duration::ZERO, |e| e.node == ip(N2));
+    addresses
+        .set_slice(&slice("own", &[endpoint("mine", "u9", 1, "10.244.3.1", N2)]), Duration::ZERO, |e| e.node == ip(N2));
     assert_eq!(addresses.get(ip("10.244.3.1")), None);
 }

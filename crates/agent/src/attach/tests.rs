@@ -68,7 +68,9 @@ async fn add_puts_policy_and_endpoint_in_force_before_it_answers() {
     assert_eq!(added.addresses.len(), 2);
     assert!(added.addresses[0].0.starts_with("10.244.1.") && added.addresses[0].0.ends_with("/32"), "{added:?}");
     let log = world.take_log();
-    let at = |verb: &str| log.iter().position(|line| line.starts_with(verb)).unwrap_or_else(|| panic!("no {verb} in {log:?}"));
+    let at = |verb: &str| {
+        log.iter().position(|line| line.starts_with(verb)).unwrap_or_else(|| panic!("no {verb} in {log:?}"))
+    };
     assert!(at("create_identity") < at("create_link"));
     assert!(at("create_link") < at("put_endpoint"));
     assert!(at("put_endpoint") < at("set_ipcache"));
@@ -82,7 +84,8 @@ async fn add_puts_policy_and_endpoint_in_force_before_it_answers() {
     world.fail("get_pod");
     attachments.add(add("c2", "shop/web-2", None)).await.expect("added without the API server");
     world.heal();
-    let addresses = added.addresses.iter().map(|(text, _)| crate::fakes::ip(text.split('/').next().expect("address"))).collect();
+    let addresses =
+        added.addresses.iter().map(|(text, _)| crate::fakes::ip(text.split('/').next().expect("address"))).collect();
     attachments.check(check("c1", addresses)).await.expect("as it should be");
     for container in ["c1", "c2", "c1", "never"] {
         attachments.del(del(container)).await.expect("deleted");
@@ -261,7 +264,11 @@ async fn a_successor_goes_on_where_the_predecessor_died() {
     core.flush();
     assert_eq!(world.held().links.len(), 1, "only whole endpoints have links");
     assert_eq!(world.held().endpoints, endpoint, "and they are in force as they were");
-    assert!(!world.held().log.iter().any(|line| line.starts_with("put_") || line.starts_with("set_")), "{:?}", world.held().log);
+    assert!(
+        !world.held().log.iter().any(|line| line.starts_with("put_") || line.starts_with("set_")),
+        "{:?}",
+        world.held().log
+    );
     drop(core);
 
     let (attachments, core) = start(&world, dir.path()).await;

@@ -158,7 +158,11 @@ impl Core {
             return Err(refusal(code::AGENT, "the attachment is there already", &wanted.attachment.container_id));
         }
         let Some(id) = self.endpoints.free_id() else {
-            return Err(refusal(code::AGENT, "too many endpoints", &format!("all {} numbers are in use", EndpointId::MAX)));
+            return Err(refusal(
+                code::AGENT,
+                "too many endpoints",
+                &format!("all {} numbers are in use", EndpointId::MAX),
+            ));
         };
         let addresses = self.routes.allocate(id)?;
         let record = EndpointRecord {
@@ -265,7 +269,9 @@ impl Core {
         if !self.endpoints.rows.contains_key(&id) {
             return Ok(());
         }
-        self.state.remove(id).map_err(|error| refusal(code::IO_FAILURE, "cannot remove the endpoint's file", &error.to_string()))?;
+        self.state
+            .remove(id)
+            .map_err(|error| refusal(code::IO_FAILURE, "cannot remove the endpoint's file", &error.to_string()))?;
         self.routes.release(id);
         self.endpoints.remove(id);
         Ok(())
@@ -313,11 +319,13 @@ impl Core {
         endpoint.waiting = false;
         let mut record = endpoint.record.clone();
         // Of several numbers for the same labels the one in use is as good as any.
-        let keeps = record.labels == labels && self.identities.labels(record.identity).is_some_and(|known| **known == labels);
+        let keeps =
+            record.labels == labels && self.identities.labels(record.identity).is_some_and(|known| **known == labels);
         if !keeps {
             record.identity = number;
         }
-        (record.labels, record.pod_labels, record.named_ports, record.service_account) = (labels, pod_labels, named_ports, service_account);
+        (record.labels, record.pod_labels, record.named_ports, record.service_account) =
+            (labels, pod_labels, named_ports, service_account);
         if record == endpoint.record {
             return;
         }
@@ -342,7 +350,8 @@ impl Core {
         }
         let node = self.own_address()?;
         let mut announced: BTreeMap<ObjectName, RemoteEndpoint> = BTreeMap::new();
-        let mut rows: Vec<_> = self.endpoints.rows.values().filter(|e| e.is_active() && e.in_kernel.is_some()).collect();
+        let mut rows: Vec<_> =
+            self.endpoints.rows.values().filter(|e| e.is_active() && e.in_kernel.is_some()).collect();
         rows.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.sequence));
         for endpoint in rows {
             let record = &endpoint.record;

@@ -54,7 +54,11 @@ impl Core {
         let newest = local.max_by_key(|endpoint| endpoint.sequence).map(|endpoint| endpoint.record.addresses.clone());
         let addresses = newest.unwrap_or_else(|| self.addresses.of_pod(&name));
         if addresses.is_empty() {
-            return Err(refusal(code::AGENT, "no such pod", &format!("{name} has no endpoint that this node knows of")));
+            return Err(refusal(
+                code::AGENT,
+                "no such pod",
+                &format!("{name} has no endpoint that this node knows of"),
+            ));
         }
         Ok(addresses)
     }

@@ -27,7 +27,8 @@ impl Routes {
     /// A prefix has none left.
     pub fn allocate(&mut self, id: EndpointId) -> Result<Vec<IpAddr>, CniError> {
         let taken = self.pool.allocate(&id.to_string());
-        let addresses = taken.map_err(|error| refusal(code::NO_ADDRESSES, "no addresses left", &error.to_string()))?.addresses();
+        let addresses =
+            taken.map_err(|error| refusal(code::NO_ADDRESSES, "no addresses left", &error.to_string()))?.addresses();
         if addresses.is_empty() {
             return Err(refusal(code::TRY_AGAIN_LATER, "no pod prefixes", "the node has no pod CIDRs yet"));
         }

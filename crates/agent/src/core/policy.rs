@@ -4,11 +4,11 @@ use super::{Core, Settings, describe};
 use crate::state::EndpointRecord;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weft_control::policy::{self as engine, Engine, EndpointPolicy, LocalEndpoint, Plan};
+use weft_control::policy::{self as engine, EndpointPolicy, Engine, LocalEndpoint, Plan};
 use weft_model::desired::{CompiledPolicy, DataplaneError, PolicyPatch, Touched};
 use weft_model::id::{EndpointId, Identity, PolicyId};
-use weft_model::label::LabelSet;
 use weft_model::intent::{Change, EndpointSlice, IdentityLabels, ObjectName, RemoteEndpoint};
+use weft_model::label::LabelSet;
 
 /// A policy object whose newest version cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,6 +23,8 @@ pub struct Invalid {
 pub struct Policy {
     pub(super) engine: Engine,
     pending: Vec<engine::Change>,
+    /// The engine wants to be asked though nothing changed.
+    again: bool,
     /// A plan could not be carried out: compare everything.
     out_of_step: bool,
     /// Objects with a version in force or on the way, and that version.
@@ -51,6 +53,7 @@ impl Policy {
         Self {
             engine: Engine::new(engine::Limits::default()),
             pending: Vec::new(),
+            again: false,
             out_of_step: false,
             versions: BTreeMap::new(),
             invalid: BTreeMap::new(),
@@ -134,6 +137,12 @@ impl Policy {
         self.pending.push(engine::Change::PutIdentity(identity, Arc::new(labels.clone())));
     }
 
+    /// Whether the last plan made room for something that was refused.
+    pub(super) fn ask_again(&mut self) -> bool {
+        self.again = self.engine.wants_another();
+        self.again
+    }
+
     /// What was planned is void: compare everything.
     fn fall_out_of_step(&mut self) {
         self.out_of_step = true;
@@ -165,7 +174,8 @@ impl Core {
     /// any more is kept for [`Core::finish_policy`].
     pub(super) fn write_policy(&mut self) -> Result<(), ()> {
         let changes = std::mem::take(&mut self.policy.pending);
-        let plan = if changes.is_empty() { Plan::default() } else { self.policy.engine.apply(changes) };
+        let again = std::mem::take(&mut self.policy.again);
+        let plan = if changes.is_empty() && !again { Plan::default() } else { self.policy.engine.apply(changes) };
         let written = if self.policy.out_of_step { self.write_everything() } else { self.write_plan(plan) };
         let written = written.and_then(|()| self.write_endpoints());
         match written {
@@ -303,8 +313,18 @@ impl Core {
 /// What to write first, and what to remove once it has taken hold.
 fn difference(old: &CompiledPolicy, new: &CompiledPolicy) -> (PolicyPatch, PolicyPatch) {
     let first = PolicyPatch {
-        put_entries: new.entries.iter().filter(|(key, value)| old.entries.get(key) != Some(value)).map(|(k, v)| (*k, *v)).collect(),
-        put_peers: new.peers.iter().filter(|(key, value)| old.peers.get(key) != Some(value)).map(|(k, v)| (*k, *v)).collect(),
+        put_entries: new
+            .entries
+            .iter()
+            .filter(|(key, value)| old.entries.get(key) != Some(value))
+            .map(|(k, v)| (*k, *v))
+            .collect(),
+        put_peers: new
+            .peers
+            .iter()
+            .filter(|(key, value)| old.peers.get(key) != Some(value))
+            .map(|(k, v)| (*k, *v))
+            .collect(),
         ..PolicyPatch::default()
     };
     let gone_peers: BTreeSet<Identity> = old.peers.keys().filter(|key| !new.peers.contains_key(key)).copied().collect();

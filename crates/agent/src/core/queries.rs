@@ -46,7 +46,8 @@ impl Core {
                 format!("{name} from the API server")
             })
             .collect();
-        missing.extend(self.missing_families().into_iter().map(|family| format!("an {family} pod prefix for this node")));
+        missing
+            .extend(self.missing_families().into_iter().map(|family| format!("an {family} pod prefix for this node")));
         if !self.node_ready {
             missing.push("the node's device and routes".into());
         }
@@ -116,9 +117,16 @@ impl Core {
     /// Identities known here.
     #[must_use]
     pub fn list_identities(&self) -> Vec<api::Identity> {
-        let users = |identity| self.endpoints.rows.values().filter(|endpoint| endpoint.record.identity == identity).count();
+        let users =
+            |identity| self.endpoints.rows.values().filter(|endpoint| endpoint.record.identity == identity).count();
         let known = self.identities.iter();
-        known.map(|(identity, set)| api::Identity { identity: identity.raw(), labels: labels(set), endpoints: users(identity) }).collect()
+        known
+            .map(|(identity, set)| api::Identity {
+                identity: identity.raw(),
+                labels: labels(set),
+                endpoints: users(identity),
+            })
+            .collect()
     }
 
     /// Policies in force.
@@ -130,7 +138,8 @@ impl Core {
             .engine
             .policies()
             .map(|(policy, endpoints)| {
-                let refused = problems.iter().find(|problem| problem.policy == policy.name).map(|problem| problem.text.clone());
+                let refused =
+                    problems.iter().find(|problem| problem.policy == policy.name).map(|problem| problem.text.clone());
                 let invalid = self.policy.invalid.get(&policy.name).map(|invalid| invalid.problem.clone());
                 api::Policy {
                     policy: reference(policy.kind, &policy.name, None),
@@ -145,7 +154,12 @@ impl Core {
         for (name, problem) in absent.chain(refused) {
             let policy = reference("NetworkPolicy", name, None);
             if rows.iter().all(|row| row.policy != policy) {
-                rows.push(api::Policy { policy, resource_version: String::new(), endpoints: Vec::new(), problem: Some(problem.clone()) });
+                rows.push(api::Policy {
+                    policy,
+                    resource_version: String::new(),
+                    endpoints: Vec::new(),
+                    problem: Some(problem.clone()),
+                });
             }
         }
         rows
@@ -178,10 +192,27 @@ impl Core {
         let invalid = self.policy.invalid.get(name).filter(|invalid| invalid.resource_version == resource_version);
         let refused = || {
             let problems = self.policy.engine.problems();
-            let refused = problems.into_iter().find(|p| p.refused && p.policy == *name && p.resource_version == resource_version);
+            let refused =
+                problems.into_iter().find(|p| p.refused && p.policy == *name && p.resource_version == resource_version);
             refused.map(|problem| problem.text)
         };
         invalid.map(|invalid| invalid.problem.clone()).or_else(refused)
+    }
+
+    /// Policy objects of which something is not in force, and why.
+    #[must_use]
+    pub fn policy_problems(&self) -> Vec<(ObjectName, &'static str, String)> {
+        let invalid = self.policy.invalid.iter();
+        let invalid = invalid.map(|(name, invalid)| (name.clone(), "PolicyInvalid", invalid.problem.clone()));
+        let refused = self.policy.engine.problems().into_iter();
+        invalid.chain(refused.map(|problem| (problem.policy, "PolicyRefused", problem.text))).collect()
+    }
+
+    /// Whether an own slice says of every endpoint in it what this node says.
+    #[must_use]
+    pub fn agrees_with(&self, slice: &weft_model::intent::EndpointSlice) -> bool {
+        let Some(announced) = self.announced() else { return true };
+        slice.endpoints.iter().all(|endpoint| announced.get(&endpoint.name) == Some(endpoint))
     }
 
     /// Addresses.
@@ -226,7 +257,9 @@ impl Core {
     #[must_use]
     pub fn pod_with(&self, address: std::net::IpAddr) -> Option<ObjectName> {
         let local = self.endpoints.rows.values().find(|endpoint| endpoint.record.addresses.contains(&address));
-        local.map(|endpoint| endpoint.record.pod.clone()).or_else(|| self.addresses.pod(address).map(|name| (*name).clone()))
+        local
+            .map(|endpoint| endpoint.record.pod.clone())
+            .or_else(|| self.addresses.pod(address).map(|name| (*name).clone()))
     }
 
     /// The node that has an address.

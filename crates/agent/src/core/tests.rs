@@ -6,7 +6,9 @@ use std::path::Path;
 use weft_api::cni::Attachment;
 use weft_control::identity::NumberOf;
 use weft_model::id::{EndpointId, Identity, PolicyId};
-use weft_model::intent::{Change, EndpointSlice, IdentityLabels, ObjectName, Pod, Policy, RemoteEndpoint, Rule, Source};
+use weft_model::intent::{
+    Change, EndpointSlice, IdentityLabels, ObjectName, Pod, Policy, RemoteEndpoint, Rule, Source,
+};
 use weft_model::selector::{Requirement, Selector};
 
 fn synced_core(world: &World, dir: &Path) -> Core {
@@ -30,7 +32,8 @@ fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId {
         }
     };
     let attachment = Attachment { container_id: container.into(), ifname: "eth0".into() };
-    let wanted = Reservation { attachment, netns: "/run/netns/x".into(), pod: pod.clone(), labels, identity, mtu: 1500 };
+    let wanted =
+        Reservation { attachment, netns: "/run/netns/x".into(), pod: pod.clone(), labels, identity, mtu: 1500 };
     let record = core.reserve(wanted).expect("reserved");
     core.activate(record.id, u32::from(record.id.raw())).expect("active");
     core.flush();
@@ -38,7 +41,8 @@ fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId {
 }
 
 fn policy(text: &str, version: &str, app: &str, peer: &str) -> Policy {
-    let select = |value: &str| Selector { requirements: vec![Requirement::In("app".into(), [value.to_owned()].into())] };
+    let select =
+        |value: &str| Selector { requirements: vec![Requirement::In("app".into(), [value.to_owned()].into())] };
     Policy {
         kind: "NetworkPolicy",
         name: name(text),
@@ -97,7 +101,11 @@ fn an_invalid_version_leaves_the_one_before_in_force() {
     core.flush();
     world.take_log();
     let problem = "spec.ingress[0].ports[0].port: expected 1 to 65535, found 70000".to_owned();
-    core.apply(vec![Change::PolicyInvalid { name: name("shop/allow"), resource_version: "6".into(), problem: problem.clone() }]);
+    core.apply(vec![Change::PolicyInvalid {
+        name: name("shop/allow"),
+        resource_version: "6".into(),
+        problem: problem.clone(),
+    }]);
     core.flush();
     assert!(world.take_log().is_empty());
     assert_eq!(core.policy_in_force(&name("shop/allow")).as_deref(), Some("5"));
@@ -129,7 +137,10 @@ fn new_labels_take_the_endpoint_along_policy_first() {
     let after = world.held().endpoints.values().find(|endpoint| endpoint.id == id).expect("there").clone();
     assert_ne!(after.identity, before.identity);
     // The server's policy knows the new identity before any address has it.
-    let knows = log.iter().position(|line| line.starts_with("patch_policy") || line.starts_with("put_policy")).expect("policy first");
+    let knows = log
+        .iter()
+        .position(|line| line.starts_with("patch_policy") || line.starts_with("put_policy"))
+        .expect("policy first");
     assert!(knows < position(&log, &format!("put_endpoint {id}")));
     assert!(position(&log, &format!("put_endpoint {id}")) < position(&log, "set_ipcache"));
     assert!(position(&log, "set_ipcache") < position(&log, "bump"));
@@ -137,7 +148,10 @@ fn new_labels_take_the_endpoint_along_policy_first() {
     core.apply(vec![Change::Namespace(namespace("shop", &[("tier", "gold")]))]);
     number_all(&mut core);
     core.flush();
-    assert_ne!(world.held().endpoints.values().find(|endpoint| endpoint.id == id).expect("there").identity, after.identity);
+    assert_ne!(
+        world.held().endpoints.values().find(|endpoint| endpoint.id == id).expect("there").identity,
+        after.identity
+    );
     // Another pod of the same name says nothing about this endpoint.
     let now = world.held().endpoints.clone();
     core.apply(vec![Change::Pod(pod("shop/some", "u9", &[("app", "web")]))]);
@@ -213,7 +227,10 @@ fn a_failed_write_is_tried_again_and_seen_meanwhile() {
 fn nothing_is_removed_before_every_source_is_complete() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
     let mut first = synced_core(&world, dir.path());
-    first.apply(vec![Change::Policy(policy("shop/allow", "5", "web", "client")), slice("one", &[remote("u7", 300, "10.244.2.7")])]);
+    first.apply(vec![
+        Change::Policy(policy("shop/allow", "5", "web", "client")),
+        slice("one", &[remote("u7", 300, "10.244.2.7")]),
+    ]);
     attach(&mut first, &pod("shop/web", "u1", &[("app", "web")]), "c1");
     let identity = first.list_endpoints()[0].identity;
     let labels = first.endpoints.rows.values().next().expect("there").record.labels.clone();
@@ -237,10 +254,19 @@ fn nothing_is_removed_before_every_source_is_complete() {
     news(&mut second, vec![Change::Pod(pod("shop/web", "u1", &[("app", "web")])), Change::Synced(Source::Pods)]);
     news(&mut second, vec![Change::Namespace(namespace("shop", &[])), Change::Synced(Source::Namespaces)]);
     news(&mut second, vec![Change::Synced(Source::Slices)]);
-    news(&mut second, vec![Change::Identity(IdentityLabels { identity: Identity::from_raw(identity), labels }), Change::Synced(Source::Identities)]);
+    news(
+        &mut second,
+        vec![
+            Change::Identity(IdentityLabels { identity: Identity::from_raw(identity), labels }),
+            Change::Synced(Source::Identities),
+        ],
+    );
     assert!(world.take_log().is_empty(), "the policies are still missing");
     assert_eq!(world.held().endpoints, before);
-    news(&mut second, vec![Change::Policy(policy("shop/allow", "5", "web", "client")), Change::Synced(Source::Policies)]);
+    news(
+        &mut second,
+        vec![Change::Policy(policy("shop/allow", "5", "web", "client")), Change::Synced(Source::Policies)],
+    );
     // Now what the slices no longer have is gone, and the endpoint is as it was.
     assert!(!world.held().ipcache.contains_key(&ip("10.244.2.7")));
     let held = world.held();

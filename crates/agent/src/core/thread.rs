@@ -34,7 +34,10 @@ impl Handle {
     ///
     /// # Errors
     /// [`Unavailable`]
-    pub async fn call<R: Send + 'static>(&self, work: impl FnOnce(&mut Core) -> R + Send + 'static) -> Result<R, Unavailable> {
+    pub async fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Core) -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
         let (sender, receiver) = oneshot::channel();
         let mut job: Job = Box::new(move |core| {
             let _ = sender.send(work(core));

@@ -68,7 +68,10 @@ async fn answers_line_by_line_and_survives_nonsense() {
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(std::fs::metadata(&path).expect("metadata").permissions().mode() & 0o777, 0o600);
         let mut stream = connect(&path).await;
-        stream.write_all(b"{\"method\":\"status\"}\n{\"method\":\"nope\"}\n\xff\n{\"method\":\"status\",\"x\":1}\n").await.expect("write");
+        stream
+            .write_all(b"{\"method\":\"status\"}\n{\"method\":\"nope\"}\n\xff\n{\"method\":\"status\",\"x\":1}\n")
+            .await
+            .expect("write");
         assert_eq!(line(&mut stream).await, "{\"type\":\"done\"}\n");
         assert!(line(&mut stream).await.contains("unknown variant `nope`"));
         assert!(line(&mut stream).await.contains("malformed request"));

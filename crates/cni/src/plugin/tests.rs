@@ -66,7 +66,10 @@ fn add_prints_the_shape_of_each_version() {
         let agent = agent(&dir.path().join("s"), Response::CniResult(added()));
         let text = call("ADD", &[], &config(dir.path(), version, r#","mtu":1400,"unknown-key":1"#)).expect("added");
         let Request::CniAdd(request) = agent.join().expect("agent") else { panic!("an ADD") };
-        assert_eq!((request.pod_namespace.as_str(), request.pod_name.as_str(), request.mtu), ("shop", "web-0", Some(1400)));
+        assert_eq!(
+            (request.pod_namespace.as_str(), request.pod_name.as_str(), request.mtu),
+            ("shop", "web-0", Some(1400))
+        );
         assert_eq!(request.pod_uid.as_deref(), Some("1-2"));
         let result: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(result["cniVersion"], version);
@@ -145,7 +148,8 @@ fn bad_input_names_the_field() {
 
 #[test]
 fn version_answers_what_is_spoken() {
-    let answer: Value = serde_json::from_str(&call("VERSION", &[], r#"{"cniVersion":"0.4.0"}"#).expect("version")).expect("JSON");
+    let answer: Value =
+        serde_json::from_str(&call("VERSION", &[], r#"{"cniVersion":"0.4.0"}"#).expect("version")).expect("JSON");
     assert_eq!(answer["cniVersion"], "0.4.0");
     assert_eq!(answer["supportedVersions"].as_array().map(Vec::len), Some(5));
     assert!(call("VERSION", &[], "").is_ok());
@@ -157,7 +161,8 @@ fn delete_waits_in_the_queue_while_the_agent_is_down() {
     let conf = config(dir.path(), "1.0.0", "");
     assert_eq!(call("DEL", &[], &conf), Ok(String::new()));
     assert_eq!(call("DEL", &[("CNI_NETNS", "")], &conf), Ok(String::new()));
-    let queued: Vec<_> = std::fs::read_dir(dir.path().join("q")).expect("queue").map(|file| file.expect("file").path()).collect();
+    let queued: Vec<_> =
+        std::fs::read_dir(dir.path().join("q")).expect("queue").map(|file| file.expect("file").path()).collect();
     let files: Vec<_> = queued.iter().filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
     assert_eq!(files.len(), 1, "the same attachment is one file: {queued:?}");
     let request: DelRequest = serde_json::from_slice(&std::fs::read(files[0]).expect("read")).expect("JSON");
@@ -174,11 +179,15 @@ fn delete_waits_in_the_queue_while_the_agent_is_down() {
 #[test]
 fn the_agents_refusal_is_passed_on() {
     let dir = tempfile::tempdir().expect("dir");
-    let refusal = CniError { code: 101, msg: "no addresses left".into(), details: "10.244.1.0/24: 254 of 254 in use".into() };
+    let refusal =
+        CniError { code: 101, msg: "no addresses left".into(), details: "10.244.1.0/24: 254 of 254 in use".into() };
     let agent = agent(&dir.path().join("s"), Response::Error(refusal));
     let error = call("ADD", &[], &config(dir.path(), "0.4.0", "")).expect_err("refused");
     agent.join().expect("agent");
-    assert_eq!((&error["code"], &error["cniVersion"], &error["msg"]), (&json!(101), &json!("0.4.0"), &json!("no addresses left")));
+    assert_eq!(
+        (&error["code"], &error["cniVersion"], &error["msg"]),
+        (&json!(101), &json!("0.4.0"), &json!("no addresses left"))
+    );
 }
 
 #[test]
