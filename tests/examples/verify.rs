@@ -1,11 +1,20 @@
-//! Loads every kernel program, so that the verifier of this kernel looks at each.
-fn main() -> anyhow::Result<()> {
-    let object = std::fs::read(std::env::args().nth(1).unwrap_or_else(|| "target/bpf/weft.o".into()))?;
-    let mut loader = aya::EbpfLoader::new();
-    let mut bpf = loader.load(&object)?;
-    let mut failed = false;
+//! Loads every kernel program, so that the verifier of this kernel looks at each, and says what the maps take.
+//!
+//! `cargo run -p weft-tests --example verify [object]`
+
+use anyhow::{Context, Result, bail};
+use aya::programs::SchedClassifier;
+
+/// Lines of the verifier's log to show.
+const LOG_LINES: usize = 60;
+
+fn main() -> Result<()> {
+    let path = std::env::args().nth(1).unwrap_or_else(|| "target/bpf/weft.o".into());
+    let object = std::fs::read(&path).with_context(|| format!("read {path}"))?;
+    let mut bpf = aya::EbpfLoader::new().load(&object)?;
+    let mut refused = 0;
     for (name, program) in bpf.programs_mut() {
-        let program: &mut aya::programs::SchedClassifier = program.try_into()?;
+        let program: &mut SchedClassifier = program.try_into()?;
         match program.load() {
             Ok(()) => {
                 let info = program.info()?;
@@ -16,12 +25,29 @@ fn main() -> anyhow::Result<()> {
                 );
             }
             Err(error) => {
-                failed = true;
+                refused += 1;
                 let text = format!("{error:?}").replace("\\n", "\n");
                 let lines: Vec<&str> = text.lines().collect();
-                println!("{name}: REFUSED\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+                println!("{name}: REFUSED\n{}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
             }
         }
     }
-    std::process::exit(i32::from(failed));
+    println!("maps: {} KiB while empty", map_bytes()? / 1024);
+    if refused > 0 {
+        bail!("{refused} program(s) refused");
+    }
+    Ok(())
+}
+
+/// Memory of all maps that this process has open.
+fn map_bytes() -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir("/proc/self/fdinfo")? {
+        let Ok(text) = std::fs::read_to_string(entry?.path()) else { continue };
+        if text.contains("map_type:") {
+            let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+            bytes += line.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(bytes)
 }

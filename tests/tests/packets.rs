@@ -458,6 +458,18 @@ fn what_passes_and_what_drops_is_counted_and_events_are_bounded() {
 }
 
 #[test]
+fn the_verifier_has_room_left() {
+    on_node(Routing::Native, |kernel| {
+        let verified = kernel.verified()?;
+        assert_eq!(verified.len(), 7);
+        for (name, instructions) in verified {
+            assert!(instructions < 500_000, "{name}: {instructions} of a million");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn sctp_is_told_apart_by_its_ports() {
     both(|kernel, f| {
         put_policy(kernel, 97, &[allow_port(ID_A, SCTP, 5000)])?;

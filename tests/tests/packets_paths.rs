@@ -22,11 +22,14 @@ fn parsed(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
+/// The answer of an outside host to the port that it saw.
+type Answer = fn(&Ip, u16) -> Vec<u8>;
+
 #[test]
 fn the_world_sees_the_nodes_address_and_answers_come_back() {
     native(|kernel, f| {
         let out = ip(f.a, f.world);
-        let frames: [(Vec<u8>, Vec<u8>, fn(&Ip, u16) -> Vec<u8>); 3] = [
+        let frames: [(Vec<u8>, Vec<u8>, Answer); 3] = [
             (out.tcp(40000, 443, SYN, b""), out.tcp(40000, 443, ACK, b"x"), |back, port| {
                 back.tcp(443, port, SYN | ACK, b"")
             }),
@@ -231,10 +234,7 @@ fn nobody_lies_through_the_tunnel() {
     vxlan(|kernel, f| {
         // Where pods come by tunnel, nobody is one without: neither in a new connection nor in one that exists.
         from_a(kernel, &ip(f.a, f.c).tcp(9, 80, SYN, b""))?;
-        assert_eq!(
-            from_wire(kernel, &wrap(V4.peer, ID_C, &ip(f.c, f.a).tcp(80, 9, SYN | ACK, b"")))?.action,
-            REDIRECT
-        );
+        assert_eq!(from_wire(kernel, &wrap(V4.peer, ID_C, &ip(f.c, f.a).tcp(80, 9, SYN | ACK, b"")))?.action, REDIRECT);
         for frame in [ip(f.c, f.a).tcp(80, 9, ACK, b""), ip(f.c, f.a).tcp(1, 2, SYN, b""), ip(f.new, f.a).ping(1)] {
             kernel.drain();
             assert_eq!(from_wire(kernel, &frame)?.action, DROP);

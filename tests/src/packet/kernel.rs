@@ -161,6 +161,20 @@ impl Kernel {
         Ok(Outcome { action: result.return_value, frame: out, ns })
     }
 
+    /// Instructions that the verifier looked at, by program.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn verified(&self) -> Result<Vec<(String, u32)>> {
+        self.ebpf
+            .programs()
+            .map(|(name, program)| {
+                let program: &SchedClassifier = program.try_into()?;
+                Ok((name.to_owned(), program.info()?.verified_instruction_count().context("the kernel counts")?))
+            })
+            .collect()
+    }
+
     /// All events that wait.
     pub fn drain(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
