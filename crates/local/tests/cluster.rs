@@ -116,7 +116,10 @@ fn up_pods_crash_and_down() {
     };
     let ready = json!({"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1});
     cluster.pod("server", json!({"containers": [toolbox(json!({"readinessProbe": ready}))]}));
-    cluster.pod("once", json!({"restartPolicy": "Never", "containers": [toolbox(json!({"args": ["sh", "-c", "exit 3"]}))]}));
+    cluster.pod(
+        "once",
+        json!({"restartPolicy": "Never", "containers": [toolbox(json!({"args": ["sh", "-c", "exit 3"]}))]}),
+    );
     cluster.pod("wrong", json!({"containers": [{"name": "main", "image": "nginx"}]}));
     cluster.wait("server is ready", || {
         let status = cluster.status("server");

@@ -224,9 +224,12 @@ fn last_line(log: &Path) -> String {
 
 /// What is known about why a cluster does not come up: indented lines behind an error message.
 pub(super) fn problems(config: &Config) -> String {
-    let status = match status(&config.name) {
-        Ok(status) => status,
-        Err(error) => return format!(": {error}"),
+    // On a thread of its own: it waits for answers by itself, which a waiting thread must not do once more.
+    let looked = std::thread::scope(|scope| scope.spawn(|| status(&config.name)).join());
+    let status = match looked {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => return format!(": {error}"),
+        Err(_) => return String::new(),
     };
     let mut text = String::from(":");
     for problem in &status.problems {
