@@ -16,6 +16,7 @@ pub mod object;
 mod openapi;
 mod patch;
 pub mod pki;
+mod protobuf;
 mod request;
 pub mod resource;
 mod response;

@@ -18,12 +18,13 @@ pub fn render(resource: &Resource, version: &str, objects: &[&Value], include: &
     let (columns, cells): (Vec<Value>, Box<dyn Fn(&Value) -> Vec<Value>>) = match &resource.custom {
         None => {
             let kind = builtin::kind(&resource.group_resource());
-            let columns = std::iter::once(&NAME)
+            let columns = (kind.named.then_some(&NAME).into_iter())
                 .chain(kind.columns)
                 .map(|(name, kind, format, wide)| column(name, kind, format, *wide, ""))
                 .collect();
             let cells = move |object: &Value| {
-                std::iter::once(name(object).into()).chain((kind.cells)(object)).collect()
+                let named = kind.named.then(|| Value::from(name(object)));
+                named.into_iter().chain((kind.cells)(object)).collect()
             };
             (columns, Box::new(cells))
         }

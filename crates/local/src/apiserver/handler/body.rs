@@ -1,6 +1,7 @@
 //! Bodies of requests.
 
 use crate::apiserver::error::ApiError;
+use crate::apiserver::protobuf;
 use crate::apiserver::request::content_type;
 use bytes::Bytes;
 use http::Request;
@@ -37,13 +38,16 @@ pub async fn optional(request: Request<Incoming>) -> Result<Option<Value>, ApiEr
     if body.is_empty() {
         return Ok(None);
     }
+    if media_type == protobuf::MEDIA_TYPE {
+        return protobuf::decode(&body).map(Some);
+    }
     let value = match media_type.as_str() {
         "" | "application/json" => serde_json::from_slice::<Value>(&body).map_err(|e| e.to_string()),
         "application/yaml" => serde_saphyr::from_slice::<Value>(&body).map_err(|e| e.to_string()),
         other => {
             return Err(ApiError::unsupported_media_type(format!(
                 "the body of the request was in an unknown format - accepted media types include: application/json, \
-                 application/yaml; got {other:?}"
+                 application/yaml, application/vnd.kubernetes.protobuf; got {other:?}"
             )));
         }
     };

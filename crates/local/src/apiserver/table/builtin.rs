@@ -7,6 +7,8 @@ use serde_json::Value;
 
 /// The columns behind the name, and what stands in them.
 pub(super) struct Kind {
+    /// Whether the name comes first.
+    pub named: bool,
     pub columns: &'static [Heading],
     pub cells: fn(&Value) -> Vec<Value>,
 }
@@ -22,6 +24,7 @@ const fn wide(name: &'static str) -> Heading {
 pub(super) fn kind(group_resource: &str) -> Kind {
     match group_resource {
         "pods" => Kind {
+            named: true,
             columns: const { &[
                 plain("Ready"), plain("Status"), plain("Restarts"), AGE, wide("IP"), wide("Node"),
                 wide("Nominated Node"), wide("Readiness Gates"),
@@ -29,6 +32,7 @@ pub(super) fn kind(group_resource: &str) -> Kind {
             cells: pod,
         },
         "nodes" => Kind {
+            named: true,
             columns: const { &[
                 plain("Status"), plain("Roles"), AGE, plain("Version"), wide("Internal-IP"), wide("External-IP"),
                 wide("OS-Image"), wide("Kernel-Version"), wide("Container-Runtime"),
@@ -36,26 +40,32 @@ pub(super) fn kind(group_resource: &str) -> Kind {
             cells: node,
         },
         "services" => Kind {
+            named: true,
             columns: const { &[plain("Type"), plain("Cluster-IP"), plain("External-IP"), plain("Port(s)"), AGE, wide("Selector")] },
             cells: service,
         },
         "namespaces" => Kind {
+            named: true,
             columns: const { &[plain("Status"), AGE] },
             cells: |o| vec![text(o, &["status", "phase"]).into(), created(o)],
         },
         "configmaps" => Kind {
+            named: true,
             columns: const { &[plain("Data"), AGE] },
             cells: |o| vec![count(o, &["data", "binaryData"]), created(o)],
         },
         "secrets" => Kind {
+            named: true,
             columns: const { &[plain("Type"), plain("Data"), AGE] },
             cells: |o| vec![text(o, &["type"]).into(), count(o, &["data"]), created(o)],
         },
         "serviceaccounts" => Kind {
+            named: true,
             columns: const { &[plain("Secrets"), AGE] },
             cells: |o| vec![items(o, &["secrets"]).len().to_string().into(), created(o)],
         },
         "events" => Kind {
+            named: false,
             columns: const { &[
                 plain("Last Seen"), plain("Type"), plain("Reason"), plain("Object"), wide("Source"),
                 plain("Message"), wide("First Seen"), wide("Count"),
@@ -63,10 +73,12 @@ pub(super) fn kind(group_resource: &str) -> Kind {
             cells: event,
         },
         "leases.coordination.k8s.io" => Kind {
+            named: true,
             columns: const { &[plain("Holder"), AGE] },
             cells: |o| vec![text(o, &["spec", "holderIdentity"]).into(), created(o)],
         },
         "deployments.apps" => Kind {
+            named: true,
             columns: const { &[
                 plain("Ready"), plain("Up-to-date"), plain("Available"), AGE, wide("Containers"), wide("Images"),
                 wide("Selector"),
@@ -74,6 +86,7 @@ pub(super) fn kind(group_resource: &str) -> Kind {
             cells: deployment,
         },
         "replicasets.apps" => Kind {
+            named: true,
             columns: const { &[
                 plain("Desired"), plain("Current"), plain("Ready"), AGE, wide("Containers"), wide("Images"),
                 wide("Selector"),
@@ -81,18 +94,21 @@ pub(super) fn kind(group_resource: &str) -> Kind {
             cells: replica_set,
         },
         "networkpolicies.networking.k8s.io" => Kind {
+            named: true,
             columns: const { &[plain("Pod-Selector"), AGE] },
             cells: |o| vec![selector(&o["spec"]["podSelector"]), created(o)],
         },
         "endpointslices.discovery.k8s.io" => Kind {
+            named: true,
             columns: const { &[plain("AddressType"), plain("Ports"), plain("Endpoints"), AGE] },
             cells: endpoint_slice,
         },
         "customresourcedefinitions.apiextensions.k8s.io" => Kind {
+            named: true,
             columns: const { &[plain("Created At")] },
             cells: |o| vec![text(o, &["metadata", "creationTimestamp"]).into()],
         },
-        _ => Kind { columns: const { &[AGE] }, cells: |o| vec![created(o)] },
+        _ => Kind { named: true, columns: const { &[AGE] }, cells: |o| vec![created(o)] },
     }
 }
 
