@@ -39,7 +39,8 @@ pub fn collect(pressure: u32) -> i32 {
 
 unsafe extern "C" fn visit(map: *mut c_void, key: *mut c_void, value: *mut c_void, pass: *mut c_void) -> i64 {
     // SAFETY: the kernel gives a key and a value of FLOWS and the argument of the walk.
-    let (flow, entry, pass) = unsafe { (&*key.cast::<FlowKey>(), &mut *value.cast::<FlowEntry>(), &mut *pass.cast::<Pass>()) };
+    let (flow, entry, pass) =
+        unsafe { (&*key.cast::<FlowKey>(), &mut *value.cast::<FlowEntry>(), &mut *pass.cast::<Pass>()) };
     let last = entry.last_seen_s;
     let idle = pass.now.wrapping_sub(last);
     // An entry refreshed by another CPU a moment ago may be from the "future" second.
@@ -83,8 +84,7 @@ fn connection_lives(flow: &FlowKey, entry: &FlowEntry) -> bool {
 #[inline(never)]
 fn find(flow: &FlowKey, entry: &FlowEntry, outside_is_low: bool) -> bool {
     let icmp = matches!(flow.protocol, 1 | 58);
-    let (peer, peer_port) =
-        if outside_is_low { (flow.high, flow.high_port_be) } else { (flow.low, flow.low_port_be) };
+    let (peer, peer_port) = if outside_is_low { (flow.high, flow.high_port_be) } else { (flow.low, flow.low_port_be) };
     let peer_port = if icmp { entry.nat_port_be } else { peer_port };
     let mut key = FlowKey {
         low: entry.nat_addr,

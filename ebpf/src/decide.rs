@@ -14,13 +14,7 @@ use crate::{Hook, nat, policy, route};
 
 /// Decides the connection that the packet belongs to and leaves the way of this packet in `s.path`.
 #[inline(never)]
-pub fn decide(
-    skb: Skb,
-    s: &mut Scratch,
-    hook: Hook,
-    existing: *mut FlowEntry,
-    low: u8,
-) -> Result<(), DropReason> {
+pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry, low: u8) -> Result<(), DropReason> {
     let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     let mut forward = true;
     let now = now_s();
@@ -188,9 +182,7 @@ fn judge(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward: bo
         (Hook::FromPod, _) | (Hook::FromDevice, Some(_)) => return Err(DropReason::InvalidSourceIp),
         _ => {}
     }
-    if matches!(hook, Hook::FromDevice)
-        && (s.packet.source == config.node_v4 || s.packet.source == config.node_v6)
-    {
+    if matches!(hook, Hook::FromDevice) && (s.packet.source == config.node_v4 || s.packet.source == config.node_v6) {
         return Err(DropReason::InvalidSourceIp);
     }
     if matches!(hook, Hook::ToPod) && !destination.is_some_and(|info| info.ifindex == s.packet.ifindex) {
@@ -202,8 +194,8 @@ fn judge(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward: bo
         None if s.packet.flags & TUNNELLED != 0 => s.packet.tunnel_identity,
         None => {
             let (found, flags) = who(&s.packet.source, config);
-            let node_itself = flags & (ipcache_flags::NODE | ipcache_flags::LOCAL)
-                == ipcache_flags::NODE | ipcache_flags::LOCAL;
+            let node_itself =
+                flags & (ipcache_flags::NODE | ipcache_flags::LOCAL) == ipcache_flags::NODE | ipcache_flags::LOCAL;
             // Nobody outside has an address of this node's; and where pods come by tunnel, none comes without.
             let pod = found == identity::UNKNOWN || found >= identity::ALLOCATED_MIN;
             if matches!(hook, Hook::FromDevice)

@@ -1,6 +1,6 @@
 //! Sends a decided packet on its way.
 
-use aya_ebpf::bindings::{bpf_redir_neigh, TC_ACT_OK};
+use aya_ebpf::bindings::{TC_ACT_OK, bpf_redir_neigh};
 use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
 use weft_abi::{Addr, DropReason, FlowEntry, NodeConfig, path_action};
 

@@ -148,11 +148,7 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
     if s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6 {
         if s.packet.flags & ICMP_ERROR != 0 {
-            return if icmp::related(skb, s, Hook::FromDevice, config)? {
-                forward::send(skb, s)
-            } else {
-                s.act(PASS)
-            };
+            return if icmp::related(skb, s, Hook::FromDevice, config)? { forward::send(skb, s) } else { s.act(PASS) };
         }
         if s.packet.protocol == UDP
             && s.packet.destination_port == config.tunnel_port_be
@@ -301,11 +297,7 @@ fn is_link_local(address: &Addr) -> bool {
 /// 224.0.0.0/4, 255.255.255.255, ff00::/8.
 #[inline(always)]
 fn is_multicast(address: &Addr) -> bool {
-    if address.is_v4() {
-        address.0[3].to_ne_bytes()[0] >= 224
-    } else {
-        address.0[0].to_ne_bytes()[0] == 0xff
-    }
+    if address.is_v4() { address.0[3].to_ne_bytes()[0] >= 224 } else { address.0[0].to_ne_bytes()[0] == 0xff }
 }
 
 #[cfg(not(test))]

@@ -8,7 +8,9 @@ use aya_ebpf::helpers::generated::{
 use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, NodeConfig, flow_flags, flow_kind};
 
 use crate::maps::FLOWS;
-use crate::packet::{ECHO, ETH, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load};
+use crate::packet::{
+    ECHO, ETH, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load,
+};
 use crate::track::{canonical, now_s, tuple};
 
 /// Which tries a port gets before the connection is refused.

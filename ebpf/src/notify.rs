@@ -78,10 +78,8 @@ pub fn trace(_skb: Skb, s: &mut Scratch, entry: &mut FlowEntry, hook: Hook) {
     }
     entry.reported_s = now;
     let forward = s.reply == 0;
-    let ((a, a_endpoint), (b, b_endpoint)) = (
-        (entry.source_identity, entry.source_endpoint),
-        (entry.destination_identity, entry.destination_endpoint),
-    );
+    let ((a, a_endpoint), (b, b_endpoint)) =
+        ((entry.source_identity, entry.source_endpoint), (entry.destination_identity, entry.destination_endpoint));
     s.source_identity = if forward { a } else { b };
     s.destination_identity = if forward { b } else { a };
     s.source_endpoint = if forward { a_endpoint } else { b_endpoint };

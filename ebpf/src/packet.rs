@@ -395,8 +395,7 @@ fn transport(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         s.packet.icmp_type = ports[0];
         s.packet.icmp_code = ports[1];
         let echo = if s.packet.protocol == ICMP { matches!(ports[0], 0 | 8) } else { matches!(ports[0], 128 | 129) };
-        let error =
-            if s.packet.protocol == ICMP { matches!(ports[0], 3 | 11 | 12) } else { matches!(ports[0], 1..=4) };
+        let error = if s.packet.protocol == ICMP { matches!(ports[0], 3 | 11 | 12) } else { matches!(ports[0], 1..=4) };
         if echo {
             let id = (header[1] & 0xffff) as u16;
             s.packet.source_port = id;

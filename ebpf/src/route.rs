@@ -122,7 +122,11 @@ fn lookup(skb: Skb, s: &mut Scratch, destination: &Addr, config: &NodeConfig) ->
     // SAFETY: the helper filled the member of the family that was asked (or the other one for a gateway of the other
     // family, which is then in `family`).
     s.path.target = unsafe {
-        if query.family == AF_INET { Addr::v4(query.__bindgen_anon_4.ipv4_dst) } else { Addr(query.__bindgen_anon_4.ipv6_dst) }
+        if query.family == AF_INET {
+            Addr::v4(query.__bindgen_anon_4.ipv4_dst)
+        } else {
+            Addr(query.__bindgen_anon_4.ipv6_dst)
+        }
     };
     Ok(())
 }

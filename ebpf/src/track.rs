@@ -2,7 +2,10 @@
 
 use core::arch::asm;
 
-use weft_abi::{Addr, DropReason, ENDPOINT_ID_MAX, FlowEntry, FlowKey, NodeConfig, Path, config_flags, flow_flags, flow_kind, path_action};
+use weft_abi::{
+    Addr, DropReason, ENDPOINT_ID_MAX, FlowEntry, FlowKey, NodeConfig, Path, config_flags, flow_flags, flow_kind,
+    path_action,
+};
 
 use crate::maps::{CONFIG, FLOWS, GENERATIONS};
 use crate::packet::{Packet, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UNKNOWN_PORTS};
@@ -39,15 +42,7 @@ pub fn now_s() -> u32 {
 /// Orders the two ends; true: the source is the low one.
 #[inline(always)]
 pub fn canonical(packet: &Packet, kind: u8, key: &mut FlowKey) -> bool {
-    tuple(
-        &packet.source,
-        packet.source_port,
-        &packet.destination,
-        packet.destination_port,
-        packet.protocol,
-        kind,
-        key,
-    )
+    tuple(&packet.source, packet.source_port, &packet.destination, packet.destination_port, packet.protocol, kind, key)
 }
 
 /// The same of loose parts.
@@ -125,10 +120,14 @@ pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Resu
         let forward = (entry.flags & flow_flags::ORIGIN_LOW != 0) == low;
         s.reply = u8::from(!forward);
         let path: &Path = if forward { &entry.forward } else { &entry.reply };
-        let opening = s.packet.protocol == TCP
-            && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
-            && closing(entry.flags);
-        if path.in_ifindex == s.packet.ifindex && path.action != path_action::NONE && !opening && fresh(entry) && seen(s, entry, forward) {
+        let opening =
+            s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN && closing(entry.flags);
+        if path.in_ifindex == s.packet.ifindex
+            && path.action != path_action::NONE
+            && !opening
+            && fresh(entry)
+            && seen(s, entry, forward)
+        {
             if config.flags & config_flags::OBSERVE != 0 {
                 notify::trace(skb, s, entry, hook);
             }

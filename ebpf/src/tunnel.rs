@@ -5,13 +5,13 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
 };
-use aya_ebpf::helpers::generated::{
-    bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_store_bytes, bpf_csum_diff,
-};
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_store_bytes};
 use weft_abi::{Addr, DropReason, NodeConfig, TUNNEL_MAC, identity, ipcache_flags};
 
 use crate::maps::IPCACHE;
-use crate::packet::{ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Scratch, Skb, UDP, load, load_head, parse, skb_gso_size, skb_len};
+use crate::packet::{
+    ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Scratch, Skb, UDP, load, load_head, parse, skb_gso_size, skb_len,
+};
 
 /// `BPF_ADJ_ROOM_MAC`.
 const MODE_MAC: u32 = 1;
@@ -60,7 +60,8 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
     rest[28] = ethertype[0];
     rest[29] = ethertype[1];
     let l2 = (14_u64 & 0xff) << 56;
-    let common = BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | BPF_F_ADJ_ROOM_FIXED_GSO as u64 | l2;
+    let common =
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | BPF_F_ADJ_ROOM_FIXED_GSO as u64 | l2;
     if peer.is_v4() {
         if inner_ip + 50 > 65_535 {
             return Err(DropReason::FragmentationNeeded);

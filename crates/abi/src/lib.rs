@@ -17,10 +17,16 @@ mod policy;
 pub use addr::Addr;
 pub use config::{NodeConfig, config_flags};
 pub use drop_reason::DropReason;
-pub use endpoint::{CidrValue, EndpointInfo, IpcacheInfo, LpmKey, RouteInfo, endpoint_flags, ipcache_flags, route_flags};
+pub use endpoint::{
+    CidrValue, EndpointInfo, IpcacheInfo, LpmKey, RouteInfo, endpoint_flags, ipcache_flags, route_flags,
+};
 pub use event::{Event, event_kind, verdict};
-pub use flow::{FlowEntry, FlowKey, FragmentKey, FragmentValue, MetricKey, MetricValue, Path, flow_flags, flow_kind, path_action};
-pub use policy::{PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, policy_action, policy_flags, policy_shape};
+pub use flow::{
+    FlowEntry, FlowKey, FragmentKey, FragmentValue, MetricKey, MetricValue, Path, flow_flags, flow_kind, path_action,
+};
+pub use policy::{
+    PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, policy_action, policy_flags, policy_shape,
+};
 
 /// Version of all layouts in this crate together. It is part of the pin directory's name.
 pub const LAYOUT_VERSION: u32 = 1;
@@ -71,7 +77,22 @@ mod pod {
         )* };
     }
     pod!(
-        Addr, CidrValue, EndpointInfo, Event, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo, LpmKey,
-        MetricValue, NodeConfig, PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, RouteInfo,
+        Addr,
+        CidrValue,
+        EndpointInfo,
+        Event,
+        FlowEntry,
+        FlowKey,
+        FragmentKey,
+        FragmentValue,
+        IpcacheInfo,
+        LpmKey,
+        MetricValue,
+        NodeConfig,
+        PolicyEntryKey,
+        PolicyEntryValue,
+        PolicyInfo,
+        PolicyPeerKey,
+        RouteInfo,
     );
 }
