@@ -151,16 +151,23 @@ impl Hooks {
         Ok(self.pins()?.iter().filter_map(|pin| Some(Role::parse(pin)?.0)).collect())
     }
 
-    /// Detaches from all devices but those in `keep`. Returns the names of the others.
+    /// Removes the pins of devices that are gone and not in `keep`. Returns their names. A device that is there keeps its
+    /// programs, whoever it belongs to: without them its packets would pass unjudged.
     ///
     /// # Errors
     /// A system call failed.
     pub fn prune(&self, keep: &BTreeSet<String>) -> io::Result<Vec<String>> {
-        let stale: Vec<String> = self.attached()?.difference(keep).cloned().collect();
-        for ifname in &stale {
-            self.detach(ifname)?;
+        let mut pruned = BTreeSet::new();
+        for pin in self.pins()? {
+            let Some((ifname, ..)) = Role::parse(&pin).filter(|(ifname, ..)| !keep.contains(ifname)) else { continue };
+            let path = self.links.join(&pin);
+            let link = sys::object_get(&path)?;
+            if sys::tcx_info(link.as_fd())?.is_none_or(|link| link.ifindex == 0) {
+                remove_if_there(&path)?;
+                pruned.insert(ifname);
+            }
         }
-        Ok(stale)
+        Ok(pruned.into_iter().collect())
     }
 
     /// The program that removes expired connections.

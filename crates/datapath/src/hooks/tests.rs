@@ -121,6 +121,9 @@ fn pins_of_devices_that_are_gone_are_pruned() {
         assert_eq!((adopted.links.len(), adopted.pruned.len()), (2, 2), "{adopted:?}");
         let hooks = datapath.hooks();
         assert_eq!(hooks.attached().unwrap(), BTreeSet::from(["weft2".to_owned()]));
+        assert_eq!(hooks.prune(&BTreeSet::new()).unwrap(), Vec::<String>::new(), "it has a device");
+        assert!(delete("weft2").unwrap());
+        assert_eq!(hooks.prune(&BTreeSet::from(["weft2".to_owned()])).unwrap(), Vec::<String>::new());
         assert_eq!(hooks.prune(&BTreeSet::new()).unwrap(), ["weft2"]);
         assert_eq!(hooks.attached().unwrap(), BTreeSet::new());
         assert!(!hooks.detach("weft2").unwrap());
