@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub use delete::{DeleteOptions, Deleted, FOREGROUND, ORPHAN, Propagation};
 pub use list::{List, ListOptions};
-pub use write::{FieldValidation, Written, WriteOptions};
+pub use write::{FieldValidation, WriteOptions, Written};
 
 /// What an installation chooses.
 #[derive(Clone, Debug, Default)]

@@ -76,7 +76,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         bail!("--listen: expected at least one address");
     }
     let families = families(&arguments.ip_families)?;
-    let service_cidrs = arguments.service_cidr.iter().copied().filter(|c| families.contains(&c.addr().is_ipv4())).collect();
+    let service_cidrs =
+        arguments.service_cidr.iter().copied().filter(|c| families.contains(&c.addr().is_ipv4())).collect();
     let settings = Settings { service_cidrs };
     std::fs::create_dir_all(&arguments.data_dir)
         .with_context(|| format!("--data-dir {}", arguments.data_dir.display()))?;

@@ -137,8 +137,7 @@ impl ApiError {
 
     /// The object is not what the client takes it for.
     pub fn conflict(resource: &str, name: &str, why: impl std::fmt::Display) -> Self {
-        let mut e =
-            Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {resource} {name:?}: {why}"));
+        let mut e = Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {resource} {name:?}: {why}"));
         e.details = kind_and_name(resource, name);
         e
     }

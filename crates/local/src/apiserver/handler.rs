@@ -80,7 +80,9 @@ impl Handler {
             _ => {}
         }
         let Some(user) = user else {
-            return Err(ApiError::unauthorized("Unauthorized: expected a client certificate of this cluster's authority"));
+            return Err(ApiError::unauthorized(
+                "Unauthorized: expected a client certificate of this cluster's authority",
+            ));
         };
         let form = accepted(request.headers())?;
         let registry = self.api.registry();
@@ -127,8 +129,7 @@ impl Handler {
                 let options = write_options(&call.query)?;
                 let object = body::object(request).await?;
                 let Call { resource, target, .. } = &call;
-                let written =
-                    self.api.create(resource, &target.version, &target.namespace, object, options).await?;
+                let written = self.api.create(resource, &target.version, &target.namespace, object, options).await?;
                 Ok(show(&call, &written))
             }
             Method::DELETE => self.delete_collection(request, &call).await,
@@ -259,7 +260,9 @@ impl Handler {
     fn watch(&self, call: &Call<'_>) -> Result<Response<Body>, ApiError> {
         let initial_events = call.query.flag("sendInitialEvents")?;
         if initial_events && call.query.text("resourceVersionMatch") != "NotOlderThan" {
-            return Err(ApiError::bad_request("query resourceVersionMatch: expected NotOlderThan with sendInitialEvents"));
+            return Err(ApiError::bad_request(
+                "query resourceVersionMatch: expected NotOlderThan with sendInitialEvents",
+            ));
         }
         let request = watch::Request {
             resource: call.resource.clone(),
@@ -269,7 +272,11 @@ impl Handler {
             from: call.query.text("resourceVersion").to_owned(),
             bookmarks: call.query.flag("allowWatchBookmarks")?,
             initial_events,
-            timeout: call.query.number("timeoutSeconds")?.filter(|s| *s > 0).map(|s| Duration::from_secs(s.min(86_400))),
+            timeout: call
+                .query
+                .number("timeoutSeconds")?
+                .filter(|s| *s > 0)
+                .map(|s| Duration::from_secs(s.min(86_400))),
             form: call.form,
         };
         watch::begin(&self.api, request, self.stop.clone())

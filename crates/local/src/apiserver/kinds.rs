@@ -15,7 +15,6 @@ use super::resource::Resource;
 use super::store::Transaction;
 use serde_json::{Value, json};
 
-
 /// Group resource of the definitions of custom kinds.
 pub const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 /// Holds a definition until its objects are gone.
@@ -93,7 +92,9 @@ pub fn admit(
 pub fn may_delete(group_resource: &str, object: &Value) -> Result<(), ApiError> {
     let name = name(object);
     if group_resource == "namespaces" && matches!(name, "default" | "kube-system") {
-        return Err(ApiError::forbidden(format!("namespaces {name:?} is forbidden: this namespace may not be deleted")));
+        return Err(ApiError::forbidden(format!(
+            "namespaces {name:?} is forbidden: this namespace may not be deleted"
+        )));
     }
     Ok(())
 }

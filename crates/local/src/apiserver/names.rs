@@ -62,10 +62,8 @@ fn is_value(text: &str) -> bool {
 
 /// A port's name: at most 15 characters, with a letter.
 pub fn port_name(name: &str) -> Result<(), &'static str> {
-    let fits = name.len() <= 15
-        && is_label(name)
-        && !name.contains("--")
-        && name.contains(|c: char| c.is_ascii_lowercase());
+    let fits =
+        name.len() <= 15 && is_label(name) && !name.contains("--") && name.contains(|c: char| c.is_ascii_lowercase());
     fits.then_some(()).ok_or(
         "must be no more than 15 characters, contain only lower case alphanumeric characters or '-', with at least \
          one letter, without consecutive hyphens, and not begin or end with '-'",

@@ -103,7 +103,8 @@ fn custom_schema(schema: Option<&Value>) -> Value {
     properties.insert("apiVersion".to_owned(), json!({"type": "string", "description": "Group and version."}));
     properties.insert("kind".to_owned(), json!({"type": "string", "description": "Kind."}));
     let reference = json!({"$ref": format!("#/components/schemas/{metadata}")});
-    properties.insert("metadata".to_owned(), json!({"description": "Name, labels and the like.", "allOf": [reference]}));
+    properties
+        .insert("metadata".to_owned(), json!({"description": "Name, labels and the like.", "allOf": [reference]}));
     schema
 }
 

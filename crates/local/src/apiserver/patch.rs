@@ -85,7 +85,10 @@ impl Patch {
 }
 
 fn bad(path: &str, expected: &str) -> ApiError {
-    ApiError::bad_request(format!("strategic merge patch: {}: expected {expected}", if path.is_empty() { "." } else { path }))
+    ApiError::bad_request(format!(
+        "strategic merge patch: {}: expected {expected}",
+        if path.is_empty() { "." } else { path }
+    ))
 }
 
 fn merge_object(types: &Types, schema: &Value, target: &mut Value, patch: &Value, path: &str) -> Result<(), ApiError> {
@@ -210,7 +213,11 @@ fn merge_list(
     let is = |item: &Value, directive: &str| item.get("$patch").and_then(Value::as_str) == Some(directive);
     if patch.iter().any(|item| is(item, "replace") && item.get(key).is_none()) {
         // The directive stands alone: the other items are the new list.
-        *list = patch.iter().filter(|i| !is(i, "replace")).map(|i| i.as_object().map_or(Value::Null, without_directives)).collect();
+        *list = patch
+            .iter()
+            .filter(|i| !is(i, "replace"))
+            .map(|i| i.as_object().map_or(Value::Null, without_directives))
+            .collect();
         return Ok(());
     }
     for (index, item) in patch.iter().enumerate() {
@@ -239,10 +246,7 @@ fn merge_list(
 fn sort(list: &mut [Value], order: &[Value], key: Option<&str>) {
     let place = |value: &Value| {
         let id = key.map_or(Some(value), |k| value.get(k));
-        order
-            .iter()
-            .position(|o| key.map_or(Some(o), |k| o.get(k)) == id)
-            .unwrap_or(order.len())
+        order.iter().position(|o| key.map_or(Some(o), |k| o.get(k)) == id).unwrap_or(order.len())
     };
     list.sort_by_key(place);
 }

@@ -134,8 +134,7 @@ impl Pki {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         for certificate in rustls_pemfile::certs(&mut self.authority_pem.as_bytes()) {
-            let certificate =
-                certificate.map_err(|source| PkiError::File { file: PathBuf::from("ca.crt"), source })?;
+            let certificate = certificate.map_err(|source| PkiError::File { file: PathBuf::from("ca.crt"), source })?;
             roots.add(certificate)?;
         }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())

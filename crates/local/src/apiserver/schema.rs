@@ -90,7 +90,7 @@ impl Walk<'_> {
         map.retain(|field, value| match properties.get(field) {
             Some(p) => {
                 let nullable = is_true(p, "nullable");
-                !value.is_null() || (self.mode == Mode::Custom && (nullable || p.get("default").is_none()))
+                !value.is_null() || self.mode == Mode::Custom && (nullable || p.get("default").is_none())
             }
             None => {
                 let meta = (depth == 0 || embedded) && matches!(field.as_str(), "apiVersion" | "kind" | "metadata");
@@ -111,7 +111,8 @@ impl Walk<'_> {
         if self.mode == Mode::Builtin && !is_status(path) {
             let required = schema.get("required").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             for field in required.iter().filter_map(Value::as_str) {
-                if !map.contains_key(field) && !(depth == 0 && field == "metadata") {
+                let elsewhere = depth == 0 && field == "metadata";
+                if !elsewhere && !map.contains_key(field) {
                     self.findings.causes.push(Cause::required(join(path, field), ""));
                 }
             }

@@ -45,14 +45,12 @@ impl LabelSelector {
         let mut requirements = Vec::new();
         if let Some(labels) = at(selector, &["matchLabels"]).and_then(Value::as_object) {
             for (key, value) in labels {
-                requirements
-                    .push(Requirement::In(key.clone(), vec![value.as_str().unwrap_or_default().to_owned()]));
+                requirements.push(Requirement::In(key.clone(), vec![value.as_str().unwrap_or_default().to_owned()]));
             }
         }
         for expression in items(selector, &["matchExpressions"]) {
             let key = text(expression, &["key"]).to_owned();
-            let values =
-                items(expression, &["values"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+            let values = items(expression, &["values"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
             requirements.push(match text(expression, &["operator"]) {
                 "NotIn" => Requirement::NotIn(key, values),
                 "Exists" => Requirement::Exists(key),

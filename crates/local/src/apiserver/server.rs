@@ -97,7 +97,12 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     Ok(())
 }
 
-async fn connection(stream: tokio::net::TcpStream, acceptor: TlsAcceptor, handler: Arc<Handler>, stop: CancellationToken) {
+async fn connection(
+    stream: tokio::net::TcpStream,
+    acceptor: TlsAcceptor,
+    handler: Arc<Handler>,
+    stop: CancellationToken,
+) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,

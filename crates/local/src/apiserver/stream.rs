@@ -43,7 +43,7 @@ struct Place {
 }
 
 fn locate(api: &Api, (namespace, pod): (&str, &str), query: &Query) -> Result<Place, ApiError> {
-    let object = api.get(&*api.builtin("", "pods"), namespace, pod)?;
+    let object = api.get(&api.builtin("", "pods"), namespace, pod)?;
     let all: Vec<&str> = ["containers", "initContainers", "ephemeralContainers"]
         .iter()
         .flat_map(|field| items(&object.value, &["spec", field]))
@@ -72,7 +72,8 @@ fn locate(api: &Api, (namespace, pod): (&str, &str), query: &Query) -> Result<Pl
 /// Sends a request to a node's runner.
 async fn ask(run_dir: &Path, node: &str, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, ApiError> {
     let socket = run_dir.join(node).join("runner.sock");
-    let failed = |e: &dyn std::fmt::Display| ApiError::unavailable(format!("the runner of node {node} does not answer: {e}"));
+    let failed =
+        |e: &dyn std::fmt::Display| ApiError::unavailable(format!("the runner of node {node} does not answer: {e}"));
     let work = async {
         let stream = UnixStream::connect(&socket).await.map_err(|e| failed(&e))?;
         let (mut sender, connection) =
@@ -174,11 +175,16 @@ pub async fn upgrade(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     if kind == "portforward" {
-        return Err(ApiError::method_not_allowed("port forwarding is not done by this server: reach pods by their address"));
+        return Err(ApiError::method_not_allowed(
+            "port forwarding is not done by this server: reach pods by their address",
+        ));
     }
     let header = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
     if !header(UPGRADE).eq_ignore_ascii_case("websocket") {
-        return Err(ApiError::bad_request(format!("{kind}: expected a websocket with one of {}", PROTOCOLS.join(", "))));
+        return Err(ApiError::bad_request(format!(
+            "{kind}: expected a websocket with one of {}",
+            PROTOCOLS.join(", ")
+        )));
     }
     let offered: Vec<String> = header(SEC_WEBSOCKET_PROTOCOL).split(',').map(|p| p.trim().to_owned()).collect();
     let protocol = PROTOCOLS.iter().find(|p| offered.iter().any(|o| o == *p)).ok_or_else(|| {

@@ -10,12 +10,15 @@ use serde_json::{Value, json};
 /// A column: heading, type, format, and whether it is shown in wide output alone.
 type Heading = (&'static str, &'static str, &'static str, u8);
 
+/// Writes the cells of an object.
+type Cells = Box<dyn Fn(&Value) -> Vec<Value>>;
+
 const NAME: Heading = ("Name", "string", "name", 0);
 const AGE: Heading = ("Age", "string", "", 0);
 
 /// The table of these objects. `include` says what of an object comes with its row: `None`, `Metadata` or `Object`.
 pub fn render(resource: &Resource, version: &str, objects: &[&Value], include: &str) -> Value {
-    let (columns, cells): (Vec<Value>, Box<dyn Fn(&Value) -> Vec<Value>>) = match &resource.custom {
+    let (columns, cells): (Vec<Value>, Cells) = match &resource.custom {
         None => {
             let kind = builtin::kind(&resource.group_resource());
             let columns = (kind.named.then_some(&NAME).into_iter())

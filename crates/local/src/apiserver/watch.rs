@@ -49,12 +49,13 @@ pub struct Request {
 /// # Errors
 /// That it cannot begin there.
 pub fn begin(api: &Api, request: Request, stop: CancellationToken) -> Result<Response<Body>, ApiError> {
-    let from = match request.from.as_str() {
-        "" | "0" => None,
-        text => Some(text.parse::<u64>().map_err(|_| {
-            ApiError::bad_request(format!("query resourceVersion: {text:?}: expected a whole number"))
-        })?),
-    };
+    let from =
+        match request.from.as_str() {
+            "" | "0" => None,
+            text => Some(text.parse::<u64>().map_err(|_| {
+                ApiError::bad_request(format!("query resourceVersion: {text:?}: expected a whole number"))
+            })?),
+        };
     // Without a revision the present objects come first; the list and the revision belong together.
     let (present, revision) = match from {
         Some(revision) if !request.initial_events => (Vec::new(), revision),
@@ -186,7 +187,8 @@ impl Watcher {
             Form::Table => ("Table".to_owned(), "meta.k8s.io/v1".to_owned()),
             _ => (resource.kind.clone(), resource.api_version(&self.request.version)),
         };
-        self.line(&json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": version, "metadata": metadata}})).await
+        self.line(&json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": version, "metadata": metadata}}))
+            .await
     }
 
     async fn line(&self, event: &Value) -> Result<(), Gone> {

@@ -1,6 +1,6 @@
 //! What several controllers ask of pods.
 
-use crate::apiserver::object::{controller_of, condition, is_terminating, is_true, text, time, uid};
+use crate::apiserver::object::{condition, controller_of, is_terminating, is_true, text, time, uid};
 use serde_json::{Value, json};
 
 /// Whether a pod has not ended, and is not about to.

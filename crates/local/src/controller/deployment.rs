@@ -46,7 +46,8 @@ fn revision(object: &Value) -> i64 {
 /// The template as the deployment has it.
 fn template(set_object: &Value) -> Value {
     let mut template = set_object["spec"]["template"].clone();
-    if let Some(labels) = template.get_mut("metadata").and_then(|m| m.get_mut("labels")).and_then(Value::as_object_mut) {
+    if let Some(labels) = template.get_mut("metadata").and_then(|m| m.get_mut("labels")).and_then(Value::as_object_mut)
+    {
         labels.remove(HASH);
     }
     template
@@ -98,7 +99,13 @@ fn with_revision(object: &Value, revision: i64) -> Value {
     object
 }
 
-async fn scale(api: &Api, sets: &Resource, deployment: &Value, set_object: &Value, replicas: i64) -> Result<(), ApiError> {
+async fn scale(
+    api: &Api,
+    sets: &Resource,
+    deployment: &Value,
+    set_object: &Value,
+    replicas: i64,
+) -> Result<(), ApiError> {
     let (own, before) = (name(set_object), wanted(set_object));
     let edit = |object: &Value| {
         let mut object = object.clone();

@@ -26,8 +26,7 @@ pub(super) async fn pass(api: &Api) -> Result<(), ApiError> {
         }
         let selector = LabelSelector::from_map(&service["spec"]["selector"]);
         let own = pods.iter().map(|p| &p.value);
-        let own: Vec<&Value> =
-            own.filter(|p| namespace(p) == namespace(service) && selector.matches(p)).collect();
+        let own: Vec<&Value> = own.filter(|p| namespace(p) == namespace(service) && selector.matches(p)).collect();
         let mut wanted = desired(service, &own);
         for slice in present.iter().map(|s| &s.value).filter(|s| is_controlled_by(s, service)) {
             let key = (namespace(slice), name(slice));
@@ -86,7 +85,8 @@ fn desired(service: &Value, pods: &[&Value]) -> BTreeMap<String, Value> {
                 let labels = map_mut(&mut metadata, &["labels"]);
                 labels.insert("kubernetes.io/service-name".to_owned(), name(service).into());
                 labels.insert("endpointslice.kubernetes.io/managed-by".to_owned(), MANAGER.into());
-                let slice = json!({"metadata": metadata, "addressType": family, "ports": ports, "endpoints": endpoints});
+                let slice =
+                    json!({"metadata": metadata, "addressType": family, "ports": ports, "endpoints": endpoints});
                 slices.insert(own, slice);
             }
         }
@@ -98,9 +98,10 @@ fn endpoint(service: &Value, pod: &Value, family: &str) -> Option<Value> {
     if matches!(text(pod, &["status", "phase"]), "Succeeded" | "Failed") {
         return None;
     }
-    let address = items(pod, &["status", "podIPs"]).iter().map(|a| text(a, &["ip"])).find(|a| {
-        a.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4"))
-    })?;
+    let address = items(pod, &["status", "podIPs"])
+        .iter()
+        .map(|a| text(a, &["ip"]))
+        .find(|a| a.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4() == (family == "IPv4")))?;
     let serving = is_ready(pod) || service["spec"]["publishNotReadyAddresses"] == Value::Bool(true);
     let terminating = is_terminating(pod);
     let mut endpoint = json!({

@@ -10,10 +10,13 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// An object and its kind.
+type Found = (Arc<Resource>, Arc<Stored>);
+
 pub(super) async fn pass(api: &Api) -> Result<(), ApiError> {
     let registry = api.registry();
     // Dependents first: an owner that is there is older than they are, and is found afterwards.
-    let mut dependents: Vec<(Arc<Resource>, Arc<Stored>)> = Vec::new();
+    let mut dependents: Vec<Found> = Vec::new();
     for resource in registry.all() {
         for object in api.store().list(&resource.group_resource(), "").objects {
             if !items(&object.value, &["metadata", "ownerReferences"]).is_empty() {
@@ -22,7 +25,7 @@ pub(super) async fn pass(api: &Api) -> Result<(), ApiError> {
         }
     }
     let mut present = BTreeSet::new();
-    let mut leaving: Vec<(Arc<Resource>, Arc<Stored>)> = Vec::new();
+    let mut leaving: Vec<Found> = Vec::new();
     for resource in registry.all() {
         for object in api.store().list(&resource.group_resource(), "").objects {
             present.insert(uid(&object.value).to_owned());
@@ -32,7 +35,7 @@ pub(super) async fn pass(api: &Api) -> Result<(), ApiError> {
             }
         }
     }
-    let mut owned: BTreeMap<&str, Vec<&(Arc<Resource>, Arc<Stored>)>> = BTreeMap::new();
+    let mut owned: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
     for dependent in &dependents {
         let owners = items(&dependent.1.value, &["metadata", "ownerReferences"]);
         for owner in owners {
@@ -69,7 +72,7 @@ pub(super) async fn pass(api: &Api) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn remove(api: &Api, (resource, object): &(Arc<Resource>, Arc<Stored>)) -> Result<(), ApiError> {
+async fn remove(api: &Api, (resource, object): &Found) -> Result<(), ApiError> {
     let options = DeleteOptions { uid: uid(&object.value).to_owned(), ..DeleteOptions::default() };
     unless_lost(api.delete(resource, (namespace(&object.value), name(&object.value)), &options).await)
 }

@@ -65,7 +65,8 @@ async fn reconcile(
                 match made {
                     Ok(made) => {
                         let message = format!("Created pod: {}", name(&made.object.value));
-                        event::tell(api, set_object, false, "SuccessfulCreate", &message, "replicaset-controller").await;
+                        event::tell(api, set_object, false, "SuccessfulCreate", &message, "replicaset-controller")
+                            .await;
                         active.push(made.object);
                     }
                     Err(error) => {

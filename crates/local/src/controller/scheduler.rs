@@ -6,7 +6,9 @@
 use super::{event, unless_lost};
 use crate::apiserver::api::Api;
 use crate::apiserver::error::ApiError;
-use crate::apiserver::object::{controller_of, is_terminating, is_true, items, name, namespace, set, set_condition, text};
+use crate::apiserver::object::{
+    controller_of, is_terminating, is_true, items, name, namespace, set, set_condition, text,
+};
 use crate::apiserver::selector::LabelSelector;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -160,9 +162,8 @@ fn affinity(required: &Value, node: &Value) -> bool {
                 let listed = items(field, &["values"]).iter().any(|v| v == name(node));
                 listed == (text(field, &["operator"]) == "In")
             });
-            let (plain, compared): (Vec<&Value>, Vec<&Value>) = items(term, &["matchExpressions"])
-                .iter()
-                .partition(|e| !matches!(text(e, &["operator"]), "Gt" | "Lt"));
+            let (plain, compared): (Vec<&Value>, Vec<&Value>) =
+                items(term, &["matchExpressions"]).iter().partition(|e| !matches!(text(e, &["operator"]), "Gt" | "Lt"));
             let plain = LabelSelector::from_object(&json!({"matchExpressions": plain}));
             named && plain.matches(node) && compared.iter().all(|e| compare(e, node))
         })
@@ -192,7 +193,8 @@ mod tests {
         let tainted = node(json!({"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}));
         assert!(obstacle(&pod(json!({})), &node(json!({}))).is_none());
         assert!(obstacle(&pod(json!({})), &tainted).is_some());
-        let tolerant = json!({"tolerations": [{"key": "k", "operator": "Equal", "value": "v", "effect": "NoSchedule"}]});
+        let tolerant =
+            json!({"tolerations": [{"key": "k", "operator": "Equal", "value": "v", "effect": "NoSchedule"}]});
         assert!(obstacle(&pod(tolerant), &tainted).is_none());
         assert!(obstacle(&pod(json!({"tolerations": [{"operator": "Exists"}]})), &tainted).is_none());
         assert!(obstacle(&pod(json!({})), &node(json!({"unschedulable": true}))).is_some());

@@ -208,8 +208,7 @@ impl Api {
             let old = transaction.get(&key).ok_or_else(|| ApiError::not_found(&group_resource, name))?;
             let (mut new, told) = change(&old.value)?;
             warnings = told;
-            let (uid, revision) =
-                (text(&new, &["metadata", "uid"]), text(&new, &["metadata", "resourceVersion"]));
+            let (uid, revision) = (text(&new, &["metadata", "uid"]), text(&new, &["metadata", "resourceVersion"]));
             check_preconditions(resource, &old.value, uid, revision)?;
             carry_over(resource, part, &old.value, &mut new);
             if part == Part::Main {

@@ -1,6 +1,6 @@
 //! The `scale` subresource.
 
-use super::{Call, Handler, body, wrong_method, write_options};
+use super::{Call, Handler, body, write_options, wrong_method};
 use crate::apiserver::error::{ApiError, Cause};
 use crate::apiserver::object::{at, map_mut, name, text};
 use crate::apiserver::patch::Patch;

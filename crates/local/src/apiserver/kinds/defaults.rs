@@ -42,8 +42,12 @@ pub fn workload(group_resource: &str, object: &mut Value) {
     // The template's metadata may be absent, but always has this one field.
     template.entry("metadata").or_insert_with(|| json!({}));
     let account_given = template.get("spec").is_some_and(|s| s.get("serviceAccountName").is_some());
-    for container in
-        template.get_mut("spec").and_then(|s| s.get_mut("containers")).and_then(Value::as_array_mut).into_iter().flatten()
+    for container in template
+        .get_mut("spec")
+        .and_then(|s| s.get_mut("containers"))
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
     {
         limits_are_requests(container);
     }

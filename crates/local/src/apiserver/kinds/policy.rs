@@ -107,7 +107,8 @@ fn network(text: &str) -> Result<IpNet, &'static str> {
     let expected = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
     let (address, prefix) = text.split_once('/').ok_or(expected)?;
     let address: IpAddr = address.parse().map_err(|_| expected)?;
-    if prefix.is_empty() || !prefix.bytes().all(|b| b.is_ascii_digit()) || (prefix.len() > 1 && prefix.starts_with('0')) {
+    if prefix.is_empty() || !prefix.bytes().all(|b| b.is_ascii_digit()) || (prefix.len() > 1 && prefix.starts_with('0'))
+    {
         return Err(expected);
     }
     let network = IpNet::new(address, prefix.parse().map_err(|_| expected)?).map_err(|_| expected)?;

@@ -88,7 +88,9 @@ pub(super) fn keep_addresses(old: &Value, new: &mut Value) {
     let before = items(old, &["spec", "ports"]).to_vec();
     for port in map_mut(new, &["spec"]).get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         let same = before.iter().find(|b| b["port"] == port["port"] && b["protocol"] == port["protocol"]);
-        if let (true, Some(number)) = (port.get("nodePort").is_none_or(|p| *p == 0), same.and_then(|b| b.get("nodePort"))) {
+        if let (true, Some(number)) =
+            (port.get("nodePort").is_none_or(|p| *p == 0), same.and_then(|b| b.get("nodePort")))
+        {
             port["nodePort"] = number.clone();
         }
     }
@@ -125,21 +127,26 @@ pub(super) fn allocate(
         if text(&other.value, &["metadata", "uid"]) == text(object, &["metadata", "uid"]) {
             continue;
         }
-        used.0.extend(items(&other.value, &["spec", "clusterIPs"]).iter().filter_map(|a| a.as_str()?.parse::<IpAddr>().ok()));
+        used.0.extend(
+            items(&other.value, &["spec", "clusterIPs"]).iter().filter_map(|a| a.as_str()?.parse::<IpAddr>().ok()),
+        );
         used.1.extend(items(&other.value, &["spec", "ports"]).iter().filter_map(|p| p["nodePort"].as_i64()));
     }
     let first = text(object, &["spec", "clusterIP"]).to_owned();
     let addresses: Vec<String> = if first == "None" {
         vec![first]
     } else {
-        let mut wanted: Vec<String> = items(object, &["spec", "clusterIPs"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        let mut wanted: Vec<String> =
+            items(object, &["spec", "clusterIPs"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
         if wanted.is_empty() && !first.is_empty() {
             wanted.push(first);
         }
         families
             .iter()
             .enumerate()
-            .map(|(index, family)| choose(settings, family, wanted.get(index), &used.0, index, old.is_some()).map_err(invalid))
+            .map(|(index, family)| {
+                choose(settings, family, wanted.get(index), &used.0, index, old.is_some()).map_err(invalid)
+            })
             .collect::<Result<_, _>>()?
     };
     if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
@@ -214,8 +221,9 @@ fn choose(
     let range = settings.service_cidrs.iter().find(|c| family(c.addr()) == wanted_family);
     let field = format!("spec.clusterIPs[{index}]");
     if let Some(wanted) = wanted {
-        let address: IpAddr =
-            wanted.parse().map_err(|_| Cause::invalid(&field, &wanted.as_str().into(), "must be a valid IP address"))?;
+        let address: IpAddr = wanted
+            .parse()
+            .map_err(|_| Cause::invalid(&field, &wanted.as_str().into(), "must be a valid IP address"))?;
         let inside = range.is_some_and(|r| r.contains(&address));
         if !inside && !exists {
             let ranges: Vec<String> = settings.service_cidrs.iter().map(IpNet::to_string).collect();

@@ -25,23 +25,42 @@ pub(super) fn kind(group_resource: &str) -> Kind {
     match group_resource {
         "pods" => Kind {
             named: true,
-            columns: const { &[
-                plain("Ready"), plain("Status"), plain("Restarts"), AGE, wide("IP"), wide("Node"),
-                wide("Nominated Node"), wide("Readiness Gates"),
-            ] },
+            columns: const {
+                &[
+                    plain("Ready"),
+                    plain("Status"),
+                    plain("Restarts"),
+                    AGE,
+                    wide("IP"),
+                    wide("Node"),
+                    wide("Nominated Node"),
+                    wide("Readiness Gates"),
+                ]
+            },
             cells: pod,
         },
         "nodes" => Kind {
             named: true,
-            columns: const { &[
-                plain("Status"), plain("Roles"), AGE, plain("Version"), wide("Internal-IP"), wide("External-IP"),
-                wide("OS-Image"), wide("Kernel-Version"), wide("Container-Runtime"),
-            ] },
+            columns: const {
+                &[
+                    plain("Status"),
+                    plain("Roles"),
+                    AGE,
+                    plain("Version"),
+                    wide("Internal-IP"),
+                    wide("External-IP"),
+                    wide("OS-Image"),
+                    wide("Kernel-Version"),
+                    wide("Container-Runtime"),
+                ]
+            },
             cells: node,
         },
         "services" => Kind {
             named: true,
-            columns: const { &[plain("Type"), plain("Cluster-IP"), plain("External-IP"), plain("Port(s)"), AGE, wide("Selector")] },
+            columns: const {
+                &[plain("Type"), plain("Cluster-IP"), plain("External-IP"), plain("Port(s)"), AGE, wide("Selector")]
+            },
             cells: service,
         },
         "namespaces" => Kind {
@@ -66,10 +85,18 @@ pub(super) fn kind(group_resource: &str) -> Kind {
         },
         "events" => Kind {
             named: false,
-            columns: const { &[
-                plain("Last Seen"), plain("Type"), plain("Reason"), plain("Object"), wide("Source"),
-                plain("Message"), wide("First Seen"), wide("Count"),
-            ] },
+            columns: const {
+                &[
+                    plain("Last Seen"),
+                    plain("Type"),
+                    plain("Reason"),
+                    plain("Object"),
+                    wide("Source"),
+                    plain("Message"),
+                    wide("First Seen"),
+                    wide("Count"),
+                ]
+            },
             cells: event,
         },
         "leases.coordination.k8s.io" => Kind {
@@ -79,18 +106,32 @@ pub(super) fn kind(group_resource: &str) -> Kind {
         },
         "deployments.apps" => Kind {
             named: true,
-            columns: const { &[
-                plain("Ready"), plain("Up-to-date"), plain("Available"), AGE, wide("Containers"), wide("Images"),
-                wide("Selector"),
-            ] },
+            columns: const {
+                &[
+                    plain("Ready"),
+                    plain("Up-to-date"),
+                    plain("Available"),
+                    AGE,
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
+            },
             cells: deployment,
         },
         "replicasets.apps" => Kind {
             named: true,
-            columns: const { &[
-                plain("Desired"), plain("Current"), plain("Ready"), AGE, wide("Containers"), wide("Images"),
-                wide("Selector"),
-            ] },
+            columns: const {
+                &[
+                    plain("Desired"),
+                    plain("Current"),
+                    plain("Ready"),
+                    AGE,
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
+            },
             cells: replica_set,
         },
         "networkpolicies.networking.k8s.io" => Kind {
@@ -173,7 +214,10 @@ fn pod_status(object: &Value) -> String {
     let init = items(object, &["status", "initContainerStatuses"]);
     let waiting_for = init.iter().position(|s| at(s, &["state", "terminated", "exitCode"]) != Some(&Value::from(0)));
     if let Some(index) = waiting_for {
-        let reason = match (text(&init[index], &["state", "waiting", "reason"]), text(&init[index], &["state", "terminated", "reason"])) {
+        let reason = match (
+            text(&init[index], &["state", "waiting", "reason"]),
+            text(&init[index], &["state", "terminated", "reason"]),
+        ) {
             ("" | "PodInitializing", "") => format!("{index}/{}", items(object, &["spec", "initContainers"]).len()),
             ("", reason) | (reason, _) => reason.to_owned(),
         };
@@ -321,11 +365,8 @@ fn replica_set(object: &Value) -> Vec<Value> {
 
 fn endpoint_slice(object: &Value) -> Vec<Value> {
     let ports: Vec<String> = items(object, &["ports"]).iter().map(|p| whole(p, &["port"]).to_string()).collect();
-    let addresses: Vec<&str> = items(object, &["endpoints"])
-        .iter()
-        .flat_map(|e| items(e, &["addresses"]))
-        .filter_map(Value::as_str)
-        .collect();
+    let addresses: Vec<&str> =
+        items(object, &["endpoints"]).iter().flat_map(|e| items(e, &["addresses"])).filter_map(Value::as_str).collect();
     let shown = match addresses.len() {
         0 => "<unset>".to_owned(),
         n if n > 3 => format!("{} + {} more...", addresses[..3].join(","), n - 3),

@@ -19,7 +19,8 @@ pub(super) fn cell(object: &Value, path: &str, kind: &str) -> Value {
             other => other,
         },
         _ => {
-            let texts: Vec<String> = found.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
+            let texts: Vec<String> =
+                found.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
             Value::String(texts.join(","))
         }
     }

@@ -67,7 +67,8 @@ pub(super) fn plan<'a>(deployment: &Value, new: &'a Value, old: &[&'a Value]) ->
         budget -= gone;
         left.push((set, wanted(set) - gone));
     }
-    let available: i64 = status(new, "availableReplicas") + old.iter().map(|s| status(s, "availableReplicas")).sum::<i64>();
+    let available: i64 =
+        status(new, "availableReplicas") + old.iter().map(|s| status(s, "availableReplicas")).sum::<i64>();
     let mut spare = (available - needed).clamp(0, budget);
     for (_, replicas) in &mut left {
         let gone = spare.min(*replicas);

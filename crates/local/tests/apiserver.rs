@@ -1,0 +1,230 @@
+//! The API server over real connections: what is stored, refused, watched, and kept over a restart.
+
+use serde_json::{Value, json};
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use weft_local::apiserver::api::{Api, Settings};
+use weft_local::apiserver::pki::Pki;
+use weft_local::apiserver::store::Store;
+use weft_local::apiserver::{Config, serve};
+use weft_local::client::{Client, ClientError};
+use weft_local::kubeconfig::Access;
+
+struct Server {
+    client: Client,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+    controllers: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(dir: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = format!("https://{}", listener.local_addr().unwrap());
+        let pki = Pki::create_or_load(&dir.join("pki"), &["127.0.0.1".to_owned()]).unwrap();
+        pki.write_kubeconfig(&dir.join("kubeconfig"), "test", &server, "admin").unwrap();
+        let store = Store::open(&dir.join("objects.redb")).unwrap();
+        let service_cidrs = ["10.96.0.0/16", "fd96::/108"].iter().map(|c| c.parse().unwrap()).collect();
+        let api = Api::new(store, Settings { service_cidrs });
+        let stop = CancellationToken::new();
+        let controllers = tokio::spawn(weft_local::controller::run(api.clone(), stop.clone()));
+        let config = Config { api, listeners: vec![listener], pki, run_dir: dir.join("run") };
+        let serving = serve(config, stop.clone());
+        let task = tokio::spawn(async move { serving.await.unwrap() });
+        let client = Client::new(Access::read(&dir.join("kubeconfig")).unwrap()).unwrap();
+        let server = Self { client, stop, task, controllers };
+        server.until("/api/v1/namespaces/default", |_| true).await;
+        server
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.controllers.await.unwrap();
+    }
+
+    /// Waits until the object is there and as wanted.
+    async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let found = self.client.get(path).await;
+            match found {
+                Ok(object) if wanted(&object) => return object,
+                other => assert!(tokio::time::Instant::now() < deadline, "{path}: {other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn refused(&self, path: &str, object: Value) -> (u16, String, String) {
+        refusal(self.client.create(path, &object).await)
+    }
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String, String) {
+    match result {
+        Err(ClientError::Refused { code, reason, message }) => (code, reason, message),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const POLICIES: &str = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_conflict_change_and_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let map = json!({"metadata": {"name": "m"}, "data": {"a": "1"}});
+    let made = server.client.create(MAPS, &map).await.unwrap();
+    assert_eq!(server.refused(MAPS, map).await.1, "AlreadyExists");
+    let path = format!("{MAPS}/m");
+    let merged = server.client.merge(&path, &json!({"data": {"b": "2"}})).await.unwrap();
+    assert_eq!(merged["data"], json!({"a": "1", "b": "2"}));
+    // The object as it was is not the present one.
+    assert_eq!(refusal(server.client.replace(&path, &made).await).1, "Conflict");
+    let old = made["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    server.end().await;
+
+    let server = Server::start(dir.path()).await;
+    let kept = server.client.get(&path).await.unwrap();
+    assert_eq!(kept["metadata"]["uid"], made["metadata"]["uid"]);
+    assert_eq!(kept["data"], merged["data"]);
+    // A revision of the former life is expired, and says so as watchers expect it.
+    let mut watch = server.client.watch(&format!("{MAPS}?watch=1&resourceVersion={old}")).await.unwrap();
+    let (kind, status) = watch.next().await.unwrap().unwrap();
+    assert_eq!((kind.as_str(), status["code"].as_i64()), ("ERROR", Some(410)));
+    server.client.delete(&path, None).await.unwrap();
+    assert_eq!(refusal(server.client.get(&path).await).0, 404);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_objects_are_refused_by_their_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let policy = |spec: Value| json!({"metadata": {"name": "p"}, "spec": spec});
+    let port = |port: Value| policy(json!({"podSelector": {}, "ingress": [{"ports": [port]}]}));
+    let block = |block: Value| policy(json!({"podSelector": {}, "egress": [{"to": [{"ipBlock": block}]}]}));
+    for (object, code, field) in [
+        (port(json!({"port": 80, "endPort": 70})), 422, "spec.ingress[0].ports[0].endPort"),
+        (port(json!({"port": 0})), 422, "spec.ingress[0].ports[0].port"),
+        (port(json!({"port": 1.5})), 400, "spec.ingress[0].ports[0].port"),
+        (port(json!({"protocol": "ICMP"})), 422, "spec.ingress[0].ports[0].protocol"),
+        (block(json!({"cidr": "10.0.0.0/33"})), 422, "spec.egress[0].to[0].ipBlock.cidr"),
+        (block(json!({"cidr": "fd00::/64", "except": ["fd01::/80"]})), 422, "spec.egress[0].to[0].ipBlock.except[0]"),
+        (policy(json!({"podSelector": {"matchLabels": {"a": 1}}})), 400, "spec.podSelector.matchLabels[a]"),
+        (policy(json!({"podSelector": {}, "policyTypes": ["Up"]})), 422, "spec.policyTypes[0]"),
+        (policy(json!({"podSelector": {}, "ingress": [{"from": [{}]}]})), 422, "spec.ingress[0].from[0]"),
+    ] {
+        let (found, _, message) = server.refused(POLICIES, object).await;
+        assert_eq!(found, code, "{message}");
+        assert!(message.contains(field), "{message}");
+    }
+    let strict = format!("{POLICIES}?fieldValidation=Strict");
+    let (code, _, message) = server.refused(&strict, policy(json!({"podSelector": {}, "colour": 1}))).await;
+    assert_eq!(code, 400);
+    assert!(message.contains("unknown field \"spec.colour\""), "{message}");
+    assert_eq!(server.refused("/api/v1/namespaces/none/configmaps", json!({"metadata": {"name": "m"}})).await.0, 404);
+    let apply = json!({"metadata": {"name": "m"}});
+    let applied =
+        server.client.request(http::Method::PATCH, &format!("{MAPS}/m"), "application/apply-patch+yaml", Some(&apply));
+    assert_eq!(refusal(applied.await).0, 415);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn selections_tell_what_enters_and_what_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let mut watch = server.client.watch(&format!("{MAPS}?watch=1&labelSelector=a%3Db")).await.unwrap();
+    let path = format!("{MAPS}/m");
+    server.client.create(MAPS, &json!({"metadata": {"name": "m"}})).await.unwrap();
+    for value in ["b", "b", "c"] {
+        let change = json!({"metadata": {"labels": {"a": value}}, "data": {value: value}});
+        server.client.merge(&path, &change).await.unwrap();
+        server.client.merge(&path, &json!({"data": {"x": value}})).await.unwrap();
+    }
+    let mut kinds = Vec::new();
+    while kinds.last().map(String::as_str) != Some("DELETED") {
+        kinds.push(watch.next().await.unwrap().unwrap().0);
+    }
+    assert_eq!(kinds, ["ADDED", "MODIFIED", "DELETED"]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_becomes_pods_and_takes_them_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    for node in ["n1", "n2"] {
+        let status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        let node = json!({"metadata": {"name": node}, "status": status});
+        server.client.create("/api/v1/nodes", &node).await.unwrap();
+    }
+    let deployment = json!({"metadata": {"name": "web"}, "spec": {"replicas": 4,
+        "selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    server.client.create(path, &deployment).await.unwrap();
+    let bound = |list: &Value, count: usize| {
+        let pods = list["items"].as_array().unwrap();
+        pods.len() == count && pods.iter().all(|p| p["spec"]["nodeName"].is_string())
+    };
+    let pods = "/api/v1/namespaces/default/pods";
+    server.until(pods, |l| bound(l, 4)).await;
+    for node in ["n1", "n2"] {
+        let own = server.client.get(&format!("{pods}?fieldSelector=spec.nodeName%3D{node}")).await.unwrap();
+        assert_eq!(own["items"].as_array().unwrap().len(), 2);
+    }
+    server.client.merge(&format!("{path}/web/scale"), &json!({"spec": {"replicas": 6}})).await.unwrap();
+    server.until(pods, |l| bound(l, 6)).await;
+    server.client.delete(&format!("{path}/web"), None).await.unwrap();
+    // A bound pod waits for its node to confirm.
+    let gone =
+        |l: &Value| l["items"].as_array().unwrap().iter().all(|p| p["metadata"]["deletionTimestamp"].is_string());
+    let list = server.until(pods, gone).await;
+    for pod in list["items"].as_array().unwrap() {
+        let confirm = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}});
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        server.client.delete(&format!("{pods}/{name}"), Some(&confirm)).await.unwrap();
+    }
+    server.until(pods, |l| l["items"].as_array().unwrap().is_empty()).await;
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn custom_kinds_are_judged_pruned_and_given_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["size"], "properties": {
+        "size": {"type": "integer", "minimum": 1}, "colour": {"type": "string", "enum": ["red", "blue"], "default": "red"}}}}});
+    let definition = json!({"metadata": {"name": "widgets.example.org"}, "spec": {"group": "example.org",
+        "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"},
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}});
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    server.client.create(definitions, &definition).await.unwrap();
+    let widgets = "/apis/example.org/v1/namespaces/default/widgets";
+    let widget = |spec: Value| json!({"metadata": {"name": "w"}, "spec": spec});
+    for (spec, field) in [
+        (json!({}), "spec.size"),
+        (json!({"size": 0}), "spec.size"),
+        (json!({"size": "x"}), "spec.size"),
+        (json!({"size": 1, "colour": "green"}), "spec.colour"),
+    ] {
+        let (code, _, message) = server.refused(widgets, widget(spec)).await;
+        assert_eq!(code, 422, "{message}");
+        assert!(message.contains(field), "{message}");
+    }
+    let made = server.client.create(widgets, &widget(json!({"size": 2, "weight": 3}))).await.unwrap();
+    assert_eq!(made["spec"], json!({"size": 2, "colour": "red"}));
+    server.client.delete(&format!("{definitions}/widgets.example.org"), None).await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while server.client.get(widgets).await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "the definition is still served");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.end().await;
+}
