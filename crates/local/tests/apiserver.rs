@@ -128,9 +128,9 @@ async fn wrong_objects_are_refused_by_their_field() {
     assert_eq!(code, 400);
     assert!(message.contains("unknown field \"spec.colour\""), "{message}");
     assert_eq!(server.refused("/api/v1/namespaces/none/configmaps", json!({"metadata": {"name": "m"}})).await.0, 404);
-    let apply = json!({"metadata": {"name": "m"}});
-    let applied =
-        server.client.request(http::Method::PATCH, &format!("{MAPS}/m"), "application/apply-patch+yaml", Some(&apply));
+    let (apply, path) = (json!({"metadata": {"name": "m"}}), format!("{MAPS}/m"));
+    let media_type = "application/apply-patch+yaml";
+    let applied = server.client.request(http::Method::PATCH, &path, media_type, Some(&apply));
     assert_eq!(refusal(applied.await).0, 415);
     server.end().await;
 }

@@ -379,6 +379,3 @@ fn unsupported(schema: &Value, path: &str, causes: &mut Vec<Cause>, depth: usize
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

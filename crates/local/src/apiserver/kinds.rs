@@ -122,6 +122,3 @@ pub fn judge(resource: &Resource, object: &Value, old: Option<&Value>) -> Vec<Ca
     }
     causes
 }
-
-#[cfg(test)]
-mod tests;

@@ -373,6 +373,3 @@ impl Transaction<'_> {
         object
     }
 }
-
-#[cfg(test)]
-mod tests;
