@@ -1,4 +1,5 @@
-//! A whole cluster with stand-ins for agent, operator and CNI: up, pods, logs, restarts, down. Needs root.
+//! A whole cluster with stand-ins for agent, operator and CNI: up, pods, logs, restarts, down. Needs root, and the example
+//! `local` of this crate, which `cargo test` builds unless it is told `--test`.
 
 use serde_json::{Value, json};
 use std::fs;
