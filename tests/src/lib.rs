@@ -1,3 +1,4 @@
 //! What the tests of the whole system share.
 
+pub mod cluster;
 pub mod packet;
