@@ -5,7 +5,7 @@
 
 use crate::map::TypedMap;
 use std::collections::{BTreeMap, BTreeSet};
-use weft_abi::{PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, map_name, policy_action, policy_shape};
+use weft_abi::{PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, map_name, policy_action, policy_flags, policy_shape};
 use weft_model::desired::{Action, CompiledPolicy, DataplaneError, PolicyPatch, PortPrefix, Verdict};
 use weft_model::id::{ClassId, Identity, PolicyId, RuleId};
 
@@ -71,10 +71,10 @@ impl Policies {
         ]
     }
 
-    /// The shapes that are probed for a policy.
+    /// What is probed for a policy.
     #[cfg(test)]
-    pub(super) fn shapes(&self, id: PolicyId) -> Option<u32> {
-        self.infos.get(&id.0).expect("readable").map(|info| info.shapes)
+    pub(super) fn info(&self, id: PolicyId) -> Option<PolicyInfo> {
+        self.infos.get(&id.0).expect("readable")
     }
 
     pub(super) fn put(&mut self, id: PolicyId, policy: &CompiledPolicy) -> Result<(), DataplaneError> {
@@ -93,7 +93,7 @@ impl Policies {
         }
         let peer_keys: Vec<_> = policy.peers.keys().map(|peer| peer_key(id, *peer)).collect();
         let peer_values: Vec<u32> = policy.peers.values().map(|class| class.0).collect();
-        let info = PolicyInfo { shapes: shapes(entry_keys.iter()), flags: 0 };
+        let info = info(entry_keys.iter());
 
         if let Err((done, error)) = self.entries.put_all(&entry_keys, &entry_values) {
             self.take_back(&[], &entry_keys[..done]);
@@ -133,7 +133,7 @@ impl Policies {
         self.entries.reserve(self.entry_count, new_entries as u64)?;
 
         let mut undo = Vec::new();
-        let before = PolicyInfo { shapes: shapes(keys.entries.iter()), flags: 0 };
+        let before = info(keys.entries.iter());
         let result = self.patch_maps(id, patch, &put_entries, before, &mut undo);
         if let Err(error) = result {
             self.undo(undo);
@@ -155,7 +155,7 @@ impl Policies {
         self.peer_count = self.peer_count + keys.peers.len() as u64 - peers_before;
         self.entry_count = self.entry_count + keys.entries.len() as u64 - entries_before;
         // Shapes that no entry has any more cost a probe each; to leave them is not wrong.
-        let after = PolicyInfo { shapes: shapes(keys.entries.iter()), flags: 0 };
+        let after = info(keys.entries.iter());
         self.infos.put(&id.0, &after)
     }
 
@@ -172,9 +172,10 @@ impl Policies {
             undo.push(Undo::Entry(*key, self.entries.get(key)?));
             self.entries.put(key, value).map_err(|error| self.entries_full(error, put_entries.len()))?;
         }
-        let shapes = before.shapes | shapes(put_entries.keys());
-        if shapes != before.shapes {
-            self.infos.put(&id.0, &PolicyInfo { shapes, flags: 0 })?;
+        let added = info(put_entries.keys());
+        let both = PolicyInfo { shapes: before.shapes | added.shapes, flags: before.flags | added.flags };
+        if both != before {
+            self.infos.put(&id.0, &both)?;
         }
         for (peer, class) in &patch.put_peers {
             let key = peer_key(id, *peer);
@@ -300,11 +301,14 @@ fn verdict(value: &PolicyEntryValue) -> Verdict {
     Verdict { action, precedence: value.precedence, rule: RuleId(value.rule) }
 }
 
-/// The shapes that a lookup must probe.
-fn shapes<'a>(entries: impl Iterator<Item = &'a PolicyEntryKey>) -> u32 {
-    let shape = |key: &PolicyEntryKey| match key.protocol {
-        0 => policy_shape::ANY,
-        _ => policy_shape::port_prefix(u32::from(key.port_prefix_len.min(16))),
-    };
-    entries.fold(0, |shapes, key| shapes | shape(key))
+/// What a lookup must probe: the shapes, and the class of any peer where it has entries.
+fn info<'a>(entries: impl Iterator<Item = &'a PolicyEntryKey>) -> PolicyInfo {
+    entries.fold(PolicyInfo::default(), |info, key| {
+        let shape = match key.protocol {
+            0 => policy_shape::ANY,
+            _ => policy_shape::port_prefix(u32::from(key.port_prefix_len.min(16))),
+        };
+        let any_peer = if key.class == ClassId::ANY.0 { policy_flags::ANY_PEER } else { 0 };
+        PolicyInfo { shapes: info.shapes | shape, flags: info.flags | any_peer }
+    })
 }

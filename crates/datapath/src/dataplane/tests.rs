@@ -4,7 +4,7 @@ use super::*;
 use crate::open::OpenError;
 use crate::testing::{BpfDir, describe};
 use std::collections::BTreeSet;
-use weft_abi::policy_shape;
+use weft_abi::{policy_flags, policy_shape};
 use weft_model::desired::{Action, PortPrefix, Verdict};
 use weft_model::id::{ClassId, RuleId};
 
@@ -126,11 +126,28 @@ fn a_patch_does_what_it_says_and_shapes_follow() {
         entries: [((ClassId(1), port(0, 0, 0)), verdict(7))].into(),
     };
     assert_eq!(datapath.policies().unwrap()[&PolicyId(3)], wanted);
-    assert_eq!(datapath.policies.shapes(PolicyId(3)), Some(policy_shape::ANY));
+    let info = datapath.policies.info(PolicyId(3)).unwrap();
+    assert_eq!((info.shapes, info.flags), (policy_shape::ANY, 0));
     // Twice is once.
     datapath.patch_policy(PolicyId(3), &patch).unwrap();
     assert_eq!(datapath.policies().unwrap()[&PolicyId(3)], wanted);
     assert!(datapath.patch_policy(PolicyId(4), &patch).is_err(), "there is no such policy");
+}
+
+#[test]
+fn rules_for_any_peer_are_marked() {
+    let dir = BpfDir::new();
+    let mut datapath = dir.open();
+    let any = CompiledPolicy { peers: [].into(), entries: [((ClassId::ANY, port(6, 80, 16)), verdict(7))].into() };
+    datapath.put_policy(PolicyId(1), &any).unwrap();
+    let flags = |datapath: &Datapath| datapath.policies.info(PolicyId(1)).unwrap().flags;
+    assert_eq!(flags(&datapath), policy_flags::ANY_PEER);
+    let gone = PolicyPatch { del_entries: any.entries.keys().copied().collect(), ..PolicyPatch::default() };
+    datapath.patch_policy(PolicyId(1), &gone).unwrap();
+    assert_eq!(flags(&datapath), 0);
+    let back = PolicyPatch { put_entries: any.entries, ..PolicyPatch::default() };
+    datapath.patch_policy(PolicyId(1), &back).unwrap();
+    assert_eq!(flags(&datapath), policy_flags::ANY_PEER);
 }
 
 #[test]
