@@ -21,42 +21,24 @@ impl Chain {
         }
         for left in 0..count - 1 {
             let (a, b) = (spaces[left].name(), spaces[left + 1].name());
-            ip(&format!(
-                "link add r{left} netns {a} type veth peer name l{left} netns {b}"
-            ))?;
+            ip(&format!("link add r{left} netns {a} type veth peer name l{left} netns {b}"))?;
             for (space, device, host) in [(a, 'r', 1), (b, 'l', 2)] {
-                ip(&format!(
-                    "-n {space} addr add 10.99.{left}.{host}/24 dev {device}{left}"
-                ))?;
-                ip(&format!(
-                    "-n {space} addr add fd99:{left}::{host}/64 dev {device}{left} nodad"
-                ))?;
+                ip(&format!("-n {space} addr add 10.99.{left}.{host}/24 dev {device}{left}"))?;
+                ip(&format!("-n {space} addr add fd99:{left}::{host}/64 dev {device}{left} nodad"))?;
                 ip(&format!("-n {space} link set {device}{left} up"))?;
             }
         }
         for (n, space) in spaces.iter().enumerate() {
             if n + 1 < count {
                 for to in n + 1..count - 1 {
-                    ip(&format!(
-                        "-n {} route add 10.99.{to}.0/24 via 10.99.{n}.2",
-                        space.name()
-                    ))?;
-                    ip(&format!(
-                        "-n {} -6 route add fd99:{to}::/64 via fd99:{n}::2",
-                        space.name()
-                    ))?;
+                    ip(&format!("-n {} route add 10.99.{to}.0/24 via 10.99.{n}.2", space.name()))?;
+                    ip(&format!("-n {} -6 route add fd99:{to}::/64 via fd99:{n}::2", space.name()))?;
                 }
             }
             for to in 0..n.saturating_sub(1) {
                 let link = n - 1;
-                ip(&format!(
-                    "-n {} route add 10.99.{to}.0/24 via 10.99.{link}.1",
-                    space.name()
-                ))?;
-                ip(&format!(
-                    "-n {} -6 route add fd99:{to}::/64 via fd99:{link}::1",
-                    space.name()
-                ))?;
+                ip(&format!("-n {} route add 10.99.{to}.0/24 via 10.99.{link}.1", space.name()))?;
+                ip(&format!("-n {} -6 route add fd99:{to}::/64 via fd99:{link}::1", space.name()))?;
             }
             if n > 0 && n + 1 < count {
                 inside(&space.path(), || {
@@ -67,10 +49,7 @@ impl Chain {
             }
         }
         let last = count - 2;
-        let server = [
-            format!("10.99.{last}.2").parse()?,
-            format!("fd99:{last}::2").parse()?,
-        ];
+        let server = [format!("10.99.{last}.2").parse()?, format!("fd99:{last}::2").parse()?];
         Ok(Self { spaces, server })
     }
 

@@ -36,10 +36,7 @@ impl Client {
     /// Creates a NetworkPolicy in `default`.
     pub fn create(&self, policy: &Value) -> Result<()> {
         let policy = serde_json::from_value(policy.clone())?;
-        self.runtime.block_on(
-            self.policies
-                .create(&kube::api::PostParams::default(), &policy),
-        )?;
+        self.runtime.block_on(self.policies.create(&kube::api::PostParams::default(), &policy))?;
         Ok(())
     }
 }
@@ -48,26 +45,11 @@ impl Cluster {
     /// `weft up` with this routing.
     pub fn up(bin_dir: &Path, routing: &str, nodes: usize) -> Result<Self> {
         let name = format!("bench{}{}", &routing[..1], std::process::id());
-        let mut cluster = Self {
-            bin_dir: bin_dir.to_path_buf(),
-            name,
-            kubeconfig: String::new(),
-        };
+        let mut cluster = Self { bin_dir: bin_dir.to_path_buf(), name, kubeconfig: String::new() };
         let nodes = nodes.to_string();
         println!("starting a cluster of {nodes} nodes, {routing} routing ...");
-        cluster.weft(&[
-            "up",
-            "--name",
-            &cluster.name,
-            "--nodes",
-            &nodes,
-            "--routing",
-            routing,
-        ])?;
-        cluster.kubeconfig = cluster
-            .weft(&["kubeconfig", "--name", &cluster.name])?
-            .trim()
-            .to_owned();
+        cluster.weft(&["up", "--name", &cluster.name, "--nodes", &nodes, "--routing", routing])?;
+        cluster.kubeconfig = cluster.weft(&["kubeconfig", "--name", &cluster.name])?.trim().to_owned();
         Ok(cluster)
     }
 
@@ -88,10 +70,7 @@ impl Cluster {
 
     /// The agent's socket of a node.
     pub fn socket(&self, node: &str) -> PathBuf {
-        Path::new("/run/weft")
-            .join(&self.name)
-            .join(node)
-            .join("agent.sock")
+        Path::new("/run/weft").join(&self.name).join(node).join("agent.sock")
     }
 
     /// Runs kubectl.
@@ -103,45 +82,27 @@ impl Cluster {
 
     /// A client of the API server whose connection is open already.
     pub fn client(&self) -> Result<Client> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = runtime.block_on(async {
             let kubeconfig = kube::config::Kubeconfig::read_from(&self.kubeconfig)?;
             let options = kube::config::KubeConfigOptions::default();
-            let client = kube::Client::try_from(
-                kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?,
-            )?;
+            let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?)?;
             client.apiserver_version().await?;
             anyhow::Ok(client)
         })?;
-        Ok(Client {
-            runtime,
-            policies: kube::Api::namespaced(client, "default"),
-        })
+        Ok(Client { runtime, policies: kube::Api::namespaced(client, "default") })
     }
 
     /// `kubectl apply` of objects; returns when the API server has them.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         let mut child = Command::new("kubectl")
-            .args([
-                "--kubeconfig",
-                &self.kubeconfig,
-                "apply",
-                "--validate=false",
-                "-f",
-                "-",
-            ])
+            .args(["--kubeconfig", &self.kubeconfig, "apply", "--validate=false", "-f", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .context("start kubectl")?;
-        child
-            .stdin
-            .take()
-            .context("kubectl has no input")?
-            .write_all(&serde_json::to_vec(&list)?)?;
+        child.stdin.take().context("kubectl has no input")?.write_all(&serde_json::to_vec(&list)?)?;
         if !child.wait()?.success() {
             bail!("kubectl apply failed");
         }
@@ -165,15 +126,9 @@ impl Cluster {
 
     fn pod(&self, name: &str) -> Result<Pod> {
         let deadline = Instant::now() + Duration::from_secs(60);
-        self.kubectl(&[
-            "wait",
-            "--for=condition=Ready",
-            "--timeout=60s",
-            &format!("pod/{name}"),
-        ])?;
+        self.kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", &format!("pod/{name}")])?;
         loop {
-            let pod: Value =
-                serde_json::from_str(&self.kubectl(&["get", "pod", name, "-o", "json"])?)?;
+            let pod: Value = serde_json::from_str(&self.kubectl(&["get", "pod", name, "-o", "json"])?)?;
             let ips: Vec<IpAddr> = pod["status"]["podIPs"]
                 .as_array()
                 .into_iter()
@@ -184,16 +139,10 @@ impl Cluster {
             let v6 = ips.iter().find(|ip| ip.is_ipv6());
             if let (Some(v4), Some(v6)) = (v4, v6) {
                 let ns = netns::find(&format!("weft-{}-pod-", self.name), *v4)?;
-                return Ok(Pod {
-                    ns,
-                    addresses: [*v4, *v6],
-                });
+                return Ok(Pod { ns, addresses: [*v4, *v6] });
             }
             if Instant::now() > deadline {
-                bail!(
-                    "pod {name} has no addresses of both families: {}",
-                    pod["status"]
-                );
+                bail!("pod {name} has no addresses of both families: {}", pod["status"]);
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -203,10 +152,7 @@ impl Cluster {
     pub fn agent_pid(&self, node: &str) -> Result<i32> {
         for entry in std::fs::read_dir("/proc")? {
             let path = entry?.path();
-            let Some(pid) = path
-                .file_name()
-                .and_then(|name| name.to_str()?.parse().ok())
-            else {
+            let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
                 continue;
             };
             let Ok(command) = std::fs::read(path.join("cmdline")) else {

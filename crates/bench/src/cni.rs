@@ -35,21 +35,13 @@ impl Call<'_> {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {}", self.plugin.display()))?;
-        child
-            .stdin
-            .take()
-            .context("no input")?
-            .write_all(&serde_json::to_vec(self.config)?)?;
+        child.stdin.take().context("no input")?.write_all(&serde_json::to_vec(self.config)?)?;
         let output = child.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             bail!("{command} of {}: {text}", self.container);
         }
-        Ok(if text.trim().is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_str(&text)?
-        })
+        Ok(if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text)? })
     }
 }
 
@@ -69,9 +61,7 @@ pub struct Attachments {
 impl Attachments {
     /// Makes `count` one after the other.
     pub fn new(cluster: &Cluster, node: &str, pod: &str, count: usize) -> Result<Self> {
-        let (namespace, name) = pod
-            .split_once('/')
-            .context("a pod is named namespace/name")?;
+        let (namespace, name) = pod.split_once('/').context("a pod is named namespace/name")?;
         let bin_dir = cluster.bin_dir().to_path_buf();
         let mut attachments = Self {
             plugin: bin_dir.join("weft-cni"),
@@ -135,34 +125,10 @@ pub fn run(cluster: &Cluster) -> Result<Report> {
     let mut attachments = Attachments::new(cluster, "node-1", "default/add", 100)?;
     let mut report = Report::default();
     attachments.clear()?;
-    report.plain(
-        "cni",
-        "cni_add_p50",
-        percentile(&attachments.add_ms, 0.5),
-        "ms",
-        attachments.add_ms.len(),
-    );
-    report.plain(
-        "cni",
-        "cni_add_p99",
-        percentile(&attachments.add_ms, 0.99),
-        "ms",
-        attachments.add_ms.len(),
-    );
-    report.plain(
-        "cni",
-        "cni_add_first",
-        attachments.add_ms.first().copied().unwrap_or(f64::NAN),
-        "ms",
-        1,
-    );
-    report.plain(
-        "cni",
-        "cni_del_p50",
-        percentile(&attachments.del_ms, 0.5),
-        "ms",
-        attachments.del_ms.len(),
-    );
+    report.plain("cni", "cni_add_p50", percentile(&attachments.add_ms, 0.5), "ms", attachments.add_ms.len());
+    report.plain("cni", "cni_add_p99", percentile(&attachments.add_ms, 0.99), "ms", attachments.add_ms.len());
+    report.plain("cni", "cni_add_first", attachments.add_ms.first().copied().unwrap_or(f64::NAN), "ms", 1);
+    report.plain("cni", "cni_del_p50", percentile(&attachments.del_ms, 0.5), "ms", attachments.del_ms.len());
     Ok(report)
 }
 
@@ -174,36 +140,16 @@ pub fn memory(cluster: &Cluster) -> Result<Report> {
     for endpoints in [0, 50, 100, 250] {
         attachments.grow(endpoints - attachments.made.len())?;
         let scenario = format!("endpoints-{endpoints}");
-        report.plain(
-            &scenario,
-            "rss_mib",
-            resident_mib(cluster.agent_pid("node-2")?)?,
-            "MiB",
-            1,
-        );
-        report.plain(
-            &scenario,
-            "map_mib",
-            maps_mib(&cluster.socket("node-2"))?,
-            "MiB",
-            1,
-        );
+        report.plain(&scenario, "rss_mib", resident_mib(cluster.agent_pid("node-2")?)?, "MiB", 1);
+        report.plain(&scenario, "map_mib", maps_mib(&cluster.socket("node-2"))?, "MiB", 1);
     }
     Ok(report)
 }
 
 fn resident_mib(pid: i32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .context("no VmRSS")?;
-    Ok(line
-        .split_whitespace()
-        .nth(1)
-        .context("no VmRSS value")?
-        .parse::<f64>()?
-        / 1024.0)
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+    Ok(line.split_whitespace().nth(1).context("no VmRSS value")?.parse::<f64>()? / 1024.0)
 }
 
 fn maps_mib(socket: &Path) -> Result<f64> {
@@ -294,10 +240,7 @@ impl Bridge {
 
     /// The server's.
     pub fn addresses(&self) -> Result<[IpAddr; 2]> {
-        anyhow::ensure!(
-            self.addresses[1].is_ipv6(),
-            "the bridge plugin gave no IPv6 address"
-        );
+        anyhow::ensure!(self.addresses[1].is_ipv6(), "the bridge plugin gave no IPv6 address");
         Ok(self.addresses)
     }
 }

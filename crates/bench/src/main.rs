@@ -54,27 +54,16 @@ fn main() -> Result<()> {
     }
     for what in &arguments.what {
         if what != "all" && !BENCHMARKS.contains(&what.as_str()) {
-            bail!(
-                "unknown benchmark `{what}`: expected all or one of {}",
-                BENCHMARKS.join(", ")
-            );
+            bail!("unknown benchmark `{what}`: expected all or one of {}", BENCHMARKS.join(", "));
         }
     }
     nix::unistd::alarm::set(arguments.alarm_s);
     let bin_dir = match &arguments.bin_dir {
         Some(dir) => dir.clone(),
-        None => std::env::current_exe()?
-            .parent()
-            .context("the executable has no directory")?
-            .to_path_buf(),
+        None => std::env::current_exe()?.parent().context("the executable has no directory")?.to_path_buf(),
     };
     std::fs::create_dir_all(&arguments.out)?;
-    let wanted = |name: &str| {
-        arguments
-            .what
-            .iter()
-            .any(|what| what == "all" || what == name)
-    };
+    let wanted = |name: &str| arguments.what.iter().any(|what| what == "all" || what == name);
     let settings = path::Settings {
         rounds: arguments.rounds,
         slice: std::time::Duration::from_millis(arguments.slice_ms),

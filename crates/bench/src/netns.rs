@@ -39,10 +39,7 @@ pub fn inside<T: Send>(path: &Path, body: impl FnOnce() -> Result<T> + Send) -> 
 pub fn find(prefix: &str, address: IpAddr) -> Result<PathBuf> {
     for entry in std::fs::read_dir("/run/netns").context("list /run/netns")? {
         let path = entry?.path();
-        let named = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with(prefix));
+        let named = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix));
         if named && inside(&path, || Ok(has(address))).unwrap_or(false) {
             return Ok(path);
         }
@@ -54,20 +51,15 @@ fn has(address: IpAddr) -> bool {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
         return false;
     };
-    interfaces
-        .filter_map(|interface| interface.address)
-        .any(|found| match address {
-            IpAddr::V4(v4) => found.as_sockaddr_in().is_some_and(|sin| sin.ip() == v4),
-            IpAddr::V6(v6) => found.as_sockaddr_in6().is_some_and(|sin6| sin6.ip() == v6),
-        })
+    interfaces.filter_map(|interface| interface.address).any(|found| match address {
+        IpAddr::V4(v4) => found.as_sockaddr_in().is_some_and(|sin| sin.ip() == v4),
+        IpAddr::V6(v6) => found.as_sockaddr_in6().is_some_and(|sin6| sin6.ip() == v6),
+    })
 }
 
 /// Runs a command that must succeed; its standard error is in the message if not.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .with_context(|| format!("start {program}"))?;
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("start {program}"))?;
     anyhow::ensure!(
         output.status.success(),
         "{program} {}: {}",

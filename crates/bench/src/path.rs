@@ -38,38 +38,17 @@ struct Scenario {
 impl Scenario {
     fn pods(name: &'static str, base: &'static str, client: &Pod, server: &Pod) -> Self {
         let (client, server, addresses) = (client.ns.clone(), server.ns.clone(), server.addresses);
-        Self {
-            name,
-            base,
-            client,
-            server,
-            addresses,
-            observe: Vec::new(),
-        }
+        Self { name, base, client, server, addresses, observe: Vec::new() }
     }
 
     fn bridge(bridge: &Bridge) -> Result<Self> {
         let (client, server, addresses) = (bridge.client(), bridge.server(), bridge.addresses()?);
-        Ok(Self {
-            name: "bridge",
-            base: "base-near",
-            client,
-            server,
-            addresses,
-            observe: Vec::new(),
-        })
+        Ok(Self { name: "bridge", base: "base-near", client, server, addresses, observe: Vec::new() })
     }
 
     fn chain(name: &'static str, base: &'static str, chain: &Chain) -> Self {
         let (client, server) = (chain.client_ns(), chain.server_ns());
-        Self {
-            name,
-            base,
-            client,
-            server,
-            addresses: chain.server,
-            observe: Vec::new(),
-        }
+        Self { name, base, client, server, addresses: chain.server, observe: Vec::new() }
     }
 }
 
@@ -113,23 +92,13 @@ pub fn run(native: &Cluster, vxlan: &Cluster, settings: &Settings) -> Result<Rep
         ("policy-1000", "node-1"),
         ("remote", "node-2"),
     ])?;
-    let [client, plain, one, thousand, remote] = pods.as_slice() else {
-        anyhow::bail!("five pods were asked for")
-    };
+    let [client, plain, one, thousand, remote] = pods.as_slice() else { anyhow::bail!("five pods were asked for") };
     native.apply(&[policy("policy-1", 1), policy("policy-1000", 1000)])?;
     for name in ["policy-1", "policy-1000"] {
-        native.weft(&[
-            "policy",
-            "wait",
-            "--name",
-            native.name(),
-            &format!("default/{name}"),
-        ])?;
+        native.weft(&["policy", "wait", "--name", native.name(), &format!("default/{name}")])?;
     }
     let tunnel = vxlan.pods(&[("client", "node-1"), ("remote", "node-2")])?;
-    let [tunnel_client, tunnel_remote] = tunnel.as_slice() else {
-        anyhow::bail!("two pods were asked for")
-    };
+    let [tunnel_client, tunnel_remote] = tunnel.as_slice() else { anyhow::bail!("two pods were asked for") };
     let bridge = Bridge::new(&settings.cni_plugins).context("the reference bridge plugin")?;
 
     let mut observed = Scenario::pods("same-node/observe", "base-near", client, plain);
@@ -161,19 +130,9 @@ fn rounds(scenarios: &[Scenario], settings: &Settings) -> Result<Report> {
                     let s = (turn + round) % scenarios.len();
                     let scenario = &scenarios[s];
                     let watching = watch(&scenario.observe)?;
-                    let figures = slice(
-                        &scenario.client,
-                        &scenario.server,
-                        scenario.addresses[family],
-                        metric,
-                        settings.slice,
-                    )
-                    .with_context(|| {
-                        format!(
-                            "{} {metric:?} {}",
-                            scenario.name, scenario.addresses[family]
-                        )
-                    })?;
+                    let figures =
+                        slice(&scenario.client, &scenario.server, scenario.addresses[family], metric, settings.slice)
+                            .with_context(|| format!("{} {metric:?} {}", scenario.name, scenario.addresses[family]))?;
                     drop(watching);
                     samples.entry((s, m, family)).or_default().push(figures);
                 }
@@ -185,25 +144,13 @@ fn rounds(scenarios: &[Scenario], settings: &Settings) -> Result<Report> {
     for (s, scenario) in scenarios.iter().enumerate() {
         let position = |name: &str| scenarios.iter().position(|other| other.name == name);
         let base = position(scenario.base).context("every base is a scenario")?;
-        let again = position(&format!("{}/again", scenario.base))
-            .context("every base is measured twice")?;
+        let again = position(&format!("{}/again", scenario.base)).context("every base is measured twice")?;
         for (m, metric) in Metric::ALL.into_iter().enumerate() {
             for (family, name) in ["ipv4", "ipv6"].into_iter().enumerate() {
                 for (f, (figure, unit)) in metric.figures().iter().enumerate() {
-                    let of = |s: usize| {
-                        samples[&(s, m, family)]
-                            .iter()
-                            .map(|round| round[f])
-                            .collect::<Vec<_>>()
-                    };
+                    let of = |s: usize| samples[&(s, m, family)].iter().map(|round| round[f]).collect::<Vec<_>>();
                     let ratio_to_base = |s: usize| {
-                        median(
-                            &of(s)
-                                .iter()
-                                .zip(of(base))
-                                .map(|(value, base)| value / base)
-                                .collect::<Vec<_>>(),
-                        )
+                        median(&of(s).iter().zip(of(base)).map(|(value, base)| value / base).collect::<Vec<_>>())
                     };
                     report.add(Figure {
                         scenario: scenario.name.into(),
@@ -225,10 +172,7 @@ fn rounds(scenarios: &[Scenario], settings: &Settings) -> Result<Report> {
 
 /// Follows the flows of these agents until the returned connections are dropped; a thread reads each empty.
 fn watch(sockets: &[PathBuf]) -> Result<Vec<Watching>> {
-    sockets
-        .iter()
-        .map(|socket| Watching::start(socket))
-        .collect()
+    sockets.iter().map(|socket| Watching::start(socket)).collect()
 }
 
 struct Watching {
@@ -238,13 +182,9 @@ struct Watching {
 
 impl Watching {
     fn start(socket: &std::path::Path) -> Result<Self> {
-        let mut stream =
-            UnixStream::connect(socket).with_context(|| format!("connect {}", socket.display()))?;
-        let request = weft_api::agent::Request::Observe {
-            filter: weft_api::flow::FlowFilter::default(),
-            last: 0,
-            follow: true,
-        };
+        let mut stream = UnixStream::connect(socket).with_context(|| format!("connect {}", socket.display()))?;
+        let request =
+            weft_api::agent::Request::Observe { filter: weft_api::flow::FlowFilter::default(), last: 0, follow: true };
         let mut line = serde_json::to_vec(&request)?;
         line.push(b'\n');
         stream.write_all(&line)?;
@@ -254,10 +194,7 @@ impl Watching {
                 eprintln!("observer: {error}");
             }
         });
-        Ok(Self {
-            stream,
-            reader: Some(reader),
-        })
+        Ok(Self { stream, reader: Some(reader) })
     }
 }
 

@@ -15,21 +15,11 @@ const TIMES: usize = 20;
 /// Measures it.
 pub fn run(cluster: &Cluster) -> Result<Report> {
     let pods = cluster.pods(&[("apply-client", "node-1"), ("apply-server", "node-1")])?;
-    let [client, server] = pods.as_slice() else {
-        anyhow::bail!("two pods were asked for")
-    };
+    let [client, server] = pods.as_slice() else { anyhow::bail!("two pods were asked for") };
     let _endpoints = Attachments::new(cluster, "node-1", "default/apply-client", 98)?;
-    let others: Vec<Value> = (0..100)
-        .map(|n| crate::path::policy(&format!("other-{n}"), 3))
-        .collect();
+    let others: Vec<Value> = (0..100).map(|n| crate::path::policy(&format!("other-{n}"), 3)).collect();
     cluster.apply(&others)?;
-    cluster.weft(&[
-        "policy",
-        "wait",
-        "--name",
-        cluster.name(),
-        "default/other-99",
-    ])?;
+    cluster.weft(&["policy", "wait", "--name", cluster.name(), "default/other-99"])?;
 
     let deny = |n: usize| {
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
@@ -43,43 +33,13 @@ pub fn run(cluster: &Cluster) -> Result<Report> {
         let (accepted, dropped) = once(&api_client, client, server, &deny(n))?;
         api.push(accepted);
         drops.push(dropped);
-        cluster.kubectl(&[
-            "delete",
-            "networkpolicy",
-            &format!("deny-{n}"),
-            "--wait=true",
-        ])?;
-        cluster.weft(&[
-            "policy",
-            "wait",
-            "--name",
-            cluster.name(),
-            "--gone",
-            &format!("default/deny-{n}"),
-        ])?;
+        cluster.kubectl(&["delete", "networkpolicy", &format!("deny-{n}"), "--wait=true"])?;
+        cluster.weft(&["policy", "wait", "--name", cluster.name(), "--gone", &format!("default/deny-{n}")])?;
     }
     let mut report = Report::default();
-    report.plain(
-        "policy-off-on",
-        "api_accepts_p50",
-        percentile(&api, 0.5),
-        "ms",
-        TIMES,
-    );
-    report.plain(
-        "policy-off-on",
-        "policy_in_force_p50",
-        percentile(&drops, 0.5),
-        "ms",
-        TIMES,
-    );
-    report.plain(
-        "policy-off-on",
-        "policy_in_force_p99",
-        percentile(&drops, 0.99),
-        "ms",
-        TIMES,
-    );
+    report.plain("policy-off-on", "api_accepts_p50", percentile(&api, 0.5), "ms", TIMES);
+    report.plain("policy-off-on", "policy_in_force_p50", percentile(&drops, 0.5), "ms", TIMES);
+    report.plain("policy-off-on", "policy_in_force_p99", percentile(&drops, 0.99), "ms", TIMES);
     Ok(report)
 }
 
@@ -116,10 +76,7 @@ fn once(api: &Client, client: &Pod, server: &Pod, policy: &Value) -> Result<(f64
             Ok(())
         });
         let measured = (|| {
-            wait(
-                || passed.load(Ordering::Relaxed) > 100,
-                "packets to pass before the policy",
-            )?;
+            wait(|| passed.load(Ordering::Relaxed) > 100, "packets to pass before the policy")?;
             let sent_ns = start.elapsed().as_nanos() as u64;
             api.create(policy)?;
             let accepted = (start.elapsed().as_nanos() as u64 - sent_ns) as f64 / 1e6;

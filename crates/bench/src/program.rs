@@ -9,44 +9,23 @@ use std::collections::BTreeMap;
 
 /// Nanoseconds a run of each program over slices of UDP request-response on established flows.
 pub fn run(cluster: &Cluster, settings: &Settings) -> Result<Report> {
-    let pods = cluster.pods(&[
-        ("cost-client", "node-1"),
-        ("cost-server", "node-1"),
-        ("cost-remote", "node-2"),
-    ])?;
-    let [client, server, remote] = pods.as_slice() else {
-        anyhow::bail!("three pods were asked for")
-    };
+    let pods = cluster.pods(&[("cost-client", "node-1"), ("cost-server", "node-1"), ("cost-remote", "node-2")])?;
+    let [client, server, remote] = pods.as_slice() else { anyhow::bail!("three pods were asked for") };
     cluster.apply(&[policy("cost-server", 10), policy("cost-remote", 10)])?;
     for name in ["cost-server", "cost-remote"] {
-        cluster.weft(&[
-            "policy",
-            "wait",
-            "--name",
-            cluster.name(),
-            &format!("default/{name}"),
-        ])?;
+        cluster.weft(&["policy", "wait", "--name", cluster.name(), &format!("default/{name}")])?;
     }
-    let _statistics =
-        aya::sys::enable_stats(aya::sys::Stats::RunTime).context("turn on run-time statistics")?;
+    let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).context("turn on run-time statistics")?;
     let mut samples: BTreeMap<(String, &str, String), Vec<f64>> = BTreeMap::new();
     for _ in 0..settings.rounds {
         for (scenario, peer) in [("same-node", server), ("native", remote)] {
             for (family, name) in ["ipv4", "ipv6"].into_iter().enumerate() {
                 let before = totals()?;
-                slice(
-                    &client.ns,
-                    &peer.ns,
-                    peer.addresses[family],
-                    Metric::UdpRr,
-                    settings.slice,
-                )?;
+                slice(&client.ns, &peer.ns, peer.addresses[family], Metric::UdpRr, settings.slice)?;
                 let after = totals()?;
                 let mut busy: BTreeMap<String, (f64, u64)> = BTreeMap::new();
                 for (id, (program, time, runs)) in after {
-                    let (old_time, old_runs) = before
-                        .get(&id)
-                        .map_or((0.0, 0), |(_, time, runs)| (*time, *runs));
+                    let (old_time, old_runs) = before.get(&id).map_or((0.0, 0), |(_, time, runs)| (*time, *runs));
                     if runs - old_runs > 1000 {
                         let sum = busy.entry(program).or_default();
                         sum.0 += time - old_time;
@@ -85,18 +64,8 @@ fn totals() -> Result<Totals> {
     let mut totals = Totals::new();
     for program in aya::programs::loaded_programs() {
         let Ok(program) = program else { continue };
-        if let Some(name) = program
-            .name_as_str()
-            .filter(|name| name.starts_with("weft_"))
-        {
-            totals.insert(
-                program.id(),
-                (
-                    name.to_owned(),
-                    program.run_time().as_nanos() as f64,
-                    program.run_count(),
-                ),
-            );
+        if let Some(name) = program.name_as_str().filter(|name| name.starts_with("weft_")) {
+            totals.insert(program.id(), (name.to_owned(), program.run_time().as_nanos() as f64, program.run_count()));
         }
     }
     Ok(totals)

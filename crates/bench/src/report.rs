@@ -42,10 +42,7 @@ pub fn median(values: &[f64]) -> f64 {
 pub fn percentile(values: &[f64], p: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted
-        .get(((sorted.len().max(1) - 1) as f64 * p).round() as usize)
-        .copied()
-        .unwrap_or(f64::NAN)
+    sorted.get(((sorted.len().max(1) - 1) as f64 * p).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
 /// A benchmark's figures.
@@ -82,8 +79,7 @@ impl Report {
             "scenario", "metric", "ip", "median", "unit", "ratio", "A/A"
         );
         for figure in &self.figures {
-            let number =
-                |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.3}"));
+            let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.3}"));
             println!(
                 "{:<26} {:<22} {:<5} {:>10.3} {:<7} {:>7} {:>6}  {}",
                 figure.scenario,
@@ -96,11 +92,7 @@ impl Report {
                 figure.base
             );
         }
-        if let Some(off) = self
-            .figures
-            .iter()
-            .find(|figure| figure.aa.is_some_and(|aa| (aa - 1.0).abs() > 0.03))
-        {
+        if let Some(off) = self.figures.iter().find(|figure| figure.aa.is_some_and(|aa| (aa - 1.0).abs() > 0.03)) {
             println!(
                 "note: the control is off by more than 3 % ({} {} {}): that part is no evidence",
                 off.metric,

@@ -27,13 +27,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 5] = [
-        Self::TcpRr,
-        Self::UdpRr,
-        Self::TcpCrr,
-        Self::TcpStream,
-        Self::UdpPps,
-    ];
+    pub const ALL: [Self; 5] = [Self::TcpRr, Self::UdpRr, Self::TcpCrr, Self::TcpStream, Self::UdpPps];
 
     /// Names and units of the figures that a slice gives.
     pub fn figures(self) -> &'static [(&'static str, &'static str)] {
@@ -65,18 +59,10 @@ struct Server {
 
 impl Server {
     fn start(ns: &Path, address: IpAddr, metric: Metric) -> Result<Self> {
-        let (stop, port, received) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU16::new(0)),
-            Arc::default(),
-        );
+        let (stop, port, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU16::new(0)), Arc::default());
         let thread = {
-            let (ns, stop, port, received) = (
-                ns.to_path_buf(),
-                Arc::clone(&stop),
-                Arc::clone(&port),
-                Arc::clone(&received),
-            );
+            let (ns, stop, port, received) =
+                (ns.to_path_buf(), Arc::clone(&stop), Arc::clone(&port), Arc::clone(&received));
             std::thread::spawn(move || {
                 netns::enter(&ns)?;
                 netns::pin(1)?;
@@ -87,28 +73,17 @@ impl Server {
                     port.store(socket.local_addr()?.port(), Ordering::Release);
                     serve_udp(&socket, metric, &stop, &received)
                 } else {
-                    let listener =
-                        TcpListener::bind(bind).with_context(|| format!("bind {bind}"))?;
+                    let listener = TcpListener::bind(bind).with_context(|| format!("bind {bind}"))?;
                     listener.set_nonblocking(true)?;
                     port.store(listener.local_addr()?.port(), Ordering::Release);
                     serve_tcp(&listener, metric, &stop, &received)
                 }
             })
         };
-        let mut server = Self {
-            stop,
-            port,
-            received,
-            thread: Some(thread),
-        };
+        let mut server = Self { stop, port, received, thread: Some(thread) };
         let deadline = Instant::now() + PATIENCE;
         while server.port.load(Ordering::Acquire) == 0 {
-            if server
-                .thread
-                .as_ref()
-                .is_some_and(std::thread::JoinHandle::is_finished)
-                || Instant::now() > deadline
-            {
+            if server.thread.as_ref().is_some_and(std::thread::JoinHandle::is_finished) || Instant::now() > deadline {
                 server.end()?;
                 bail!("the server in {} did not start", ns.display());
             }
@@ -135,12 +110,7 @@ impl Drop for Server {
     }
 }
 
-fn serve_udp(
-    socket: &UdpSocket,
-    metric: Metric,
-    stop: &AtomicBool,
-    received: &AtomicU64,
-) -> Result<()> {
+fn serve_udp(socket: &UdpSocket, metric: Metric, stop: &AtomicBool, received: &AtomicU64) -> Result<()> {
     let mut buffer = [0; 2048];
     while !stop.load(Ordering::Relaxed) {
         match socket.recv_from(&mut buffer) {
@@ -157,12 +127,7 @@ fn serve_udp(
     Ok(())
 }
 
-fn serve_tcp(
-    listener: &TcpListener,
-    metric: Metric,
-    stop: &AtomicBool,
-    received: &AtomicU64,
-) -> Result<()> {
+fn serve_tcp(listener: &TcpListener, metric: Metric, stop: &AtomicBool, received: &AtomicU64) -> Result<()> {
     let mut buffer = vec![0; CHUNK];
     while !stop.load(Ordering::Relaxed) {
         let mut connection = match listener.accept() {
@@ -248,8 +213,7 @@ fn read_spin(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
 }
 
 fn connect(target: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, PATIENCE)
-        .with_context(|| format!("connect to {target}"))?;
+    let stream = TcpStream::connect_timeout(&target, PATIENCE).with_context(|| format!("connect to {target}"))?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
     Ok(stream)
@@ -273,11 +237,7 @@ fn tcp_rr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
 }
 
 fn udp_rr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
-    let bind: SocketAddr = if target.is_ipv4() {
-        "0.0.0.0:0".parse()?
-    } else {
-        "[::]:0".parse()?
-    };
+    let bind: SocketAddr = if target.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
     let socket = UdpSocket::bind(bind)?;
     socket.connect(target)?;
     socket.set_nonblocking(true)?;
@@ -314,11 +274,7 @@ fn udp_rr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
 fn tcp_crr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
     use std::os::fd::AsRawFd;
-    let family = if target.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+    let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let storage = SockaddrStorage::from(target);
     let mut buffer = [7; MESSAGE];
     let mut times = Vec::with_capacity(1 << 14);
@@ -328,12 +284,7 @@ fn tcp_crr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
         if start > end {
             break;
         }
-        let fd = socket(
-            family,
-            SockType::Stream,
-            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let fd = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)?;
         match nix::sys::socket::connect(fd.as_raw_fd(), &storage) {
             Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
             Err(error) => return Err(error).with_context(|| format!("connect to {target}")),
@@ -370,17 +321,11 @@ fn tcp_stream(target: SocketAddr, length: Duration, received: &AtomicU64) -> Res
         }
     }
     let bytes = received.load(Ordering::Relaxed) - before;
-    Ok(vec![
-        bytes as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9,
-    ])
+    Ok(vec![bytes as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9])
 }
 
 fn udp_pps(target: SocketAddr, length: Duration, received: &AtomicU64) -> Result<Vec<f64>> {
-    let bind: SocketAddr = if target.is_ipv4() {
-        "0.0.0.0:0".parse()?
-    } else {
-        "[::]:0".parse()?
-    };
+    let bind: SocketAddr = if target.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
     let socket = UdpSocket::bind(bind)?;
     socket.connect(target)?;
     let buffer = [7; MESSAGE];
