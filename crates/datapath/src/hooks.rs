@@ -3,6 +3,7 @@
 
 use crate::open::OpenError;
 use crate::pins::remove_if_there;
+use crate::rcu::Expedited;
 use crate::sys::{self, Side};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -110,6 +111,7 @@ impl Hooks {
     /// # Errors
     /// A system call failed; the device is as it was before.
     pub fn attach_endpoint(&self, ifname: &str, ifindex: u32) -> io::Result<()> {
+        let _short = Expedited::begin();
         self.attach(Role::Endpoint, ifname, ifindex)
     }
 

@@ -44,6 +44,7 @@ pub mod node;
 mod open;
 mod page;
 mod pins;
+mod rcu;
 pub mod route;
 mod settings;
 mod sys;

@@ -8,6 +8,7 @@ use crate::netlink::device::{Device, Mac, VethEnd};
 use crate::netlink::path::{Path, Target};
 use crate::netlink::{NetlinkError, Socket};
 use crate::netns::NetNs;
+use crate::rcu::Expedited;
 use crate::sysctl;
 use ipnet::IpNet;
 use std::io;
@@ -222,6 +223,7 @@ pub fn delete(host_name: &str) -> Result<bool, LinkError> {
     if owner(&device).is_none() && !is_unfinished(&device) {
         return Err(LinkError::NameTaken { name: host_name.to_owned(), owner: None });
     }
+    let _short = Expedited::begin();
     Ok(socket.delete_device(device.index)?)
 }
 

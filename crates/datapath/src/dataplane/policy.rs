@@ -5,7 +5,9 @@
 
 use crate::map::TypedMap;
 use std::collections::{BTreeMap, BTreeSet};
-use weft_abi::{PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, map_name, policy_action, policy_flags, policy_shape};
+use weft_abi::{
+    PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, map_name, policy_action, policy_flags, policy_shape,
+};
 use weft_model::desired::{Action, CompiledPolicy, DataplaneError, PolicyPatch, PortPrefix, Verdict};
 use weft_model::id::{ClassId, Identity, PolicyId, RuleId};
 
