@@ -1,0 +1,156 @@
+//! Nothing stays behind: of a thousand attachments, of a killed cluster. And what is wrong is refused by name.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use weft_tests::cluster::{Cluster, PORT, eventually};
+
+const PAIRS: usize = 1000;
+const AT_A_TIME: usize = 8;
+
+#[test]
+fn a_thousand_attachments_leave_nothing() -> Result<()> {
+    let cluster = Cluster::up("cn", &["--nodes", "1"])?;
+    cluster.pod("host", "node-1", "role: any")?;
+    let before = node(&cluster)?;
+    let done: Result<Vec<()>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_A_TIME)
+            .map(|worker| {
+                let cluster = &cluster;
+                scope.spawn(move || pairs(cluster, worker))
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().expect("no panic")).collect()
+    });
+    done?;
+    eventually("the node to be as before", || {
+        let after = node(&cluster)?;
+        let more: Vec<_> = after.symmetric_difference(&before).collect();
+        ensure!(more.is_empty(), "differs: {more:#?}");
+        Ok(())
+    })?;
+
+    let bad = cni(
+        &cluster,
+        &json!({"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "mtu": "big"}),
+        "ADD",
+        "x",
+        "/proc/self/ns/net",
+    )?;
+    let error: Value = serde_json::from_slice(&bad.stdout).context("an error of the specification's form")?;
+    ensure!(!bad.status.success() && error.to_string().contains("mtu"), "a wrong type: {error}");
+    cluster.down()
+}
+
+/// One worker's share, in a namespace of its own.
+fn pairs(cluster: &Cluster, worker: usize) -> Result<()> {
+    let name = format!("weft-test-{}-{worker}", std::process::id());
+    let ip = |args: &[&str]| -> Result<()> {
+        ensure!(Command::new("ip").args(args).status()?.success(), "ip {args:?}");
+        Ok(())
+    };
+    ip(&["netns", "add", &name])?;
+    let socket = cluster.run_dir().join("node-1/agent.sock");
+    let config = json!({"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "socket": socket});
+    let work = || -> Result<()> {
+        for n in 0..PAIRS / AT_A_TIME {
+            for command in ["ADD", "DEL"] {
+                let container = format!("test{worker}x{n}");
+                let output = cni(cluster, &config, command, &container, &format!("/run/netns/{name}"))?;
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                ensure!(output.status.success(), "{command} {container}: {said}");
+            }
+        }
+        Ok(())
+    };
+    let result = work();
+    ip(&["netns", "del", &name])?;
+    result
+}
+
+fn cni(cluster: &Cluster, config: &Value, command: &str, container: &str, netns: &str) -> Result<Output> {
+    let mut child = Command::new(cluster.bin_dir().join("weft-cni"))
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", container)
+        .env("CNI_NETNS", netns)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", cluster.bin_dir())
+        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=host")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().context("stdin")?.write_all(config.to_string().as_bytes())?;
+    Ok(child.wait_with_output()?)
+}
+
+/// What a node has: links, addresses, routes, entries of maps, files.
+fn node(cluster: &Cluster) -> Result<BTreeSet<String>> {
+    let mut all = BTreeSet::new();
+    let netns = format!("weft-{}-node-1", cluster.name());
+    for what in [
+        ["-br", "link"].as_slice(),
+        &["-br", "addr"],
+        &["route"],
+        &["-6", "route"],
+        &["neigh", "show", "nud", "permanent"],
+    ] {
+        let output = Command::new("ip").args(["-n", &netns]).args(what).output()?;
+        all.extend(String::from_utf8_lossy(&output.stdout).lines().map(|line| format!("{what:?}: {line}")));
+    }
+    for map in cluster.weft_json(&["map", "list"])?.as_array().context("maps")? {
+        if ["ENDPOINTS", "IPCACHE", "POLICY_INFO", "POLICY_ENTRIES", "POLICY_PEERS", "CIDRS", "ROUTES"]
+            .iter()
+            .any(|name| map["name"] == *name)
+        {
+            all.insert(format!("map {}: {} entries", map["name"], map["entries"]));
+        }
+    }
+    files(&cluster.run_dir(), &mut all)?;
+    Ok(all)
+}
+
+fn files(dir: &Path, all: &mut BTreeSet<String>) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files(&path, all)?
+        } else {
+            all.insert(format!("file {}", path.display()));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_cluster_comes_back_or_goes_without_a_trace() -> Result<()> {
+    let cluster = Cluster::up("kl", &["--nodes", "2"])?;
+    let server = cluster.pod("server", "node-1", "role: any")?;
+    let client = cluster.pod("client", "node-2", "role: any")?;
+    cluster.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"])?;
+    cluster.kill("apiserver")?;
+    eventually("the API server", || cluster.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"]))?;
+    cluster.reaches(&client, "--tcp", &server, PORT)?;
+    cluster.pod("later", "node-2", "role: any")?;
+
+    for (args, expected) in [
+        (["up", "--node", "4"].as_slice(), "--nodes"),
+        (&["up", "--routing", "bgp"], "native or vxlan"),
+        (&["observe", "--verdict", "lost"], "forwarded, dropped"),
+    ] {
+        let output = cluster.try_weft(args)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && said.contains(expected), "weft {args:?}: {said}");
+    }
+
+    // The supervisor first, as an operator in a hurry would.
+    for _ in 0..3 {
+        for (_, pid) in cluster.processes("supervisor")?.into_iter().chain(cluster.processes("")?) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    ensure!(cluster.processes("")?.is_empty(), "still there: {:?}", cluster.processes("")?);
+    cluster.down()
+}
