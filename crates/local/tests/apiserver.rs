@@ -19,13 +19,25 @@ struct Server {
     controllers: tokio::task::JoinHandle<()>,
 }
 
+/// The store of a server that just ended closes when its writer and its last connection are gone.
+async fn open(file: &Path) -> Store {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        match Store::open(file) {
+            Ok(store) => return store,
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{}: {error:?}", file.display()),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 impl Server {
     async fn start(dir: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = format!("https://{}", listener.local_addr().unwrap());
         let pki = Pki::create_or_load(&dir.join("pki"), &["127.0.0.1".to_owned()]).unwrap();
         pki.write_kubeconfig(&dir.join("kubeconfig"), "test", &server, "admin").unwrap();
-        let store = Store::open(&dir.join("objects.redb")).unwrap();
+        let store = open(&dir.join("objects.redb")).await;
         let service_cidrs = ["10.96.0.0/16", "fd96::/108"].iter().map(|c| c.parse().unwrap()).collect();
         let api = Api::new(store, Settings { service_cidrs });
         let stop = CancellationToken::new();
