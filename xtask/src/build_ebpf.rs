@@ -50,11 +50,16 @@ pub fn run(root: &Path) -> Result<()> {
 
 /// A cargo and a rustc that have the library's source.
 fn toolchain() -> Result<(PathBuf, PathBuf)> {
-    let rustup = |program: &str| {
-        let output = Command::new("rustup").args(["which", "--toolchain", "nightly", program]).output().ok()?;
+    let rustup = |toolchain: &[&str], program: &str| {
+        let output = Command::new("rustup").arg("which").args(toolchain).arg(program).output().ok()?;
         output.status.success().then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
     };
-    let candidates = [rustup("cargo").zip(rustup("rustc")), Some(("/usr/bin/cargo".into(), "/usr/bin/rustc".into()))];
+    let nightly = ["--toolchain", "nightly"];
+    let candidates = [
+        rustup(&nightly, "cargo").zip(rustup(&nightly, "rustc")),
+        Some(("/usr/bin/cargo".into(), "/usr/bin/rustc".into())),
+        rustup(&[], "cargo").zip(rustup(&[], "rustc")),
+    ];
     for (cargo, rustc) in candidates.into_iter().flatten() {
         let Ok(output) = Command::new(&rustc).args(["--print", "sysroot"]).output() else { continue };
         let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
