@@ -96,7 +96,6 @@ pub fn discovery(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if target != GATEWAY_V6 {
         return notify::silently(s, DropReason::UnknownTarget);
     }
-    let macs: [u8; 12] = load(skb, 0)?;
     let Some(info) = endpoint(&s.packet.source) else {
         // From the link-local address: nothing to check it against, and the answer goes back where it came from.
         return notify::silently(s, DropReason::UnknownTarget);
@@ -104,7 +103,6 @@ pub fn discovery(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if info.ifindex != s.packet.ifindex {
         return Err(DropReason::InvalidSourceIp);
     }
-    let _ = macs;
     let mut answer = Advertisement {
         kind: 136,
         code: 0,

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use weft_abi::{DropReason, Event, FlowEntry, MetricKey, event_kind, flow_flags, verdict};
+use weft_abi::{DropReason, Event, FlowEntry, MetricKey, event_kind, verdict};
 
 use crate::Hook;
 use crate::maps::{CONFIG, EVENT_LIMIT, EVENTS, METRICS};
@@ -87,7 +87,6 @@ pub fn trace(_skb: Skb, s: &mut Scratch, entry: &mut FlowEntry, hook: Hook) {
     s.egress = u8::from(matches!(hook, Hook::FromPod));
     s.policy = 0;
     s.rule = if entry.ingress_rule != 0 { entry.ingress_rule } else { entry.egress_rule };
-    let _ = flow_flags::RST;
     send(s, event_kind::TRACE, verdict::FORWARDED, 0);
 }
 
