@@ -1,6 +1,6 @@
 //! What the kernel shall hold, and the trait of that which makes it so.
 
-use crate::id::{ClassId, EndpointId, Identity, PolicyId, RuleId};
+use crate::id::{ClassId, EndpointId, Identity, PeerClass, PolicyId, RuleId};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,6 +26,19 @@ pub struct Endpoint {
     pub egress: PolicyId,
     /// Drop everything: its policy could not be put in force.
     pub blocked: bool,
+    /// What its policies would drop is reported and passes all the same.
+    pub audit: bool,
+}
+
+/// The node itself as a subject of policies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Host {
+    /// Policy for packets to the node.
+    pub ingress: PolicyId,
+    /// Policy for packets from it.
+    pub egress: PolicyId,
+    /// What they would drop is reported and passes all the same.
+    pub audit: bool,
 }
 
 /// Who has an address.
@@ -61,13 +74,54 @@ pub struct PortPrefix {
     pub prefix_len: u8,
 }
 
-/// Allow or deny.
+/// What an entry does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Action {
-    /// Pass.
+    /// Let it pass.
     Allow,
     /// Drop.
     Deny,
+    /// Only in the Admin tier: the best entry below [`precedence::ADMIN`] decides.
+    Pass,
+}
+
+/// Precedences of entries: of all that match a packet, the highest decides.
+pub mod precedence {
+    use crate::intent::RuleAction;
+
+    /// Lowest of the Admin tier; all below are of the Normal and the Baseline tier.
+    pub const ADMIN: u32 = 0x8000_0000;
+    /// A deny of the Normal tier.
+    pub const DENY: u32 = 0x4000_00ff;
+    /// An allow of the Normal tier. Between the two is room for redirects.
+    pub const ALLOW: u32 = 0x4000_0001;
+    /// Lowest of the Baseline tier.
+    pub const BASELINE: u32 = 1;
+
+    /// Of the rule at `index` of a policy with this priority, within its tier. Lower priorities first, then lower
+    /// indices. What the documents leave open, rules of equal priority and index in several policies, is decided for
+    /// the safe side: deny, then pass, then allow.
+    const fn ordered(priority: u16, index: u16, action: RuleAction) -> u32 {
+        let action = match action {
+            RuleAction::Allow => 0,
+            RuleAction::Pass => 1,
+            RuleAction::Deny => 2,
+        };
+        let index = if index > 255 { 255 } else { index };
+        (((u16::MAX - priority) as u32) << 10) | ((255 - index as u32) << 2) | action
+    }
+
+    /// Of a rule of the Admin tier.
+    #[must_use]
+    pub const fn admin(priority: u16, index: u16, action: RuleAction) -> u32 {
+        ADMIN + ordered(priority, index, action)
+    }
+
+    /// Of a rule of the Baseline tier.
+    #[must_use]
+    pub const fn baseline(priority: u16, index: u16, action: RuleAction) -> u32 {
+        BASELINE + ordered(priority, index, action)
+    }
 }
 
 /// What an entry says.
@@ -82,10 +136,17 @@ pub struct Verdict {
 }
 
 /// A resolved policy of one direction.
+///
+/// A lookup goes: peer (identity, and number of the longest prefix of its address) -> [`PeerClass`], which all policies
+/// of the node share; with it, here, -> [`ClassId`]; with that -> the entries. [`ClassId::ANY`] is looked at always.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CompiledPolicy {
-    /// Peer (identity or prefix number) -> class. Peers that are absent have only the entries of [`ClassId::ANY`].
-    pub peers: BTreeMap<Identity, ClassId>,
+    /// Classes of peers -> class in this policy.
+    pub classes: BTreeMap<PeerClass, ClassId>,
+    /// The class of identities (not of prefixes) that have a [`PeerClass`] which is absent above; [`ClassId::ANY`]: none.
+    pub rest: ClassId,
+    /// What no entry matches passes.
+    pub default_allow: bool,
     /// Entries.
     pub entries: BTreeMap<(ClassId, PortPrefix), Verdict>,
 }
@@ -96,10 +157,10 @@ pub struct CompiledPolicy {
 pub struct PolicyPatch {
     /// Entries to write.
     pub put_entries: BTreeMap<(ClassId, PortPrefix), Verdict>,
-    /// Peers to write.
-    pub put_peers: BTreeMap<Identity, ClassId>,
-    /// Peers to remove.
-    pub del_peers: BTreeSet<Identity>,
+    /// Classes to write.
+    pub put_classes: BTreeMap<PeerClass, ClassId>,
+    /// Classes to remove.
+    pub del_classes: BTreeSet<PeerClass>,
     /// Entries to remove.
     pub del_entries: BTreeSet<(ClassId, PortPrefix)>,
 }
@@ -175,6 +236,27 @@ pub trait Dataplane: Send {
     /// # Errors
     /// [`DataplaneError`]
     fn policies(&mut self) -> Result<BTreeMap<PolicyId, CompiledPolicy>, DataplaneError>;
+    /// Writes the classes of peers: identities, and prefixes by their numbers (see [`Identity::in_scope`]). Refused
+    /// whole if they do not fit.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn put_peers(&mut self, peers: &BTreeMap<Identity, PeerClass>) -> Result<(), DataplaneError>;
+    /// Removes peers.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn remove_peers(&mut self, peers: &BTreeSet<Identity>) -> Result<(), DataplaneError>;
+    /// Peers that the kernel holds.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn peers(&mut self) -> Result<BTreeMap<Identity, PeerClass>, DataplaneError>;
+    /// Makes the node a subject of policies; `None`: it is not.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn set_host(&mut self, host: Option<&Host>) -> Result<(), DataplaneError>;
     /// Writes an endpoint.
     ///
     /// # Errors

@@ -35,10 +35,30 @@ impl Identity {
         Self::ALLOCATED.contains(&n).then_some(Self(n))
     }
 
-    /// The number `n` (1..=0xff_ffff) for a CIDR prefix.
+    /// Largest number of a CIDR prefix.
+    pub const CIDR_MAX: u32 = 0x003f_ffff;
+
+    /// The number `n` (1..=[`Self::CIDR_MAX`]) for a CIDR prefix, as it counts for peers outside the cluster. The two
+    /// numbers behind it are the same prefix for peers inside: see [`Self::in_scope`].
     #[must_use]
     pub fn cidr(n: u32) -> Option<Self> {
-        (1..=0x00ff_ffff).contains(&n).then_some(Self(Self::CIDR_SCOPE | n))
+        (1..=Self::CIDR_MAX).contains(&n).then_some(Self(Self::CIDR_SCOPE | n << 2))
+    }
+
+    /// The number of the same prefix for peers of a scope.
+    #[must_use]
+    pub const fn in_scope(self, scope: PeerScope) -> Self {
+        Self(self.0 & !3 | scope as u32)
+    }
+
+    /// How prefixes apply to a peer with this identity.
+    #[must_use]
+    pub const fn scope(self) -> PeerScope {
+        match self.0 {
+            2 | 9 | 10 => PeerScope::World,
+            1 | 6 | 7 => PeerScope::Node,
+            _ => PeerScope::Pod,
+        }
     }
 
     /// The number of a CIDR prefix.
@@ -79,6 +99,18 @@ impl Identity {
     }
 }
 
+/// What a peer is, where that decides whether a prefix applies to it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum PeerScope {
+    /// Outside the cluster.
+    World = 0,
+    /// A node.
+    Node = 1,
+    /// A pod, or unknown.
+    Pod = 2,
+}
+
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -93,6 +125,8 @@ pub struct EndpointId(NonZeroU16);
 impl EndpointId {
     /// Largest number.
     pub const MAX: u16 = 4095;
+    /// The node itself, as a subject of policies. Never a pod's.
+    pub const HOST: Self = Self(NonZeroU16::new(Self::MAX).expect("not zero"));
 
     /// Checked.
     #[must_use]
@@ -134,8 +168,13 @@ impl RuleId {
     pub const NONE: Self = Self(0);
 }
 
-/// A set of peers that the same rules select, within one policy. Class 0 is "any peer".
+/// A set of peers that the same selectors of the node's policies select. 0: none, not in use.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PeerClass(pub u32);
+
+/// A set of peers that the same rules select, within one policy. Class 0 is "any peer".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ClassId(pub u32);
 

@@ -2,11 +2,17 @@
 
 use crate::id::Identity;
 use crate::label::LabelSet;
-use crate::selector::Selector;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+
+mod policy;
+
+pub use policy::{
+    CidrGroups, Covers, EndpointSelector, Entity, Peer, Policy, PolicyKind, PolicyName, PortMatch, PortRule, Protocol,
+    Rule, RuleAction, Services, Spec, Subject, Tier,
+};
 
 /// `namespace/name`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -20,30 +26,6 @@ pub struct ObjectName {
 impl std::fmt::Display for ObjectName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-/// A transport protocol that policies can name.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Protocol {
-    /// 6.
-    Tcp,
-    /// 17.
-    Udp,
-    /// 132.
-    Sctp,
-}
-
-impl Protocol {
-    /// IANA number.
-    #[must_use]
-    pub const fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-            Self::Sctp => 132,
-        }
     }
 }
 
@@ -97,6 +79,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Its pods' prefixes, at most one per family.
     pub pod_cidrs: Vec<IpNet>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A CiliumIdentity.
@@ -134,71 +118,37 @@ pub struct EndpointSlice {
     pub endpoints: Vec<RemoteEndpoint>,
 }
 
-/// A policy object, validated. `None` for a direction: the policy does not isolate it.
+/// A CiliumCIDRGroup.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Policy {
-    /// Kind, for people: `NetworkPolicy`.
-    pub kind: &'static str,
+pub struct CidrGroup {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its prefixes.
+    pub cidrs: Vec<IpNet>,
+}
+
+/// A Service, as far as policies name it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
-    /// UID.
-    pub uid: String,
-    /// Opaque version of the object that this was made from.
-    pub resource_version: String,
-    /// Pods of the policy's namespace that it applies to.
-    pub pod_selector: Selector,
-    /// Rules for packets to them.
-    pub ingress: Option<Vec<Rule>>,
-    /// Rules for packets from them.
-    pub egress: Option<Vec<Rule>>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its pods, by their plain labels; empty: it has no selector.
+    pub selector: BTreeMap<String, String>,
 }
 
-/// One allow rule: (any of the peers) and (any of the ports).
+/// The addresses in one EndpointSlice (discovery.k8s.io) of a Service.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Rule {
-    /// `None`: any peer.
-    pub peers: Option<Vec<Peer>>,
-    /// `None`: any protocol and port.
-    pub ports: Option<Vec<PortRule>>,
-}
-
-/// One peer.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Peer {
-    /// Pods by labels.
-    Pods {
-        /// Namespaces by their labels; `None`: the policy's own.
-        namespaces: Option<Selector>,
-        /// Pods by their labels.
-        pods: Selector,
-    },
-    /// Addresses, of pods and nodes as well.
-    Block {
-        /// The prefix.
-        cidr: IpNet,
-        /// Prefixes inside it that are left out.
-        except: Vec<IpNet>,
-    },
-}
-
-/// One protocol and port.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct PortRule {
-    /// Protocol.
-    pub protocol: Protocol,
-    /// Port.
-    pub port: PortMatch,
-}
-
-/// Ports.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum PortMatch {
-    /// All of the protocol.
-    Any,
-    /// From first to last, inclusive.
-    Range(u16, u16),
-    /// A container port's name: of the subject (ingress), of each peer (egress).
-    Name(String),
+pub struct Backends {
+    /// The slice.
+    pub slice: ObjectName,
+    /// The Service that it belongs to.
+    pub service: ObjectName,
+    /// Addresses, ready or not.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A change of one row, or news of a source.
@@ -217,14 +167,26 @@ pub enum Change {
     /// A policy object that cannot be used. What was in force before under its name stays in force.
     PolicyInvalid {
         /// Its name.
-        name: ObjectName,
+        name: PolicyName,
         /// Opaque version of the object.
         resource_version: String,
         /// The field and what was expected.
         problem: String,
     },
     /// It is gone.
-    PolicyGone(ObjectName),
+    PolicyGone(PolicyName),
+    /// A CiliumCIDRGroup.
+    CidrGroup(CidrGroup),
+    /// It is gone.
+    CidrGroupGone(String),
+    /// A Service.
+    Service(Service),
+    /// It is gone.
+    ServiceGone(ObjectName),
+    /// Addresses behind a Service.
+    Backends(Backends),
+    /// That EndpointSlice is gone.
+    BackendsGone(ObjectName),
     /// An identity.
     Identity(IdentityLabels),
     /// It is gone.
@@ -248,8 +210,14 @@ pub enum Source {
     Pods,
     /// Namespaces.
     Namespaces,
-    /// NetworkPolicies.
-    Policies,
+    /// Policies of one kind.
+    Policies(PolicyKind),
+    /// CiliumCIDRGroups.
+    CidrGroups,
+    /// Services.
+    Services,
+    /// EndpointSlices of Services.
+    Backends,
     /// CiliumIdentities.
     Identities,
     /// CiliumEndpointSlices.

@@ -1,5 +1,6 @@
 //! Label sets of endpoints. A key carries its source: `k8s:app`, `reserved:host`.
 
+use crate::id::Identity;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +24,31 @@ impl LabelSet {
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
+    }
+
+    /// Whether `key` is there with a value that passes; the source of `key` may be `any:`.
+    #[must_use]
+    pub fn any(&self, key: &str, passes: impl Fn(&str) -> bool) -> bool {
+        match key.strip_prefix("any:") {
+            None => self.get(key).is_some_and(passes),
+            Some(bare) => self
+                .0
+                .iter()
+                .any(|(other, value)| other.split_once(':').is_some_and(|(_, name)| name == bare) && passes(value)),
+        }
+    }
+
+    /// The labels of a reserved identity; empty for any other. The worlds of dual stack are worlds as well.
+    #[must_use]
+    pub fn reserved(identity: Identity) -> Self {
+        let names: &[&str] = match identity.reserved_name() {
+            None | Some("unknown") => &[],
+            Some("world-ipv4") => &["world", "world-ipv4"],
+            Some("world-ipv6") => &["world", "world-ipv6"],
+            Some("kube-apiserver") => &["kube-apiserver", "remote-node"],
+            Some(name) => &[name],
+        };
+        Self(names.iter().map(|name| (format!("reserved:{name}"), String::new())).collect())
     }
 }
 
