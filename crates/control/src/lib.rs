@@ -2,6 +2,7 @@
 //! [`weft_model`]. No I/O, no clocks, no threads: everything that happens is passed in, everything to be done is
 //! returned as data.
 
+pub mod expand;
 pub mod explain;
 pub mod identity;
 pub mod ipam;
