@@ -81,7 +81,7 @@ pub enum Action {
     Allow,
     /// Drop.
     Deny,
-    /// Only in the Admin tier: the best entry below [`precedence::ADMIN`] decides.
+    /// Only in the Admin tier: the best entry of the other tiers decides.
     Pass,
 }
 
@@ -139,6 +139,8 @@ pub struct Verdict {
 ///
 /// A lookup goes: peer (identity, and number of the longest prefix of its address) -> [`PeerClass`], which all policies
 /// of the node share; with it, here, -> [`ClassId`]; with that -> the entries. [`ClassId::ANY`] is looked at always.
+/// The entries of the Admin tier stand under [`ClassId::admin`] of each of these classes: they are searched first, and
+/// the others only if nothing is found or what is found passes on.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CompiledPolicy {
     /// Classes of peers -> class in this policy.

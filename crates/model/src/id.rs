@@ -181,6 +181,20 @@ pub struct ClassId(pub u32);
 impl ClassId {
     /// Any peer.
     pub const ANY: Self = Self(0);
+    const ADMIN: u32 = 1 << 31;
+
+    /// The class under which the entries of the Admin tier stand for the same peers. They stand apart, since where one
+    /// of them passes on to the tiers below, an entry for the same port there must still be found.
+    #[must_use]
+    pub const fn admin(self) -> Self {
+        Self(self.0 | Self::ADMIN)
+    }
+
+    /// Whether this is such a class.
+    #[must_use]
+    pub const fn is_admin(self) -> bool {
+        self.0 & Self::ADMIN != 0
+    }
 }
 
 /// Version of the node's tables: grows with every committed change.
