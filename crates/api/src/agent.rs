@@ -35,6 +35,10 @@ pub enum Request {
     Maps,
     /// Would it pass?
     Explain(ExplainRequest),
+    /// What would change if these objects were applied, or deleted?
+    Preview(PreviewRequest),
+    /// Put an endpoint in audit mode, or back. Answer: [`Response::Done`].
+    Audit(AuditRequest),
     /// Wait until something is in force. Answer: [`Response::Status`].
     Wait(WaitRequest),
     /// Flows: any number of [`Response::Flow`], then [`Response::Done`] unless `follow`.
@@ -74,6 +78,8 @@ pub enum Response {
     Maps(Vec<Map>),
     /// See [`Explanation`].
     Explanation(Explanation),
+    /// See [`Preview`].
+    Preview(Preview),
     /// See [`Flow`].
     Flow(Box<Flow>),
     /// So many flows that matched are missing here: the reader was too slow.
@@ -141,6 +147,9 @@ pub struct Endpoint {
     pub egress: Option<Vec<PolicyRef>>,
     /// Host side of its link.
     pub device: String,
+    /// What policies would drop is reported and passes.
+    #[serde(default)]
+    pub audit: bool,
 }
 
 /// An identity.
@@ -261,8 +270,78 @@ pub struct Decision {
     pub allowed: bool,
     /// Why, in a sentence.
     pub reason: String,
-    /// Rules that allow it; if denied, the policies that isolate.
+    /// The rules that decide; for a default deny, the policies that isolate.
     pub policies: Vec<PolicyRef>,
+    /// The other rules that were looked at, each with what became of it.
+    #[serde(default)]
+    pub others: Vec<(PolicyRef, String)>,
+}
+
+/// Objects to look at, as YAML or JSON has them.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreviewRequest {
+    /// Policies of any kind, and CiliumCIDRGroups.
+    pub objects: Vec<serde_json::Value>,
+    /// As if they were deleted.
+    #[serde(default)]
+    pub delete: bool,
+}
+
+/// What would change for the endpoints of one node.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Preview {
+    /// Local endpoints that were looked at.
+    pub endpoints: u64,
+    /// Peers that were looked at: identities and prefixes.
+    pub peers: u64,
+    /// Pairs of endpoint and peer that could talk, and could not any more (on some port).
+    pub newly_denied: PreviewChange,
+    /// Pairs of which it is the other way round.
+    pub newly_allowed: PreviewChange,
+    /// Connections of now, and recent drops, that were looked at.
+    pub connections: u64,
+    /// Connections of now that would be cut.
+    pub connections_cut: PreviewChange,
+    /// Recent drops that would have passed.
+    pub drops_passing: PreviewChange,
+}
+
+/// How many, and some of them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PreviewChange {
+    /// How many.
+    pub count: u64,
+    /// The first ones.
+    pub examples: Vec<PreviewExample>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PreviewExample {
+    /// `ingress` or `egress`, as the endpoint sees it.
+    pub direction: String,
+    /// The endpoint's pod, `namespace/name`.
+    pub endpoint: String,
+    /// The peer: a pod, an identity's labels, a prefix, or an address.
+    pub peer: String,
+    /// Ports: `80/TCP`, `8000-8100/TCP`, `any`.
+    pub ports: Vec<String>,
+    /// The rule that would decide; absent for a default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<PolicyRef>,
+}
+
+/// Which endpoint, and what.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// Into audit mode, or out of it.
+    pub on: bool,
 }
 
 /// Wait for a fact.
@@ -281,9 +360,11 @@ pub enum WaitRequest {
         /// Give up after.
         timeout_ms: u64,
     },
-    /// This version of a NetworkPolicy is in force; `resource_version: None`: the policy is gone.
+    /// This version of a policy is in force; `resource_version: None`: the policy is gone.
     Policy {
-        /// Namespace.
+        /// `NetworkPolicy`, `CiliumNetworkPolicy`, ...
+        kind: String,
+        /// Namespace; empty for a kind without.
         namespace: String,
         /// Name.
         name: String,

@@ -55,6 +55,8 @@ pub enum Verdict {
     Forwarded,
     /// Dropped.
     Dropped,
+    /// Passed, since its endpoint is in audit mode; a policy would have dropped it.
+    Audit,
 }
 
 /// Direction.
@@ -101,13 +103,28 @@ pub struct Peer {
 pub struct PolicyRef {
     /// `NetworkPolicy`.
     pub kind: String,
-    /// Namespace.
+    /// Namespace; empty for a kind without.
     pub namespace: String,
     /// Name.
     pub name: String,
     /// `ingress[0]`; absent for a default deny.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// What the policy's author wants to see in flow records.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub log: Option<String>,
+}
+
+impl std::fmt::Display for PolicyRef {
+    /// `NetworkPolicy shop/web ingress[0]`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ", self.kind)?;
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)?;
+        self.rule.as_ref().map_or(Ok(()), |rule| write!(f, " {rule}"))
+    }
 }
 
 /// What to observe; every field that is set must match.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use weft_api::agent::ExplainPeer;
 use weft_api::flow::{FlowFilter, Verdict};
 use weft_local::cluster::UpOptions;
+use weft_model::intent::PolicyKind;
 use weft_observe::filter::protocol_numbers;
 
 /// Pod networking and network policy in eBPF: a cluster on this machine, and a look into any node's agent
@@ -33,7 +34,7 @@ pub enum Command {
     Explain(ExplainOptions),
     /// Local endpoints (pods' attachments) of the nodes
     #[command(subcommand)]
-    Endpoint(ListCommand),
+    Endpoint(EndpointCommand),
     /// Identities: the label sets that policies select
     #[command(subcommand)]
     Identity(ListCommand),
@@ -114,11 +115,66 @@ pub enum ListCommand {
 }
 
 #[derive(Subcommand, Debug)]
+pub enum EndpointCommand {
+    /// List them, of all nodes
+    List(ListOptions),
+    /// Report what policies would drop for a pod, and let it pass
+    Audit(AuditOptions),
+}
+
+#[derive(Args, Debug)]
+pub struct AuditOptions {
+    /// The pod
+    #[arg(value_name = "NAMESPACE/NAME", value_parser = object_name)]
+    pub pod: (String, String),
+    /// Into audit mode, or back to enforcing
+    #[arg(value_enum)]
+    pub mode: AuditMode,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AuditMode {
+    /// Report, and let pass
+    On,
+    /// Drop
+    Off,
+}
+
+#[derive(Subcommand, Debug)]
 pub enum PolicyCommand {
     /// List them, of all nodes
     List(ListOptions),
     /// Wait until a policy is in force on every node, or gone
     Wait(WaitOptions),
+    /// Check policies in files, without a cluster: says what is wrong, and in which line
+    Lint(LintOptions),
+    /// What would change if policies were applied (or deleted), for the pods and connections of now. Changes nothing
+    Preview(PreviewOptions),
+}
+
+#[derive(Args, Debug)]
+pub struct LintOptions {
+    /// YAML files; - is the standard input
+    #[arg(short, long = "filename", value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+#[derive(Args, Debug)]
+pub struct PreviewOptions {
+    /// YAML files; - is the standard input
+    #[arg(short, long = "filename", value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// As if the objects were deleted
+    #[arg(long)]
+    pub delete: bool,
+    #[command(flatten)]
+    pub target: Target,
+    #[command(flatten)]
+    pub output: OutputOptions,
 }
 
 #[derive(Args, Debug)]
@@ -131,9 +187,9 @@ pub struct ListOptions {
 
 #[derive(Args, Debug)]
 pub struct WaitOptions {
-    /// NetworkPolicy, NAMESPACE/NAME
-    #[arg(value_name = "NAMESPACE/NAME", value_parser = object_name)]
-    pub policy: (String, String),
+    /// NetworkPolicy NAMESPACE/NAME; another kind as cnp/NAMESPACE/NAME, ccnp/NAME, clusternetworkpolicy/NAME
+    #[arg(value_name = "[KIND/][NAMESPACE/]NAME", value_parser = policy_name)]
+    pub policy: PolicyArg,
     #[command(flatten)]
     pub target: Target,
     /// This version of the object [default: the one that the API server has now]
@@ -196,6 +252,7 @@ impl ObserveOptions {
             verdict: self.verdict.map(|verdict| match verdict {
                 VerdictName::Forwarded => Verdict::Forwarded,
                 VerdictName::Dropped => Verdict::Dropped,
+                VerdictName::Audit => Verdict::Audit,
             }),
             port: self.port,
             protocol: self.protocol.clone(),
@@ -210,6 +267,8 @@ pub enum VerdictName {
     Forwarded,
     /// It did not
     Dropped,
+    /// It passed, though a policy would have dropped it: its endpoint is in audit mode
+    Audit,
 }
 
 #[derive(Args, Debug)]
@@ -224,13 +283,58 @@ pub struct ExplainOptions {
     /// To whom: a pod, NAMESPACE/NAME, or an address
     #[arg(long, value_name = "POD|ADDRESS", value_parser = peer)]
     pub to: ExplainPeer,
-    /// Port and protocol, as 80/tcp; or icmp
+    /// Port and protocol, as 80/tcp; or icmp, 8/icmp (with the message's type), 128/icmpv6
     #[arg(long, value_name = "PORT/PROTOCOL", value_parser = port_and_protocol)]
     pub port: (u16, String),
 }
 
 fn split_name(text: &str) -> Option<(&str, &str)> {
     text.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'))
+}
+
+/// A policy object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PolicyArg {
+    /// Its kind.
+    pub kind: PolicyKind,
+    /// Empty for a kind without.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for PolicyArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let slash = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{} {}{slash}{}", self.kind, self.namespace, self.name)
+    }
+}
+
+fn policy_name(text: &str) -> Result<PolicyArg, String> {
+    const EXPECTED: &str = "expected NAMESPACE/NAME of a NetworkPolicy, such as default/allow-web, or \
+         cnp/NAMESPACE/NAME, ccnp/NAME, clusternetworkpolicy/NAME";
+    let kind_of = |text: &str| match text.to_ascii_lowercase().as_str() {
+        "netpol" | "networkpolicy" => Some(PolicyKind::NetworkPolicy),
+        "cnp" | "ciliumnetworkpolicy" => Some(PolicyKind::CiliumNetworkPolicy),
+        "ccnp" | "ciliumclusterwidenetworkpolicy" => Some(PolicyKind::CiliumClusterwideNetworkPolicy),
+        "clusternetworkpolicy" => Some(PolicyKind::ClusterNetworkPolicy),
+        _ => None,
+    };
+    let parts: Vec<&str> = text.split('/').collect();
+    let (kind, namespace, name) = match parts[..] {
+        [kind, namespace, name] => (kind_of(kind).filter(|kind| kind.is_namespaced()), namespace, name),
+        [first, name] => match kind_of(first).filter(|kind| !kind.is_namespaced()) {
+            Some(kind) => (Some(kind), "", name),
+            None => (Some(PolicyKind::NetworkPolicy), first, name),
+        },
+        _ => return Err(EXPECTED.to_owned()),
+    };
+    match kind {
+        Some(kind) if !name.is_empty() && kind.is_namespaced() != namespace.is_empty() => {
+            Ok(PolicyArg { kind, namespace: namespace.to_owned(), name: name.to_owned() })
+        }
+        _ => Err(EXPECTED.to_owned()),
+    }
 }
 
 fn object_name(text: &str) -> Result<(String, String), String> {
@@ -265,15 +369,17 @@ fn protocol(text: &str) -> Result<String, String> {
 }
 
 fn port_and_protocol(text: &str) -> Result<(u16, String), String> {
-    const EXPECTED: &str =
-        "expected PORT/PROTOCOL with a port from 1 to 65535 and tcp, udp or sctp, such as 80/tcp; or icmp";
+    const EXPECTED: &str = "expected PORT/PROTOCOL with a port from 1 to 65535 and tcp, udp or sctp, such as 80/tcp; \
+         or icmp, or a message's type such as 8/icmp or 128/icmpv6";
+    // An echo request, as ping sends it: its type depends on the family.
     if text.eq_ignore_ascii_case("icmp") {
-        return Ok((0, "ICMP".to_owned()));
+        return Ok((0, "PING".to_owned()));
     }
     let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = protocol.to_ascii_uppercase();
     match port.parse::<u16>() {
         Ok(port) if port != 0 && matches!(protocol.as_str(), "TCP" | "UDP" | "SCTP") => Ok((port, protocol)),
+        Ok(kind) if kind <= 255 && matches!(protocol.as_str(), "ICMP" | "ICMPV6") => Ok((kind, protocol)),
         _ => Err(EXPECTED.to_owned()),
     }
 }
@@ -307,15 +413,33 @@ mod tests {
         assert!(refused(&["explain", "--from", "web", "--to", "a/b", "--port", "80"]).contains("NAMESPACE/NAME"));
         assert!(refused(&["explain", "--from", "a/b", "--to", "a/b", "--port", "80/quic"]).contains("such as 80/tcp"));
         assert!(refused(&["policy", "wait", "web"]).contains("default/allow-web"));
+        assert!(refused(&["policy", "wait", "cnp/web"]).contains("ccnp/NAME"));
+        assert!(refused(&["policy", "lint"]).contains("--filename"));
+        assert!(refused(&["endpoint", "audit", "a/b", "maybe"]).contains("on, off"));
         assert!(refused(&["endpoints", "list"]).contains("endpoint"));
         assert!(refused(&["ct", "list", "-o", "yaml"]).contains("table, json"));
+    }
+
+    #[test]
+    fn policies_of_every_kind() {
+        let parsed = |text| policy_name(text).map(|policy| policy.to_string());
+        assert_eq!(parsed("shop/web"), Ok("NetworkPolicy shop/web".into()));
+        assert_eq!(parsed("cnp/shop/web"), Ok("CiliumNetworkPolicy shop/web".into()));
+        assert_eq!(parsed("ccnp/lock"), Ok("CiliumClusterwideNetworkPolicy lock".into()));
+        assert_eq!(parsed("clusternetworkpolicy/base"), Ok("ClusterNetworkPolicy base".into()));
+        for wrong in ["", "/", "web", "ccnp/a/b", "cnp/a/", "a/b/c/d"] {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
     fn ports_and_peers() {
         assert_eq!(port_and_protocol("80"), Ok((80, "TCP".into())));
         assert_eq!(port_and_protocol("53/udp"), Ok((53, "UDP".into())));
-        assert_eq!(port_and_protocol("icmp"), Ok((0, "ICMP".into())));
+        assert_eq!(port_and_protocol("icmp"), Ok((0, "PING".into())));
+        assert_eq!(port_and_protocol("8/icmp"), Ok((8, "ICMP".into())));
+        assert_eq!(port_and_protocol("128/icmpv6"), Ok((128, "ICMPV6".into())));
+        assert!(port_and_protocol("256/icmp").is_err());
         assert!(port_and_protocol("65536/tcp").is_err());
         assert_eq!(peer("fd44::5"), Ok(ExplainPeer::Ip("fd44::5".parse().expect("address"))));
         assert_eq!(pod_prefix("web"), Ok("default/web".into()));

@@ -7,7 +7,6 @@ use serde::Serialize;
 use std::io::Write as _;
 use std::process::ExitCode;
 use weft_api::agent::{Decision, ExplainPeer, ExplainRequest, Explanation, Request, Response};
-use weft_api::flow::PolicyRef;
 
 /// Exit code of a connection that does not pass.
 const DENIED: u8 = 3;
@@ -100,17 +99,14 @@ impl Answer {
             let verdict = if decision.allowed { "allowed" } else { "denied" };
             writeln!(out, "  {direction:<7}  {verdict}: {} (on {node})", decision.reason)?;
             for policy in &decision.policies {
-                writeln!(out, "             {}", policy_name(policy))?;
+                writeln!(out, "             {policy}")?;
+            }
+            for (policy, why) in &decision.others {
+                writeln!(out, "             {policy}: {why}")?;
             }
         }
         Ok(())
     }
-}
-
-/// `NetworkPolicy default/web ingress[0]`
-pub fn policy_name(policy: &PolicyRef) -> String {
-    let rule = policy.rule.as_ref().map(|rule| format!(" {rule}")).unwrap_or_default();
-    format!("{} {}/{}{rule}", policy.kind, policy.namespace, policy.name)
 }
 
 #[cfg(test)]

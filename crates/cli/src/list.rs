@@ -75,7 +75,8 @@ pub fn endpoints(options: &ListOptions) -> Result<ExitCode> {
         options,
         ["NODE", "ID", "POD", "ADDRESSES", "IDENTITY", "INGRESS", "EGRESS", "STATE", "DEVICE"],
         |OfNode { node, row }| {
-            let state = row.problem.as_ref().map_or_else(|| row.state.clone(), |why| format!("{}: {why}", row.state));
+            let audit = if row.audit { " (audit)" } else { "" };
+            let state = row.problem.as_ref().map_or_else(|| row.state.clone(), |why| format!("{}: {why}", row.state)) + audit;
             [
                 node.clone(),
                 row.id.to_string(),
@@ -120,7 +121,11 @@ pub fn policies(options: &ListOptions) -> Result<ExitCode> {
         [
             node.clone(),
             row.policy.kind.clone(),
-            format!("{}/{}", row.policy.namespace, row.policy.name),
+            if row.policy.namespace.is_empty() {
+                row.policy.name.clone()
+            } else {
+                format!("{}/{}", row.policy.namespace, row.policy.name)
+            },
             row.resource_version.clone(),
             row.endpoints.len().to_string(),
             row.problem.clone().unwrap_or_default(),

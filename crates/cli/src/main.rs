@@ -2,6 +2,7 @@
 
 mod agents;
 mod args;
+mod audit;
 mod cluster;
 mod explain;
 mod list;
@@ -39,13 +40,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Kubeconfig(options) => cluster::kubeconfig(&options),
         Command::Observe(options) => observe::run(options),
         Command::Explain(options) => explain::run(&options),
-        Command::Endpoint(args::ListCommand::List(options)) => list::endpoints(&options),
+        Command::Endpoint(args::EndpointCommand::List(options)) => list::endpoints(&options),
+        Command::Endpoint(args::EndpointCommand::Audit(options)) => audit::run(&options),
         Command::Identity(args::ListCommand::List(options)) => list::identities(&options),
         Command::Ipcache(args::ListCommand::List(options)) => list::ipcache(&options),
         Command::Ct(args::ListCommand::List(options)) => list::connections(&options),
         Command::Map(args::ListCommand::List(options)) => list::maps(&options),
         Command::Policy(args::PolicyCommand::List(options)) => list::policies(&options),
         Command::Policy(args::PolicyCommand::Wait(options)) => policy::wait(&options),
+        Command::Policy(args::PolicyCommand::Lint(options)) => policy::lint(&options),
+        Command::Policy(args::PolicyCommand::Preview(options)) => policy::preview(&options),
         Command::Toolbox => unreachable!("main() handed it on"),
     }
 }

@@ -2,7 +2,6 @@
 
 use crate::agents::{self, Agent};
 use crate::args::{ObserveOptions, Output};
-use crate::explain::policy_name;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -170,6 +169,7 @@ fn line(flow: &Flow) -> String {
     let verdict = match flow.verdict {
         Verdict::Forwarded => "FORWARDED",
         Verdict::Dropped => "DROPPED",
+        Verdict::Audit => "AUDIT",
     };
     let direction = match flow.direction {
         Direction::Ingress => "ingress",
@@ -193,7 +193,7 @@ fn line(flow: &Flow) -> String {
         line.push_str(&format!(": {}", reason.text));
     }
     if !flow.policies.is_empty() {
-        let policies: Vec<String> = flow.policies.iter().map(policy_name).collect();
+        let policies: Vec<String> = flow.policies.iter().map(ToString::to_string).collect();
         let by = if flow.drop_reason.is_some() { ": " } else { " by " };
         line.push_str(&format!("{by}{}", policies.join(", ")));
     }

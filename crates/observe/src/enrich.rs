@@ -63,7 +63,7 @@ pub fn flow(event: &Event, verdict: Verdict, offset_ns: i64, node: &str, directo
         time: clock::rfc3339(event.time_ns, offset_ns),
         node: node.to_owned(),
         verdict,
-        drop_reason: (verdict == Verdict::Dropped).then(|| drop_reason(event.reason)),
+        drop_reason: (verdict != Verdict::Forwarded).then(|| drop_reason(event.reason)),
         direction,
         is_reply: event.reply != 0,
         source: peer(event.source, event.source_identity, directory),
@@ -102,7 +102,7 @@ fn policies(event: &Event, verdict: Verdict, direction: Direction, directory: &d
     if event.rule != 0 {
         return directory.rule(RuleId(event.rule)).into_iter().collect();
     }
-    if verdict != Verdict::Dropped || event.policy == 0 {
+    if verdict == Verdict::Forwarded || event.policy == 0 {
         return Vec::new();
     }
     let endpoint = match direction {

@@ -115,7 +115,7 @@ impl Observer {
             self.malformed.fetch_add(1, Ordering::Relaxed);
         })?;
         let mut seen = Seen { event: *event, verdict, offset_ns: self.clock.offset_ns(event.time_ns), flow: None };
-        if verdict == Verdict::Dropped || *self.following.borrow() != 0 {
+        if verdict != Verdict::Forwarded || *self.following.borrow() != 0 {
             seen.flow = Some(self.flow(&seen));
         }
         let mut shared = self.lock();
