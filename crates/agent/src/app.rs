@@ -11,6 +11,8 @@ use crate::ports::{Cluster, Links};
 use crate::state::StateDir;
 use crate::{install, machine, restart, server};
 use anyhow::Context as _;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
@@ -49,18 +51,20 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let (collector, flows, switch) = (datapath.collector(), datapath.flows(), datapath.observe());
     let links: Arc<dyn Links> = Arc::new(PodLinks::new(hooks.clone()));
 
+    let options = weft_k8s::client::Options {
+        kubeconfig: config.kubeconfig.clone(),
+        user_agent: format!("weft-agent/{}", env!("CARGO_PKG_VERSION")),
+    };
+    let api_server = Client::server_address(&options).await.context("API server")?;
+
     // What a former agent left, before anybody can ask for something new.
     let deletes = state.queued_deletes().context("queue of deletes")?;
-    let mut core = Core::new(settings(&config), state, Box::new(datapath));
+    let mut core = Core::new(settings(&config, api_server.into_iter().collect()), state, Box::new(datapath));
     restart::take_over(&mut core, &*links).context("take over from the former agent")?;
     let (progress, mtu) = (core.progress(), Arc::new(AtomicU32::new(MTU_DEFAULT)));
     let (core, control) = thread::spawn(core).context("control thread")?;
 
     // The cluster.
-    let options = weft_k8s::client::Options {
-        kubeconfig: config.kubeconfig.clone(),
-        user_agent: format!("weft-agent/{}", env!("CARGO_PKG_VERSION")),
-    };
     let client = Client::connect(&options).await.context("API server")?;
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
     let writer = weft_k8s::slice::Writer::start(client.clone(), &config.node_name, stop.clone());
@@ -116,7 +120,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
     Settings {
         node_name: config.node_name.clone(),
         cluster_name: config.cluster_name.clone(),
@@ -124,6 +128,9 @@ fn settings(config: &Config) -> Settings {
         ipv6: config.ipv6,
         tunnel: config.routing == crate::config::Routing::Vxlan,
         no_masquerade: config.no_masquerade.clone(),
+        host_firewall: config.host_firewall,
+        audit: config.policy_audit_mode,
+        api_server,
     }
 }
 

@@ -135,10 +135,10 @@ pub async fn report_policies(
         let problems: BTreeSet<_> = core.look(|core| core.policy_problems()).into_iter().collect();
         for problem @ (name, reason, text) in problems.difference(&told) {
             let about = event::About {
-                kind: "NetworkPolicy",
-                api_version: "networking.k8s.io/v1",
-                namespace: name.namespace.clone(),
-                name: name.name.clone(),
+                kind: name.kind.name(),
+                api_version: weft_k8s::convert::api_version(name.kind),
+                namespace: name.object.namespace.clone(),
+                name: name.object.name.clone(),
                 uid: String::new(),
             };
             if let Err(error) = event::warn(&client, &about, reason, text, "weft-agent").await {

@@ -4,6 +4,7 @@ use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use weft_model::intent::Covers;
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
 #[derive(Parser, Deserialize, Clone, Debug, Default)]
@@ -55,6 +56,22 @@ pub struct Options {
     /// UDP port of VXLAN.
     #[arg(long, env = "WEFT_TUNNEL_PORT")]
     pub tunnel_port: Option<u16>,
+    /// Whether policies with a nodeSelector apply to the node's own traffic: `true` (default) or `false`; then such
+    /// policies are refused.
+    #[arg(long, env = "WEFT_HOST_FIREWALL")]
+    pub host_firewall: Option<String>,
+    /// Whether all policies are only tried out: what they would drop is reported and passes. `true` or `false`
+    /// (default).
+    #[arg(long, env = "WEFT_POLICY_AUDIT_MODE")]
+    pub policy_audit_mode: Option<String>,
+    /// Addresses of the cluster that CIDR rules of the cilium.io kinds match beside those outside: `nodes`, `pods`,
+    /// `nodes,pods` or nothing (default). The ipBlock of a NetworkPolicy always matches both.
+    #[arg(long, env = "WEFT_POLICY_CIDR_MATCH_MODE")]
+    pub policy_cidr_match_mode: Option<String>,
+    /// Whether policies may name VRRP, IGMP, GRE, IPIP, IPv6, ESP and AH, and pods use them: `true` or `false`
+    /// (default).
+    #[arg(long, env = "WEFT_EXTENDED_PROTOCOLS")]
+    pub extended_protocols: Option<String>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -119,6 +136,14 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// UDP port of VXLAN.
     pub tunnel_port: u16,
+    /// Policies apply to the node's own traffic, where they say so.
+    pub host_firewall: bool,
+    /// Policies report and do not drop.
+    pub policy_audit_mode: bool,
+    /// Addresses of the cluster that CIDR rules of the cilium.io kinds match.
+    pub cidr_covers: Covers,
+    /// Protocols beside TCP, UDP, SCTP and ICMP.
+    pub extended_protocols: bool,
     /// Log directives.
     pub log: String,
 }
@@ -185,6 +210,10 @@ impl Options {
             masquerade: self.masquerade.or(other.masquerade),
             mtu: self.mtu.or(other.mtu),
             tunnel_port: self.tunnel_port.or(other.tunnel_port),
+            host_firewall: self.host_firewall.or(other.host_firewall),
+            policy_audit_mode: self.policy_audit_mode.or(other.policy_audit_mode),
+            policy_cidr_match_mode: self.policy_cidr_match_mode.or(other.policy_cidr_match_mode),
+            extended_protocols: self.extended_protocols.or(other.extended_protocols),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -225,13 +254,13 @@ impl Options {
             cni_conf_dir: directory("cni-conf-dir", self.cni_conf_dir)?,
             cluster_name: cluster_name(self.cluster_name.unwrap_or_else(|| "default".into()))?,
             no_masquerade: prefixes("no-masquerade", self.no_masquerade.as_deref().unwrap_or_default())?,
-            masquerade: match self.masquerade.as_deref().unwrap_or("true") {
-                "true" => true,
-                "false" => false,
-                other => return Err(value("masquerade", "`true` or `false`", other)),
-            },
+            masquerade: switch("masquerade", self.masquerade, true)?,
             mtu: self.mtu,
             tunnel_port,
+            host_firewall: switch("host-firewall", self.host_firewall, true)?,
+            policy_audit_mode: switch("policy-audit-mode", self.policy_audit_mode, false)?,
+            cidr_covers: covers(self.policy_cidr_match_mode.as_deref().unwrap_or_default())?,
+            extended_protocols: switch("extended-protocols", self.extended_protocols, false)?,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
     }
@@ -239,6 +268,27 @@ impl Options {
 
 fn value(field: &'static str, expected: &'static str, found: &str) -> ConfigError {
     ConfigError::Value { field, expected, found: found.to_owned() }
+}
+
+fn switch(field: &'static str, text: Option<String>, default: bool) -> Result<bool, ConfigError> {
+    match text.as_deref() {
+        None => Ok(default),
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(other) => Err(value(field, "`true` or `false`", other)),
+    }
+}
+
+fn covers(text: &str) -> Result<Covers, ConfigError> {
+    let mut covers = Covers::WORLD;
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        match part {
+            "nodes" => covers.nodes = true,
+            "pods" => covers.pods = true,
+            other => return Err(value("policy-cidr-match-mode", "`nodes`, `pods` or both", other)),
+        }
+    }
+    Ok(covers)
 }
 
 fn families(text: &str) -> Result<(bool, bool), ConfigError> {
@@ -320,6 +370,8 @@ mod tests {
             (&["--node-name", "n", "--cluster-name", "a b"], "cluster-name: expected"),
             (&["--node-name", "n", "--tunnel-port", "0"], "tunnel-port: expected"),
             (&["--node-name", "n", "--masquerade", "yes"], "masquerade: expected `true` or `false`"),
+            (&["--node-name", "n", "--host-firewall", "on"], "host-firewall: expected `true` or `false`"),
+            (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
         ];
         for (flags, problem) in cases {

@@ -18,7 +18,7 @@ use weft_control::identity::IdentityTable;
 use weft_datapath::NodeSettings;
 use weft_model::desired::{DataplaneError, IpcacheEntry};
 use weft_model::id::{EndpointId, Identity};
-use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, Source};
+use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, PolicyKind, Source};
 
 pub mod endpoints;
 mod explain;
@@ -29,8 +29,20 @@ mod restore;
 pub mod thread;
 
 /// Every source that must have delivered before anything is removed.
-const SOURCES: [Source; 6] =
-    [Source::Pods, Source::Namespaces, Source::Policies, Source::Identities, Source::Slices, Source::Nodes];
+pub(crate) const SOURCES: [Source; 12] = [
+    Source::Pods,
+    Source::Namespaces,
+    Source::Policies(PolicyKind::NetworkPolicy),
+    Source::Policies(PolicyKind::CiliumNetworkPolicy),
+    Source::Policies(PolicyKind::CiliumClusterwideNetworkPolicy),
+    Source::Policies(PolicyKind::ClusterNetworkPolicy),
+    Source::CidrGroups,
+    Source::Services,
+    Source::Backends,
+    Source::Identities,
+    Source::Slices,
+    Source::Nodes,
+];
 /// First pause after a failed write; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
 /// Plans that follow each other because one made room for the next; the rest waits for the next change.
@@ -53,6 +65,12 @@ pub struct Settings {
     pub tunnel: bool,
     /// Reached with the pod's own address.
     pub no_masquerade: Vec<ipnet::IpNet>,
+    /// Policies apply to the node itself, where they say so.
+    pub host_firewall: bool,
+    /// Policies report and do not drop.
+    pub audit: bool,
+    /// Where this agent reaches the API server.
+    pub api_server: BTreeSet<IpAddr>,
 }
 
 /// How far the tables and the kernel are. Published after every flush.
@@ -215,7 +233,16 @@ impl Core {
             Change::NamespaceGone(name) => {
                 self.namespaces.remove(&name);
             }
-            Change::Policy(_) | Change::PolicyInvalid { .. } | Change::PolicyGone(_) => {}
+            // Of these only the policies hear, above.
+            Change::Policy(_)
+            | Change::PolicyInvalid { .. }
+            | Change::PolicyGone(_)
+            | Change::CidrGroup(_)
+            | Change::CidrGroupGone(_)
+            | Change::Service(_)
+            | Change::ServiceGone(_)
+            | Change::Backends(_)
+            | Change::BackendsGone(_) => {}
             Change::Identity(IdentityLabels { identity, labels }) => {
                 self.identities.insert(identity, labels.clone());
                 self.relabel(|record| record.labels == labels || record.identity == identity);

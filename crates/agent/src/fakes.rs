@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 use weft_datapath::NodeSettings;
 use weft_model::desired::{
-    CompiledPolicy, Dataplane, DataplaneError, Endpoint, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched,
+    CompiledPolicy, Dataplane, DataplaneError, Endpoint, Host, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched,
 };
-use weft_model::id::{Identity, PolicyId};
+use weft_model::id::{Identity, PeerClass, PolicyId};
 use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, Source};
 use weft_model::label::LabelSet;
 
@@ -25,6 +25,8 @@ use weft_model::label::LabelSet;
 #[derive(Default, Debug)]
 pub struct Held {
     pub policies: BTreeMap<PolicyId, CompiledPolicy>,
+    pub peers: BTreeMap<Identity, PeerClass>,
+    pub host: Option<Host>,
     pub endpoints: BTreeMap<IpAddr, Endpoint>,
     pub ipcache: BTreeMap<IpAddr, IpcacheEntry>,
     pub cidrs: BTreeMap<IpNet, Identity>,
@@ -93,8 +95,8 @@ impl Dataplane for World {
         self.write(format!("patch_policy {}", id.0), |held| {
             let policy = held.policies.get_mut(&id).expect("only policies that are there are patched");
             policy.entries.extend(patch.put_entries);
-            policy.peers.extend(patch.put_peers);
-            policy.peers.retain(|peer, _| !patch.del_peers.contains(peer));
+            policy.classes.extend(patch.put_classes);
+            policy.classes.retain(|class, _| !patch.del_classes.contains(class));
             policy.entries.retain(|entry, _| !patch.del_entries.contains(entry));
         })
     }
@@ -107,6 +109,27 @@ impl Dataplane for World {
     }
     fn policies(&mut self) -> Result<BTreeMap<PolicyId, CompiledPolicy>, DataplaneError> {
         Ok(self.held().policies.clone())
+    }
+    fn put_peers(&mut self, peers: &BTreeMap<Identity, PeerClass>) -> Result<(), DataplaneError> {
+        let peers = peers.clone();
+        let names = peers.keys().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        self.write(format!("put_peers {names}"), |held| held.peers.extend(peers))
+    }
+    fn remove_peers(&mut self, peers: &BTreeSet<Identity>) -> Result<(), DataplaneError> {
+        let names = peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        self.write(format!("remove_peers {names}"), |held| held.peers.retain(|peer, _| !peers.contains(peer)))
+    }
+    fn peers(&mut self) -> Result<BTreeMap<Identity, PeerClass>, DataplaneError> {
+        Ok(self.held().peers.clone())
+    }
+    fn set_host(&mut self, host: Option<&Host>) -> Result<(), DataplaneError> {
+        let host = host.copied();
+        self.write(format!("set_host {}", host.is_some()), |held| {
+            for policy in host.iter().flat_map(|host| [host.ingress, host.egress]).filter(|id| *id != PolicyId::OPEN) {
+                assert!(held.policies.contains_key(&policy), "the node uses policy {} that is not there", policy.0);
+            }
+            held.host = host;
+        })
     }
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), DataplaneError> {
         let endpoint = endpoint.clone();
@@ -253,6 +276,9 @@ pub fn settings() -> Settings {
         ipv6: true,
         tunnel: false,
         no_masquerade: Vec::new(),
+        host_firewall: true,
+        audit: false,
+        api_server: BTreeSet::new(),
     }
 }
 
@@ -291,6 +317,7 @@ pub fn node(name: &str, n: u8) -> Node {
             format!("10.244.{n}.0/24").parse().expect("prefix"),
             format!("fd44:0:0:{n}::/64").parse().expect("prefix"),
         ],
+        labels: BTreeMap::new(),
     }
 }
 
@@ -299,9 +326,7 @@ pub fn ip(text: &str) -> IpAddr {
 }
 
 pub fn synced() -> Vec<Change> {
-    [Source::Pods, Source::Namespaces, Source::Policies, Source::Identities, Source::Slices, Source::Nodes]
-        .map(Change::Synced)
-        .to_vec()
+    crate::core::SOURCES.map(Change::Synced).to_vec()
 }
 
 /// What a node with one namespace and no pods hears first.

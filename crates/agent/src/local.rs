@@ -12,13 +12,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weft_abi::DropReason;
-use weft_api::agent::{Request, Response, Status, WaitRequest};
+use weft_api::agent::{AuditRequest, Request, Response, Status, WaitRequest};
 use weft_api::cni::{CniError, code};
 use weft_api::flow::{Direction as FlowDirection, PolicyRef};
 use weft_control::policy::Direction;
 use weft_datapath::{Flows, Metrics};
 use weft_model::id::{EndpointId, Identity, RuleId};
-use weft_model::intent::ObjectName;
+use weft_model::intent::{ObjectName, PolicyKind, PolicyName};
 use weft_observe::{Directory, Observer, Party};
 
 /// Longest wait that is granted.
@@ -76,6 +76,11 @@ impl Local {
                 maps.map(Response::Maps).map_err(|error| kernel(&error))
             }
             Request::Explain(request) => self.core.look(|core| core.explain(&request)).map(Response::Explanation),
+            Request::Preview(request) => self.preview(request).await.map(Response::Preview),
+            Request::Audit(AuditRequest { namespace, pod, on }) => {
+                let name = ObjectName { namespace, name: pod };
+                self.core.call(move |core| core.set_audit(&name, on)).await.map_err(gone)?.map(done)
+            }
             Request::Wait(request) => self.wait(request).await.map(Response::Status),
             Request::Observe { .. } => Err(refusal(code::AGENT, "observe has many answers", "")),
         }
@@ -139,8 +144,13 @@ impl Local {
         self.core.look(|core| match request {
             WaitRequest::Ready { .. } => Ok(core.status().ready),
             WaitRequest::Revision { revision, .. } => Ok(core.status().revision_in_force >= *revision),
-            WaitRequest::Policy { namespace, name, resource_version, .. } => {
-                let name = ObjectName { namespace: namespace.clone(), name: name.clone() };
+            WaitRequest::Policy { kind, namespace, name, resource_version, .. } => {
+                let Some(kind) = PolicyKind::ALL.into_iter().find(|known| known.name() == kind) else {
+                    let details = format!("kind: expected NetworkPolicy or another kind of policy, found {kind:?}");
+                    return Err(refusal(code::DECODING_FAILURE, "malformed request", &details));
+                };
+                let object = ObjectName { namespace: namespace.clone(), name: name.clone() };
+                let name = PolicyName { kind, object };
                 let Some(version) = resource_version else { return Ok(core.policy_is_gone(&name)) };
                 if let Some(problem) = core.policy_problem(&name, version) {
                     return Err(refusal(code::AGENT, "this version is refused", &problem));

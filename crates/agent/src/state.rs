@@ -63,6 +63,9 @@ pub struct EndpointRecord {
     pub host_mac: [u8; 6],
     /// MTU.
     pub mtu: u32,
+    /// What its policies would drop is reported and passes.
+    #[serde(default)]
+    pub audit: bool,
 }
 
 /// A file that could not be used.

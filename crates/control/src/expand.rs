@@ -37,7 +37,7 @@ impl Needs {
                 Peer::CidrGroups { .. } => needs.groups = true,
                 Peer::Services(_) => needs.services = true,
                 Peer::Nodes(_) => needs.nodes = true,
-                Peer::Entity(Entity::KubeApiserver | Entity::Cluster) => needs.api_server = true,
+                Peer::Entity(Entity::KubeApiserver) => needs.api_server = true,
                 Peer::Endpoints(_) | Peer::Cidr { .. } | Peer::Entity(_) => {}
             }
         }
@@ -217,11 +217,6 @@ impl Expander {
                     expanded.extend(nodes.flat_map(|node| &node.addresses).map(|address| host(*address, covers)));
                 }
                 Peer::Entity(Entity::KubeApiserver) => {
-                    expanded.extend(self.api_server().into_iter().map(|address| host(address, Covers::ALL)));
-                }
-                // Also where the API server is outside.
-                Peer::Entity(Entity::Cluster) => {
-                    expanded.push(peer.clone());
                     expanded.extend(self.api_server().into_iter().map(|address| host(address, Covers::ALL)));
                 }
                 Peer::Endpoints(_) | Peer::Cidr { .. } | Peer::Entity(_) => expanded.push(peer.clone()),

@@ -75,6 +75,17 @@ pub fn label_set(pod: &PodFacts<'_>) -> LabelSet {
     LabelSet(labels)
 }
 
+/// The labels by which policies select a pod as their subject: all that it has, those that identities leave out
+/// included; but what only the control plane sets is never taken from the pod.
+#[must_use]
+pub fn subject_labels(identity: &LabelSet, pod: &BTreeMap<String, String>) -> LabelSet {
+    let claimed = |key: &str| key.starts_with(OWN_PREFIX) || NAMESPACE.strip_prefix(SOURCE) == Some(key);
+    let own = pod.iter().filter(|(key, _)| !claimed(key));
+    let mut labels: BTreeMap<_, _> = own.map(|(key, value)| (format!("{SOURCE}{key}"), value.clone())).collect();
+    labels.extend(identity.0.iter().map(|(key, value)| (key.clone(), value.clone())));
+    LabelSet(labels)
+}
+
 /// A number that is the same everywhere for the same labels.
 fn stable_hash(labels: &LabelSet) -> u64 {
     let mut hash = Sha256::new();

@@ -10,6 +10,7 @@ use kube::client::ConfigExt;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
@@ -32,6 +33,17 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// `weft-agent/0.1.0`, say.
     pub user_agent: String,
+}
+
+async fn configuration(options: &Options) -> Result<kube::Config, Error> {
+    match &options.kubeconfig {
+        Some(path) => {
+            let failed = |source| Error::Kubeconfig { path: path.clone(), source: Box::new(source) };
+            let file = Kubeconfig::read_from(path).map_err(failed)?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)
+        }
+        None => kube::Config::incluster().map_err(|source| Error::InCluster { source: Box::new(source) }),
+    }
 }
 
 /// A connection pool to one API server. Cheap to clone.
@@ -79,19 +91,21 @@ impl Client {
     /// # Errors
     /// When the kubeconfig (or the pod's service account) is missing or unusable.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let mut config = match &options.kubeconfig {
-            Some(path) => {
-                let failed = |source| Error::Kubeconfig { path: path.clone(), source: Box::new(source) };
-                let file = Kubeconfig::read_from(path).map_err(failed)?;
-                kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)?
-            }
-            None => kube::Config::incluster().map_err(|source| Error::InCluster { source: Box::new(source) })?,
-        };
+        let mut config = configuration(options).await?;
         if let Ok(agent) = http::HeaderValue::from_str(&options.user_agent) {
             config.headers.push((http::header::USER_AGENT, agent));
         }
         let failed = |source| Error::Setup { source: Box::new(source) };
         Ok(Self { inner: stack(config).map_err(failed)? })
+    }
+
+    /// The address of the server, where it is named by one.
+    ///
+    /// # Errors
+    /// When the kubeconfig (or the pod's service account) is missing or unusable.
+    pub async fn server_address(options: &Options) -> Result<Option<IpAddr>, Error> {
+        let url = configuration(options).await?.cluster_url;
+        Ok(url.host().and_then(|host| host.trim_matches(['[', ']']).parse().ok()))
     }
 
     /// Around a client that exists already, such as one over a test's own service.

@@ -39,9 +39,9 @@ impl Endpoint {
         self.record.phase == Phase::Ready
     }
 
-    /// For the kernel.
+    /// For the kernel; `audit`: as all of the node's.
     #[must_use]
-    pub fn desired(&self, policy: &EndpointPolicy) -> desired::Endpoint {
+    pub fn desired(&self, policy: &EndpointPolicy, audit: bool) -> desired::Endpoint {
         desired::Endpoint {
             id: self.record.id,
             addresses: self.record.addresses.clone(),
@@ -52,6 +52,7 @@ impl Endpoint {
             ingress: policy.ingress,
             egress: policy.egress,
             blocked: policy.blocked.is_some(),
+            audit: audit || self.record.audit,
         }
     }
 }
@@ -96,7 +97,8 @@ impl Endpoints {
     }
 
     fn free_id(&mut self) -> Option<EndpointId> {
-        let count = EndpointId::MAX;
+        // The last number is the node's own.
+        let count = EndpointId::HOST.raw() - 1;
         let free = (0..count)
             .filter_map(|step| EndpointId::new((self.next_id + step) % count + 1))
             .find(|id| !self.rows.contains_key(id))?;
@@ -161,7 +163,7 @@ impl Core {
             return Err(refusal(
                 code::AGENT,
                 "too many endpoints",
-                &format!("all {} numbers are in use", EndpointId::MAX),
+                &format!("all {} numbers are in use", EndpointId::HOST.raw() - 1),
             ));
         };
         let addresses = self.routes.allocate(id)?;
@@ -182,6 +184,7 @@ impl Core {
             identity: wanted.identity,
             labels: wanted.labels,
             mtu: wanted.mtu,
+            audit: false,
         };
         if let Err(error) = self.state.write(&record) {
             self.routes.release(id);
@@ -287,6 +290,28 @@ impl Core {
         for id in ids {
             self.relabel_one(id);
         }
+    }
+
+    /// Puts the endpoints of a pod in audit mode, or back.
+    ///
+    /// # Errors
+    /// The pod has none here, or it cannot be remembered.
+    pub fn set_audit(&mut self, pod: &ObjectName, on: bool) -> Result<(), CniError> {
+        let active = self.endpoints.rows.values().filter(|endpoint| endpoint.is_active());
+        let ids: Vec<_> = active.filter(|e| e.record.pod == *pod).map(|endpoint| endpoint.record.id).collect();
+        if ids.is_empty() {
+            return Err(refusal(code::AGENT, "no such pod", &format!("{pod} has no endpoint on this node")));
+        }
+        for id in ids {
+            let record = EndpointRecord { audit: on, ..self.endpoints.rows[&id].record.clone() };
+            self.state
+                .write(&record)
+                .map_err(|error| refusal(code::IO_FAILURE, "cannot write the endpoint's file", &error.to_string()))?;
+            self.endpoints.rows.get_mut(&id).expect("taken from it").record = record;
+            tracing::info!(endpoint = %id, %pod, on, "audit mode");
+        }
+        self.touch();
+        Ok(())
     }
 
     /// Those that wait for a number.

@@ -66,6 +66,9 @@ impl Core {
         }
         if own {
             self.policy.set_own_addresses(&node.addresses);
+            if self.settings.host_firewall {
+                self.policy.set_host(&node);
+            }
             self.set_pools(&node.pod_cidrs);
         }
         self.nodes_changed();

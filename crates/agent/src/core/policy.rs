@@ -4,10 +4,12 @@ use super::{Core, Settings, describe};
 use crate::state::EndpointRecord;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use weft_control::expand::Expander;
+use weft_control::identity::subject_labels;
 use weft_control::policy::{self as engine, EndpointPolicy, Engine, LocalEndpoint, Plan};
-use weft_model::desired::{CompiledPolicy, DataplaneError, PolicyPatch, Touched};
-use weft_model::id::{EndpointId, Identity, PolicyId};
-use weft_model::intent::{Change, EndpointSlice, IdentityLabels, ObjectName, RemoteEndpoint};
+use weft_model::desired::{CompiledPolicy, DataplaneError, Host, PolicyPatch, Touched};
+use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId};
+use weft_model::intent::{Change, EndpointSlice, IdentityLabels, Node, ObjectName, PolicyName, RemoteEndpoint};
 use weft_model::label::LabelSet;
 
 /// A policy object whose newest version cannot be used.
@@ -22,21 +24,24 @@ pub struct Invalid {
 /// See the module.
 pub struct Policy {
     pub(super) engine: Engine,
+    pub(super) expander: Expander,
     pending: Vec<engine::Change>,
     /// The engine wants to be asked though nothing changed.
     again: bool,
     /// A plan could not be carried out: compare everything.
     out_of_step: bool,
     /// Objects with a version in force or on the way, and that version.
-    pub(super) versions: BTreeMap<ObjectName, String>,
-    pub(super) invalid: BTreeMap<ObjectName, Invalid>,
+    pub(super) versions: BTreeMap<PolicyName, String>,
+    pub(super) invalid: BTreeMap<PolicyName, Invalid>,
     /// Which endpoints each slice brought, by UID.
     slices: BTreeMap<String, BTreeMap<String, Arc<RemoteEndpoint>>>,
     own_node: BTreeSet<std::net::IpAddr>,
     /// Policies each endpoint shall have.
     targets: BTreeMap<EndpointId, EndpointPolicy>,
-    /// Patches that wait for the addresses of a change.
-    narrow: Vec<(PolicyId, PolicyPatch)>,
+    /// Peers that wait for the addresses of a change.
+    narrow: Vec<(Identity, Option<PeerClass>)>,
+    /// The node's own policies as the kernel has them; `None`: not known.
+    host: Option<Option<Host>>,
     /// To be done once everything else of a change is in the kernel.
     after: Vec<After>,
 }
@@ -44,14 +49,18 @@ pub struct Policy {
 /// What waits for the bump.
 enum After {
     RemoveCidr(ipnet::IpNet),
+    RemovePeers(BTreeSet<Identity>),
     Patch(PolicyId, PolicyPatch),
     Remove(PolicyId),
 }
 
 impl Policy {
-    pub(super) fn new(_settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let mut expander = Expander::default();
+        expander.set_api_server(settings.api_server.clone());
         Self {
             engine: Engine::new(engine::Limits::default()),
+            expander,
             pending: Vec::new(),
             again: false,
             out_of_step: false,
@@ -61,17 +70,18 @@ impl Policy {
             own_node: BTreeSet::new(),
             targets: BTreeMap::new(),
             narrow: Vec::new(),
+            host: None,
             after: Vec::new(),
         }
     }
 
     /// Hears of a change.
     pub(super) fn take(&mut self, change: &Change) {
+        self.expander.hear(change);
         match change {
             Change::Policy(policy) => {
                 self.invalid.remove(&policy.name);
                 self.versions.insert(policy.name.clone(), policy.resource_version.clone());
-                self.pending.push(engine::Change::PutPolicy(Arc::new(policy.clone())));
             }
             Change::PolicyInvalid { name, resource_version, problem } => {
                 tracing::warn!(policy = %name, %problem, "the policy is invalid; what was in force stays in force");
@@ -81,7 +91,6 @@ impl Policy {
             Change::PolicyGone(name) => {
                 self.invalid.remove(name);
                 self.versions.remove(name);
-                self.pending.push(engine::Change::RemovePolicy(name.clone()));
             }
             Change::Identity(IdentityLabels { identity, labels }) => {
                 self.pending.push(engine::Change::PutIdentity(*identity, Arc::new(labels.clone())));
@@ -155,10 +164,22 @@ impl Policy {
         self.pending.push(engine::Change::PutEndpoint(LocalEndpoint {
             id: record.id,
             pod: record.pod.clone(),
-            labels: record.pod_labels.clone(),
+            labels: subject_labels(&record.labels, &record.pod_labels),
             identity: record.identity,
             addresses: record.addresses.clone(),
             named_ports: record.named_ports.clone(),
+        }));
+    }
+
+    /// The node itself, as a subject of policies.
+    pub(super) fn set_host(&mut self, node: &Node) {
+        self.pending.push(engine::Change::PutEndpoint(LocalEndpoint {
+            id: EndpointId::HOST,
+            pod: ObjectName { namespace: String::new(), name: node.name.clone() },
+            labels: LabelSet(node.labels.clone()),
+            identity: Identity::HOST,
+            addresses: node.addresses.clone(),
+            named_ports: Vec::new(),
         }));
     }
 
@@ -173,7 +194,8 @@ impl Core {
     /// First half of putting a change of policies in force: policies, prefixes, endpoints. What refers to nothing
     /// any more is kept for [`Core::finish_policy`].
     pub(super) fn write_policy(&mut self) -> Result<(), ()> {
-        let changes = std::mem::take(&mut self.policy.pending);
+        let mut changes = self.policy.expander.take();
+        changes.append(&mut self.policy.pending);
         let again = std::mem::take(&mut self.policy.again);
         let plan = if changes.is_empty() && !again { Plan::default() } else { self.policy.engine.apply(changes) };
         let written = if self.policy.out_of_step { self.write_everything() } else { self.write_plan(plan) };
@@ -198,6 +220,9 @@ impl Core {
         for (id, patch) in &plan.patch {
             self.dataplane.patch_policy(*id, patch)?;
         }
+        if !plan.put_peers.is_empty() {
+            self.dataplane.put_peers(&plan.put_peers.into_iter().collect())?;
+        }
         for (cidr, number) in &plan.add_cidrs {
             self.dataplane.set_cidr(*cidr, Some(*number))?;
         }
@@ -208,6 +233,9 @@ impl Core {
         self.touched_endpoints.extend(plan.touched);
         let after = &mut self.policy.after;
         after.extend(plan.remove_cidrs.into_iter().map(After::RemoveCidr));
+        if !plan.del_peers.is_empty() {
+            after.push(After::RemovePeers(plan.del_peers.into_iter().collect()));
+        }
         after.extend(plan.late_patch.into_iter().map(|(id, patch)| After::Patch(id, patch)));
         after.extend(plan.remove.into_iter().map(After::Remove));
         Ok(())
@@ -218,6 +246,7 @@ impl Core {
         let wanted = self.policy.engine.desired();
         let present = self.dataplane.policies()?;
         let cidrs = self.dataplane.cidrs()?;
+        let peers = self.dataplane.peers()?;
         let mut late = Vec::new();
         for (id, policy) in &wanted.policies {
             match present.get(id) {
@@ -230,6 +259,8 @@ impl Core {
                 }
             }
         }
+        let moved = wanted.peers.iter().filter(|(peer, class)| peers.get(*peer) != Some(*class));
+        self.dataplane.put_peers(&moved.map(|(peer, class)| (*peer, *class)).collect())?;
         for (cidr, number) in &wanted.cidrs {
             if cidrs.get(cidr) != Some(number) {
                 self.dataplane.set_cidr(*cidr, Some(*number))?;
@@ -237,6 +268,7 @@ impl Core {
         }
         self.policy.targets = wanted.endpoints.iter().map(|(id, target)| (*id, target.clone())).collect();
         late.extend(cidrs.keys().filter(|cidr| !wanted.cidrs.contains_key(cidr)).map(|cidr| After::RemoveCidr(*cidr)));
+        late.push(After::RemovePeers(peers.into_keys().filter(|peer| !wanted.peers.contains_key(peer)).collect()));
         late.extend(present.keys().filter(|id| !wanted.policies.contains_key(id)).map(|id| After::Remove(*id)));
         self.policy.after = late;
         self.touched_node = true;
@@ -246,10 +278,11 @@ impl Core {
 
     /// Endpoints that are not in the kernel as they shall be.
     fn write_endpoints(&mut self) -> Result<(), DataplaneError> {
-        let mut result = Ok(());
+        let mut result = self.write_host();
+        let audit = self.settings.audit;
         for endpoint in self.endpoints.rows.values_mut().filter(|endpoint| endpoint.is_active()) {
             let Some(target) = self.policy.targets.get(&endpoint.record.id) else { continue };
-            let wanted = endpoint.desired(target);
+            let wanted = endpoint.desired(target, audit);
             endpoint.problem.clone_from(&target.blocked);
             if endpoint.in_kernel.as_ref() == Some(&wanted) {
                 continue;
@@ -272,6 +305,26 @@ impl Core {
         result
     }
 
+    /// The node itself. Policies that do not fit must not cut it off: what was in force stays.
+    fn write_host(&mut self) -> Result<(), DataplaneError> {
+        let target = self.policy.targets.get(&EndpointId::HOST);
+        if let Some(problem) = target.and_then(|target| target.blocked.clone()) {
+            self.problems.insert("node policy".into(), problem);
+            return Ok(());
+        }
+        self.problems.remove("node policy");
+        let audit = self.settings.audit;
+        let host = target.map(|target| Host { ingress: target.ingress, egress: target.egress, audit });
+        let wanted = host.filter(|host| host.ingress != PolicyId::OPEN || host.egress != PolicyId::OPEN);
+        if self.policy.host == Some(wanted) {
+            return Ok(());
+        }
+        self.dataplane.set_host(wanted.as_ref())?;
+        self.policy.host = Some(wanted);
+        self.touched_node = true;
+        Ok(())
+    }
+
     /// Second half, once the addresses are written: makes what was written take hold, then removes what nothing refers to any more.
     pub(super) fn finish_policy(&mut self) -> Result<(), ()> {
         let finished = self.narrow_bump_remove();
@@ -283,8 +336,18 @@ impl Core {
     }
 
     fn narrow_bump_remove(&mut self) -> Result<(), DataplaneError> {
-        for (id, patch) in std::mem::take(&mut self.policy.narrow) {
-            self.dataplane.patch_policy(id, &patch)?;
+        let (mut moved, mut gone) = (BTreeMap::new(), BTreeSet::new());
+        for (peer, class) in std::mem::take(&mut self.policy.narrow) {
+            match class {
+                Some(class) => drop(moved.insert(peer, class)),
+                None => drop(gone.insert(peer)),
+            }
+        }
+        if !moved.is_empty() {
+            self.dataplane.put_peers(&moved)?;
+        }
+        if !gone.is_empty() {
+            self.dataplane.remove_peers(&gone)?;
         }
         let touched = if self.touched_node {
             Some(Touched::Node)
@@ -302,6 +365,7 @@ impl Core {
         for step in after {
             match &step {
                 After::RemoveCidr(cidr) => self.dataplane.set_cidr(*cidr, None)?,
+                After::RemovePeers(peers) => self.dataplane.remove_peers(peers)?,
                 After::Patch(id, patch) => self.dataplane.patch_policy(*id, patch)?,
                 After::Remove(id) => self.dataplane.remove_policy(*id)?,
             }
@@ -312,24 +376,15 @@ impl Core {
 
 /// What to write first, and what to remove once it has taken hold.
 fn difference(old: &CompiledPolicy, new: &CompiledPolicy) -> (PolicyPatch, PolicyPatch) {
+    let entries = new.entries.iter().filter(|(key, value)| old.entries.get(key) != Some(value));
+    let classes = new.classes.iter().filter(|(key, value)| old.classes.get(key) != Some(value));
     let first = PolicyPatch {
-        put_entries: new
-            .entries
-            .iter()
-            .filter(|(key, value)| old.entries.get(key) != Some(value))
-            .map(|(k, v)| (*k, *v))
-            .collect(),
-        put_peers: new
-            .peers
-            .iter()
-            .filter(|(key, value)| old.peers.get(key) != Some(value))
-            .map(|(k, v)| (*k, *v))
-            .collect(),
+        put_entries: entries.map(|(key, value)| (*key, *value)).collect(),
+        put_classes: classes.map(|(key, value)| (*key, *value)).collect(),
         ..PolicyPatch::default()
     };
-    let gone_peers: BTreeSet<Identity> = old.peers.keys().filter(|key| !new.peers.contains_key(key)).copied().collect();
     let rest = PolicyPatch {
-        del_peers: gone_peers,
+        del_classes: old.classes.keys().filter(|key| !new.classes.contains_key(key)).copied().collect(),
         del_entries: old.entries.keys().filter(|key| !new.entries.contains_key(key)).copied().collect(),
         ..PolicyPatch::default()
     };

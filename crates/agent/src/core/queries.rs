@@ -61,10 +61,13 @@ impl Core {
         let mut problems: Vec<String> = self.problems.iter().map(|(what, why)| format!("{what}: {why}")).collect();
         for (name, invalid) in &self.policy.invalid {
             let kept = if self.policy.versions.contains_key(name) { "; the version before is in force" } else { "" };
-            problems.push(format!("NetworkPolicy {name}: {}{kept}", invalid.problem));
+            problems.push(format!("{name}: {}{kept}", invalid.problem));
         }
         for problem in self.policy.engine.problems() {
-            problems.push(format!("NetworkPolicy {}: {}", problem.policy, problem.text));
+            problems.push(format!("{}: {}", problem.policy, problem.text));
+        }
+        for (policy, missing) in self.policy.expander.missing() {
+            problems.push(format!("{policy}: {missing}"));
         }
         for endpoint in self.endpoints.rows.values() {
             if let Some(problem) = &endpoint.problem {
@@ -102,6 +105,7 @@ impl Core {
                 ingress: self.isolating(record.id, Direction::Ingress),
                 egress: self.isolating(record.id, Direction::Egress),
                 device: record.device.clone(),
+                audit: record.audit || self.settings.audit,
             }
         })
         .collect()
@@ -111,7 +115,7 @@ impl Core {
     #[must_use]
     pub fn isolating(&self, id: EndpointId, direction: Direction) -> Option<Vec<PolicyRef>> {
         let policies = self.policy.engine.isolating(id, direction)?;
-        Some(policies.into_iter().map(|policy| reference(policy.kind, &policy.name, None)).collect())
+        Some(policies.into_iter().map(|policy| reference(&policy.name)).collect())
     }
 
     /// Identities known here.
@@ -142,7 +146,7 @@ impl Core {
                     problems.iter().find(|problem| problem.policy == policy.name).map(|problem| problem.text.clone());
                 let invalid = self.policy.invalid.get(&policy.name).map(|invalid| invalid.problem.clone());
                 api::Policy {
-                    policy: reference(policy.kind, &policy.name, None),
+                    policy: reference(&policy.name),
                     resource_version: policy.resource_version.clone(),
                     endpoints: endpoints.iter().map(|id| id.raw()).collect(),
                     problem: invalid.or(refused),
@@ -152,7 +156,7 @@ impl Core {
         let absent = self.policy.invalid.iter().map(|(name, invalid)| (name, &invalid.problem));
         let refused = problems.iter().filter(|problem| problem.refused).map(|problem| (&problem.policy, &problem.text));
         for (name, problem) in absent.chain(refused) {
-            let policy = reference("NetworkPolicy", name, None);
+            let policy = reference(name);
             if rows.iter().all(|row| row.policy != policy) {
                 rows.push(api::Policy {
                     policy,
@@ -167,7 +171,7 @@ impl Core {
 
     /// The version of a policy object that is in force, if any.
     #[must_use]
-    pub fn policy_in_force(&self, name: &ObjectName) -> Option<String> {
+    pub fn policy_in_force(&self, name: &PolicyName) -> Option<String> {
         if self.dirty || self.retry_at.is_some() {
             return None;
         }
@@ -177,18 +181,18 @@ impl Core {
 
     /// Whether everything of the tables is in the kernel, and the policy is not among it.
     #[must_use]
-    pub fn policy_is_gone(&self, name: &ObjectName) -> bool {
+    pub fn policy_is_gone(&self, name: &PolicyName) -> bool {
         let progress = self.progress.borrow();
         progress.in_force == self.revision && self.engine_has_not(name)
     }
 
-    fn engine_has_not(&self, name: &ObjectName) -> bool {
+    fn engine_has_not(&self, name: &PolicyName) -> bool {
         self.policy.engine.policies().all(|(policy, _)| policy.name != *name)
     }
 
     /// Why a policy object's version will not come in force.
     #[must_use]
-    pub fn policy_problem(&self, name: &ObjectName, resource_version: &str) -> Option<String> {
+    pub fn policy_problem(&self, name: &PolicyName, resource_version: &str) -> Option<String> {
         let invalid = self.policy.invalid.get(name).filter(|invalid| invalid.resource_version == resource_version);
         let refused = || {
             let problems = self.policy.engine.problems();
@@ -201,7 +205,7 @@ impl Core {
 
     /// Policy objects of which something is not in force, and why.
     #[must_use]
-    pub fn policy_problems(&self) -> Vec<(ObjectName, &'static str, String)> {
+    pub fn policy_problems(&self) -> Vec<(PolicyName, &'static str, String)> {
         let invalid = self.policy.invalid.iter();
         let invalid = invalid.map(|(name, invalid)| (name.clone(), "PolicyInvalid", invalid.problem.clone()));
         let refused = self.policy.engine.problems().into_iter();
@@ -250,7 +254,7 @@ impl Core {
     /// The rule of a number.
     #[must_use]
     pub fn rule(&self, rule: RuleId) -> Option<PolicyRef> {
-        self.policy.engine.rule(rule).map(|rule: &RuleRef| reference(rule.kind, &rule.object, Some(rule.place())))
+        self.policy.engine.rule(rule).map(rule_reference)
     }
 
     /// The pod that has an address, here or elsewhere.
@@ -291,6 +295,24 @@ fn labels(set: &weft_model::label::LabelSet) -> Vec<String> {
     set.0.iter().map(text).collect()
 }
 
-fn reference(kind: &str, name: &ObjectName, rule: Option<String>) -> PolicyRef {
-    PolicyRef { kind: kind.to_owned(), namespace: name.namespace.clone(), name: name.name.clone(), rule }
+/// A policy object, for people.
+#[must_use]
+pub fn reference(name: &PolicyName) -> PolicyRef {
+    PolicyRef {
+        kind: name.kind.name().to_owned(),
+        namespace: name.object.namespace.clone(),
+        name: name.object.name.clone(),
+        rule: None,
+        log: None,
+    }
+}
+
+/// A rule of it.
+#[must_use]
+pub fn rule_reference(rule: &RuleRef) -> PolicyRef {
+    PolicyRef {
+        rule: Some(rule.place.to_string()),
+        log: rule.log.as_ref().map(ToString::to_string),
+        ..reference(&rule.policy)
+    }
 }

@@ -102,7 +102,8 @@ impl Core {
     }
 
     fn adopt_kernel(&mut self) -> Result<(), DataplaneError> {
-        let (policies, cidrs) = (self.dataplane.policies()?, self.dataplane.cidrs()?);
+        let (policies, cidrs, peers) =
+            (self.dataplane.policies()?, self.dataplane.cidrs()?, self.dataplane.peers()?);
         // The engine refuses what the maps would not hold, so that a policy is refused whole and by name.
         let usage = self.dataplane.usage()?;
         let size = |name: &str| {
@@ -112,10 +113,11 @@ impl Core {
         self.policy.engine.set_limits(Limits::for_maps(
             size(map_name::POLICY_INFO),
             size(map_name::POLICY_ENTRIES),
-            size(map_name::POLICY_PEERS),
+            size(map_name::POLICY_CLASSES),
+            size(map_name::PEERS),
             size(map_name::CIDRS),
         ));
-        self.policy.engine.adopt(&policies, &cidrs);
+        self.policy.engine.adopt(&policies, &cidrs, &peers);
         self.ipcache_written = self.dataplane.ipcache()?;
         self.adopt_routes()?;
         let known: BTreeMap<EndpointId, Vec<IpAddr>> =
