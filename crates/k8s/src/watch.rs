@@ -10,11 +10,12 @@ mod kinds;
 mod table;
 
 use crate::client::Client;
+use crate::convert::Settings;
 pub(crate) use drive::{Retry, with_query};
 use std::hash::Hash;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weft_model::intent::Change;
+use weft_model::intent::{Change, PolicyKind};
 
 /// Batches that may wait for the reader before the watches stop reading.
 const BATCHES_MAX: usize = 64;
@@ -26,16 +27,20 @@ pub trait Kind: Send + Sync + 'static {
     /// What is told.
     type News: Hash + Send + 'static;
 
-    /// For logs.
-    const NAME: &'static str;
     /// Objects per page of a list: large objects, small pages.
     const PAGE: u32;
 
+    /// For logs.
+    fn name(&self) -> &'static str;
     /// Path of the collection.
     fn path(&self) -> String;
     /// `name=value` of a field selector.
     fn field_selector(&self) -> Option<String> {
         None
+    }
+    /// Whether a server may not know the kind. That counts as having no objects of it, until it is known.
+    fn may_be_missing(&self) -> bool {
+        false
     }
     /// Reads one object.
     ///
@@ -66,15 +71,38 @@ pub struct Seen<K, N> {
 /// Every source first tells all that exists, then `Synced`, once; after that, changes. The reader sees each source's
 /// changes in order. When the reader is slow, the watches wait; when it is gone, they end.
 #[must_use]
-pub fn start(client: Client, node_name: &str, stop: CancellationToken) -> mpsc::Receiver<Vec<Change>> {
+pub fn start(
+    client: &Client,
+    node_name: &str,
+    settings: Settings,
+    stop: &CancellationToken,
+) -> mpsc::Receiver<Vec<Change>> {
     let (sender, receiver) = mpsc::channel(BATCHES_MAX);
-    follow(client.clone(), kinds::Pods { node: node_name.to_owned() }, sender.clone(), stop.clone());
-    follow(client.clone(), kinds::Namespaces, sender.clone(), stop.clone());
-    follow(client.clone(), kinds::Policies, sender.clone(), stop.clone());
-    follow(client.clone(), kinds::Identities, sender.clone(), stop.clone());
-    follow(client.clone(), kinds::Slices, sender.clone(), stop.clone());
-    follow(client, kinds::Nodes, sender, stop);
+    let start = Start { client, sender, stop };
+    start.follow(kinds::Pods { node: node_name.to_owned() });
+    start.follow(kinds::Namespaces);
+    for kind in PolicyKind::ALL {
+        start.follow(kinds::Policies { kind, settings });
+    }
+    start.follow(kinds::CidrGroups);
+    start.follow(kinds::Services);
+    start.follow(kinds::Backends);
+    start.follow(kinds::Identities);
+    start.follow(kinds::Slices);
+    start.follow(kinds::Nodes);
     receiver
+}
+
+struct Start<'a> {
+    client: &'a Client,
+    sender: mpsc::Sender<Vec<Change>>,
+    stop: &'a CancellationToken,
+}
+
+impl Start<'_> {
+    fn follow(&self, kind: impl Kind<News = Change>) {
+        follow(self.client.clone(), kind, self.sender.clone(), self.stop.clone());
+    }
 }
 
 /// Watches one kind until `stop`, or until nobody listens any more.

@@ -9,6 +9,19 @@ pub const CILIUM_V2: &str = "cilium.io/v2";
 pub const CILIUM_V2ALPHA1: &str = "cilium.io/v2alpha1";
 /// Collections' paths.
 pub mod path {
+    use weft_model::intent::PolicyKind;
+
+    /// Policies of a kind, of all namespaces.
+    #[must_use]
+    pub const fn policies(kind: PolicyKind) -> &'static str {
+        match kind {
+            PolicyKind::NetworkPolicy => NETWORK_POLICIES,
+            PolicyKind::CiliumNetworkPolicy => CILIUM_POLICIES,
+            PolicyKind::CiliumClusterwideNetworkPolicy => CILIUM_CLUSTER_POLICIES,
+            PolicyKind::ClusterNetworkPolicy => CLUSTER_POLICIES,
+        }
+    }
+
     /// CiliumIdentities.
     pub const IDENTITIES: &str = "/apis/cilium.io/v2/ciliumidentities";
     /// CiliumNodes.
@@ -24,7 +37,19 @@ pub mod path {
     /// Pods of all namespaces.
     pub const PODS: &str = "/api/v1/pods";
     /// NetworkPolicies of all namespaces.
-    pub const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
+    pub const NETWORK_POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
+    /// CiliumNetworkPolicies of all namespaces.
+    pub const CILIUM_POLICIES: &str = "/apis/cilium.io/v2/ciliumnetworkpolicies";
+    /// CiliumClusterwideNetworkPolicies.
+    pub const CILIUM_CLUSTER_POLICIES: &str = "/apis/cilium.io/v2/ciliumclusterwidenetworkpolicies";
+    /// ClusterNetworkPolicies.
+    pub const CLUSTER_POLICIES: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
+    /// CiliumCIDRGroups.
+    pub const CIDR_GROUPS: &str = "/apis/cilium.io/v2/ciliumcidrgroups";
+    /// Services of all namespaces.
+    pub const SERVICES: &str = "/api/v1/services";
+    /// EndpointSlices of Services, of all namespaces.
+    pub const ENDPOINT_SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 }
 
 /// Object metadata.
@@ -373,4 +398,69 @@ pub struct WirePodStatus {
     /// Phase.
     #[serde(deserialize_with = "or_default")]
     pub phase: String,
+}
+
+/// A policy of any kind. What is in it, the converters judge.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WirePolicy {
+    /// Metadata.
+    pub metadata: Metadata,
+    /// Specification.
+    pub spec: serde_json::Value,
+    /// More of them, in the cilium.io kinds.
+    pub specs: serde_json::Value,
+}
+
+/// CiliumCIDRGroup.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WireCidrGroup {
+    /// Metadata.
+    pub metadata: Metadata,
+    /// Specification.
+    pub spec: serde_json::Value,
+}
+
+/// Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WireService {
+    /// Metadata.
+    pub metadata: Metadata,
+    /// Specification.
+    #[serde(deserialize_with = "or_default")]
+    pub spec: WireServiceSpec,
+}
+
+/// Specification of a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WireServiceSpec {
+    /// Its pods.
+    #[serde(deserialize_with = "or_default")]
+    pub selector: BTreeMap<String, String>,
+}
+
+/// EndpointSlice (discovery.k8s.io).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WireEndpointSlice {
+    /// Metadata.
+    pub metadata: Metadata,
+    /// `IPv4`, `IPv6`, `FQDN`.
+    #[serde(deserialize_with = "or_default")]
+    pub address_type: String,
+    /// What it holds.
+    #[serde(deserialize_with = "or_default")]
+    pub endpoints: Vec<WireBackend>,
+}
+
+/// One endpoint of an EndpointSlice.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WireBackend {
+    /// Its addresses.
+    #[serde(deserialize_with = "or_default")]
+    pub addresses: Vec<String>,
 }

@@ -55,8 +55,11 @@ struct Spec {
 impl Kind for Nodes {
     type Key = String;
     type News = News;
-    const NAME: &'static str = "nodes";
     const PAGE: u32 = 100;
+
+    fn name(&self) -> &'static str {
+        "nodes"
+    }
 
     fn path(&self) -> String {
         path::NODES.to_owned()

@@ -1,8 +1,11 @@
 //! A JSON value together with its path, so that every complaint can say where.
 
-use super::Problem;
+use super::{Problem, Problems};
 use serde_json::{Map, Value};
 use std::fmt;
+
+/// What reading a part of an object gives.
+pub(super) type Read<T> = Result<T, Problems>;
 
 /// Where a value sits; borrowed from the caller's stack.
 #[derive(Clone, Copy)]
@@ -30,6 +33,11 @@ impl Path<'_> {
     pub(super) fn problem(&self, problem: impl Into<String>) -> Problem {
         Problem::new(self, problem)
     }
+
+    /// The same, as the end of a reading.
+    pub(super) fn fail<T>(&self, problem: impl Into<String>) -> Read<T> {
+        Err(self.problem(problem).into())
+    }
 }
 
 /// What kind of JSON a value is, for messages.
@@ -46,15 +54,20 @@ pub(super) fn kind(value: &Value) -> &'static str {
 
 /// An object with no other fields than `known`. A field that we do not know could narrow a rule, so ignoring it could
 /// allow too much.
-pub(super) fn object<'v>(path: Path<'_>, value: &'v Value, known: &[&str]) -> Result<&'v Map<String, Value>, Problem> {
-    let Value::Object(map) = value else {
-        return Err(path.problem(format!("expected an object, found {}", kind(value))));
-    };
-    match map.keys().find(|key| !known.contains(&key.as_str())) {
-        None => Ok(map),
-        Some(key) => {
-            Err(Path::Field(&path, key).problem(format!("unknown field, expected one of: {}", known.join(", "))))
-        }
+pub(super) fn object<'v>(path: Path<'_>, value: &'v Value, known: &[&str]) -> Read<&'v Map<String, Value>> {
+    let map = any_object(path, value)?;
+    let unknown = map.keys().filter(|key| !known.contains(&key.as_str()));
+    let complain =
+        |key: &String| Path::Field(&path, key).problem(format!("unknown field, expected one of: {}", known.join(", ")));
+    let problems: Vec<Problem> = unknown.map(complain).collect();
+    Problems::new(problems).map_or(Ok(map), Err)
+}
+
+/// An object with any fields.
+pub(super) fn any_object<'v>(path: Path<'_>, value: &'v Value) -> Read<&'v Map<String, Value>> {
+    match value {
+        Value::Object(map) => Ok(map),
+        other => path.fail(format!("expected an object, found {}", kind(other))),
     }
 }
 
@@ -63,23 +76,93 @@ pub(super) fn get<'v>(map: &'v Map<String, Value>, name: &str) -> Option<&'v Val
     map.get(name).filter(|value| !value.is_null())
 }
 
+/// A field that must be there.
+pub(super) fn required<'v>(path: Path<'_>, map: &'v Map<String, Value>, name: &str, what: &str) -> Read<&'v Value> {
+    match get(map, name) {
+        Some(value) => Ok(value),
+        None => Path::Field(&path, name).fail(format!("required: {what}")),
+    }
+}
+
 /// A list; absent and null are `None`.
-pub(super) fn list<'v>(
-    path: Path<'_>,
-    map: &'v Map<String, Value>,
-    name: &str,
-) -> Result<Option<&'v [Value]>, Problem> {
+pub(super) fn list<'v>(path: Path<'_>, map: &'v Map<String, Value>, name: &str) -> Read<Option<&'v [Value]>> {
     match get(map, name) {
         None => Ok(None),
         Some(Value::Array(items)) => Ok(Some(items)),
-        Some(other) => Err(Path::Field(&path, name).problem(format!("expected a list, found {}", kind(other)))),
+        Some(other) => Path::Field(&path, name).fail(format!("expected a list, found {}", kind(other))),
+    }
+}
+
+/// A list of at most `max`.
+pub(super) fn short_list<'v>(
+    path: Path<'_>,
+    map: &'v Map<String, Value>,
+    name: &str,
+    max: usize,
+) -> Read<Option<&'v [Value]>> {
+    let items = list(path, map, name)?;
+    match items {
+        Some(items) if items.len() > max => {
+            Path::Field(&path, name).fail(format!("{} elements, expected at most {max}", items.len()))
+        }
+        items => Ok(items),
+    }
+}
+
+/// Reads every element of a list, and reports what is wrong with all of them.
+pub(super) fn each<T>(path: Path<'_>, items: &[Value], read: impl Fn(Path<'_>, &Value) -> Read<T>) -> Read<Vec<T>> {
+    all(items.iter().enumerate().map(|(n, item)| read(Path::Index(&path, n), item)))
+}
+
+/// All or every problem.
+pub(super) fn all<T>(results: impl IntoIterator<Item = Read<T>>) -> Read<Vec<T>> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(value) => good.push(value),
+            Err(problems) => bad.extend(problems),
+        }
+    }
+    Problems::new(bad).map_or(Ok(good), Err)
+}
+
+/// Both or every problem.
+pub(super) fn both<A, B>(a: Read<A>, b: Read<B>) -> Read<(A, B)> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(a), Err(b)) => Err(a.and(b)),
+        (Err(problems), _) | (_, Err(problems)) => Err(problems),
     }
 }
 
 /// A string.
-pub(super) fn string<'v>(path: Path<'_>, value: &'v Value) -> Result<&'v str, Problem> {
+pub(super) fn string<'v>(path: Path<'_>, value: &'v Value) -> Read<&'v str> {
     match value {
         Value::String(text) => Ok(text),
-        other => Err(path.problem(format!("expected a string, found {}", kind(other)))),
+        other => path.fail(format!("expected a string, found {}", kind(other))),
+    }
+}
+
+/// A boolean that may be absent.
+pub(super) fn boolean(path: Path<'_>, map: &Map<String, Value>, name: &str) -> Read<Option<bool>> {
+    match get(map, name) {
+        None => Ok(None),
+        Some(Value::Bool(value)) => Ok(Some(*value)),
+        Some(other) => Path::Field(&path, name).fail(format!("expected true or false, found {}", kind(other))),
+    }
+}
+
+/// A whole number.
+pub(super) fn number(path: Path<'_>, value: &Value, range: std::ops::RangeInclusive<u16>) -> Read<u16> {
+    let expected = format!("expected a number from {} to {}", range.start(), range.end());
+    match value {
+        Value::Number(number) => {
+            let read = number.as_u64().and_then(|number| u16::try_from(number).ok());
+            match read.filter(|number| range.contains(number)) {
+                Some(number) => Ok(number),
+                None => path.fail(format!("{number}, {expected}")),
+            }
+        }
+        other => path.fail(format!("{expected}, found {}", kind(other))),
     }
 }

@@ -72,7 +72,7 @@ pub fn node(object: &WireNode) -> Result<Node, Problem> {
             pod_cidrs.push(net);
         }
     }
-    Ok(Node { name: object.metadata.name.clone(), addresses, pod_cidrs })
+    Ok(Node { name: object.metadata.name.clone(), addresses, pod_cidrs, labels: object.metadata.labels.clone() })
 }
 
 /// An identity: the number is the object's name.
@@ -175,9 +175,10 @@ pub fn slice_endpoint(endpoint: &RemoteEndpoint) -> CoreEndpoint {
         name: port.name.clone(),
         port: port.port,
         protocol: match port.protocol {
-            Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
             Protocol::Sctp => "SCTP",
+            // Container ports are of these three.
+            _ => "TCP",
         }
         .to_owned(),
     };
@@ -207,7 +208,7 @@ pub(crate) fn identity_object(row: &IdentityLabels) -> CiliumIdentity {
     }
 }
 
-fn address(field: &str, text: &str) -> Result<IpAddr, Problem> {
+pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, Problem> {
     let expected = || Problem::new(field, format!("{text:?}, expected an IP address"));
     let address: IpAddr = text.parse().map_err(|_| expected())?;
     match address {

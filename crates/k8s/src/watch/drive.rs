@@ -20,6 +20,11 @@ const WATCH_SECONDS: u64 = 290;
 const SILENCE_SECONDS: u64 = 15;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(20);
+/// The longest pause between two looks for a kind that the server does not know.
+const UNKNOWN_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long a server must not know a kind before the objects that it had of it count as gone. A server that starts says
+/// so of kinds that it has not loaded yet.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(300);
 /// A watch shorter than this was no watch.
 const BRIEF: Duration = Duration::from_secs(1);
 /// Changes per batch, at most.
@@ -103,10 +108,24 @@ impl<K: Kind> Drive<K> {
     }
 
     async fn work(&mut self) {
+        // Since when the server does not know the kind, and the pauses between looks for it.
+        let mut unknown: Option<(Instant, Retry)> = None;
         loop {
             match self.list().await {
-                Ok(true) => {}
+                Ok(true) => unknown = None,
                 Ok(false) => return,
+                Err(error) if error.is_not_found() && self.kind.may_be_missing() => {
+                    let (since, retry) = unknown.get_or_insert_with(|| {
+                        tracing::info!(kind = self.kind.name(), "the API server does not know this kind");
+                        (Instant::now(), Retry::up_to(UNKNOWN_RETRY_MAX))
+                    });
+                    let pause = retry.next();
+                    if (self.table.is_empty() || since.elapsed() >= UNKNOWN_PATIENCE) && !self.tell_none().await {
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
                 Err(error) => {
                     self.pause("cannot list", &error.to_string()).await;
                     continue;
@@ -129,9 +148,25 @@ impl<K: Kind> Drive<K> {
         }
     }
 
+    /// Tells that there are no objects. False: nobody listens any more.
+    async fn tell_none(&mut self) -> bool {
+        self.table.begin_list();
+        let mut news = Vec::new();
+        self.end_list(&mut news);
+        news.is_empty() || self.sender.send(news).await.is_ok()
+    }
+
+    fn end_list(&mut self, news: &mut Vec<K::News>) {
+        self.table.end_list(&self.kind, news);
+        if !self.synced {
+            self.synced = true;
+            news.push(self.kind.synced());
+        }
+    }
+
     async fn pause(&mut self, what: &str, why: &str) {
         let pause = self.retry.next();
-        tracing::warn!(kind = K::NAME, retry_ms = pause.as_millis() as u64, why, "{what}");
+        tracing::warn!(kind = self.kind.name(), retry_ms = pause.as_millis() as u64, why, "{what}");
         tokio::time::sleep(pause).await;
     }
 
@@ -151,17 +186,13 @@ impl<K: Kind> Drive<K> {
             for item in page.items.unwrap_or_default() {
                 match self.kind.read(item.get()) {
                     Ok(seen) => self.table.listed(&self.kind, seen, &mut news),
-                    Err(problem) => tracing::warn!(kind = K::NAME, problem, "unreadable object skipped"),
+                    Err(problem) => tracing::warn!(kind = self.kind.name(), problem, "unreadable object skipped"),
                 }
             }
             more = page.metadata.more.filter(|token| !token.is_empty());
             if more.is_none() {
                 self.version = page.metadata.resource_version;
-                self.table.end_list(&self.kind, &mut news);
-                if !self.synced {
-                    self.synced = true;
-                    news.push(self.kind.synced());
-                }
+                self.end_list(&mut news);
             }
             if !news.is_empty() && self.sender.send(news).await.is_err() {
                 return Ok(false);
@@ -247,7 +278,7 @@ impl<K: Kind> Drive<K> {
                             _ => self.table.modified(&self.kind, seen, news),
                         }
                     }
-                    Err(problem) => tracing::warn!(kind = K::NAME, problem, "unreadable object skipped"),
+                    Err(problem) => tracing::warn!(kind = self.kind.name(), problem, "unreadable object skipped"),
                 }
                 None
             }
@@ -266,7 +297,7 @@ impl<K: Kind> Drive<K> {
                 Some(End::Forgotten(why))
             }
             other => {
-                tracing::debug!(kind = K::NAME, event = other, "unknown event skipped");
+                tracing::debug!(kind = self.kind.name(), event = other, "unknown event skipped");
                 None
             }
         }
@@ -297,13 +328,18 @@ pub(crate) fn with_query(path: &str, query: &[(&str, String)]) -> String {
 /// Growing pauses with a random part, so that a thousand agents do not come back at once.
 pub(crate) struct Retry {
     pause: Duration,
+    max: Duration,
     random: std::hash::RandomState,
     turn: u64,
 }
 
 impl Retry {
     pub(crate) fn new() -> Self {
-        Self { pause: RETRY_FIRST, random: std::hash::RandomState::new(), turn: 0 }
+        Self::up_to(RETRY_MAX)
+    }
+
+    fn up_to(max: Duration) -> Self {
+        Self { pause: RETRY_FIRST, max, random: std::hash::RandomState::new(), turn: 0 }
     }
 
     /// Things work again.
@@ -317,7 +353,7 @@ impl Retry {
         let half = self.pause / 2;
         let part = (self.random.hash_one(self.turn) % 1024) as u32;
         let pause = half + half * part / 1024;
-        self.pause = (self.pause * 2).min(RETRY_MAX);
+        self.pause = (self.pause * 2).min(self.max);
         pause
     }
 }

@@ -1,12 +1,14 @@
 //! The kinds that an agent watches.
 
 use super::{Kind, Seen};
-use crate::convert;
-use crate::wire::{self, CiliumEndpointSlice, CiliumIdentity, Metadata, WireNamespace, WireNode, WirePod};
+use crate::convert::{self, Settings};
+use crate::wire::{
+    self, CiliumEndpointSlice, CiliumIdentity, Metadata, WireCidrGroup, WireEndpointSlice, WireNamespace, WireNode,
+    WirePod, WirePolicy, WireService,
+};
 use serde::Deserialize;
-use serde_json::Value;
 use weft_model::id::Identity;
-use weft_model::intent::{Change, ObjectName, Source};
+use weft_model::intent::{Change, ObjectName, PolicyKind, PolicyName, Source};
 
 fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
@@ -28,8 +30,11 @@ pub(super) struct Pods {
 impl Kind for Pods {
     type Key = ObjectName;
     type News = Change;
-    const NAME: &'static str = "pods";
     const PAGE: u32 = 100;
+
+    fn name(&self) -> &'static str {
+        "pods"
+    }
 
     fn path(&self) -> String {
         wire::path::PODS.to_owned()
@@ -62,8 +67,11 @@ pub(super) struct Namespaces;
 impl Kind for Namespaces {
     type Key = String;
     type News = Change;
-    const NAME: &'static str = "namespaces";
     const PAGE: u32 = 500;
+
+    fn name(&self) -> &'static str {
+        "namespaces"
+    }
 
     fn path(&self) -> String {
         wire::path::NAMESPACES.to_owned()
@@ -87,48 +95,173 @@ impl Kind for Namespaces {
     }
 }
 
-/// NetworkPolicies.
-pub(super) struct Policies;
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct WirePolicy {
-    metadata: Metadata,
-    spec: Value,
+/// Policies of one kind.
+pub(super) struct Policies {
+    pub(super) kind: PolicyKind,
+    pub(super) settings: Settings,
 }
 
 impl Kind for Policies {
     type Key = ObjectName;
     type News = Change;
-    const NAME: &'static str = "networkpolicies";
     const PAGE: u32 = 250;
 
+    fn name(&self) -> &'static str {
+        match self.kind {
+            PolicyKind::NetworkPolicy => "networkpolicies",
+            PolicyKind::CiliumNetworkPolicy => "ciliumnetworkpolicies",
+            PolicyKind::CiliumClusterwideNetworkPolicy => "ciliumclusterwidenetworkpolicies",
+            PolicyKind::ClusterNetworkPolicy => "clusternetworkpolicies",
+        }
+    }
+
     fn path(&self) -> String {
-        wire::path::POLICIES.to_owned()
+        wire::path::policies(self.kind).to_owned()
+    }
+
+    fn may_be_missing(&self) -> bool {
+        self.kind != PolicyKind::NetworkPolicy
     }
 
     fn read(&self, json: &str) -> Result<Seen<ObjectName, Change>, String> {
         let object: WirePolicy = parse(json)?;
         named(&object.metadata)?;
-        let key = object_name(&object.metadata);
-        let (uid, version) = (object.metadata.uid, object.metadata.resource_version);
-        let change = match convert::policy(key.clone(), uid.clone(), version.clone(), &object.spec) {
+        let name = convert::policy_name(self.kind, &object);
+        let change = match convert::policy(self.kind, &object, self.settings) {
             Ok(policy) => Change::Policy(policy),
-            Err(problem) => Change::PolicyInvalid {
-                name: key.clone(),
-                resource_version: version.clone(),
-                problem: problem.to_string(),
+            Err(problems) => Change::PolicyInvalid {
+                name: name.clone(),
+                resource_version: object.metadata.resource_version.clone(),
+                problem: problems.to_string(),
             },
         };
-        Ok(Seen { key, uid, version, news: Some(change) })
+        let (uid, version) = (object.metadata.uid, object.metadata.resource_version);
+        Ok(Seen { key: name.object, uid, version, news: Some(change) })
     }
 
     fn gone(&self, key: &ObjectName, _uid: &str) -> Change {
-        Change::PolicyGone(key.clone())
+        Change::PolicyGone(PolicyName { kind: self.kind, object: key.clone() })
     }
 
     fn synced(&self) -> Change {
-        Change::Synced(Source::Policies)
+        Change::Synced(Source::Policies(self.kind))
+    }
+}
+
+/// CiliumCIDRGroups.
+pub(super) struct CidrGroups;
+
+impl Kind for CidrGroups {
+    type Key = String;
+    type News = Change;
+    const PAGE: u32 = 250;
+
+    fn name(&self) -> &'static str {
+        "ciliumcidrgroups"
+    }
+
+    fn path(&self) -> String {
+        wire::path::CIDR_GROUPS.to_owned()
+    }
+
+    fn may_be_missing(&self) -> bool {
+        true
+    }
+
+    fn read(&self, json: &str) -> Result<Seen<String, Change>, String> {
+        let object: WireCidrGroup = parse(json)?;
+        named(&object.metadata)?;
+        let (key, version) = (object.metadata.name.clone(), object.metadata.resource_version.clone());
+        let news = match convert::cidr_group(object) {
+            Ok(group) => Some(Change::CidrGroup(group)),
+            Err(problems) => {
+                tracing::warn!(group = key, %problems, "CIDR group not usable, what it held before stays");
+                None
+            }
+        };
+        Ok(Seen { key, uid: String::new(), version, news })
+    }
+
+    fn gone(&self, key: &String, _uid: &str) -> Change {
+        Change::CidrGroupGone(key.clone())
+    }
+
+    fn synced(&self) -> Change {
+        Change::Synced(Source::CidrGroups)
+    }
+}
+
+/// Services.
+pub(super) struct Services;
+
+impl Kind for Services {
+    type Key = ObjectName;
+    type News = Change;
+    const PAGE: u32 = 250;
+
+    fn name(&self) -> &'static str {
+        "services"
+    }
+
+    fn path(&self) -> String {
+        wire::path::SERVICES.to_owned()
+    }
+
+    fn read(&self, json: &str) -> Result<Seen<ObjectName, Change>, String> {
+        let object: WireService = parse(json)?;
+        named(&object.metadata)?;
+        let version = object.metadata.resource_version.clone();
+        let service = convert::service(object);
+        Ok(Seen { key: service.name.clone(), uid: String::new(), version, news: Some(Change::Service(service)) })
+    }
+
+    fn gone(&self, key: &ObjectName, _uid: &str) -> Change {
+        Change::ServiceGone(key.clone())
+    }
+
+    fn synced(&self) -> Change {
+        Change::Synced(Source::Services)
+    }
+}
+
+/// EndpointSlices of Services.
+pub(super) struct Backends;
+
+impl Kind for Backends {
+    type Key = ObjectName;
+    type News = Change;
+    const PAGE: u32 = 100;
+
+    fn name(&self) -> &'static str {
+        "endpointslices"
+    }
+
+    fn path(&self) -> String {
+        wire::path::ENDPOINT_SLICES.to_owned()
+    }
+
+    fn read(&self, json: &str) -> Result<Seen<ObjectName, Change>, String> {
+        let object: WireEndpointSlice = parse(json)?;
+        named(&object.metadata)?;
+        let (key, version) = (object_name(&object.metadata), object.metadata.resource_version.clone());
+        let news = match convert::backends(object) {
+            Ok(Some(backends)) => Some(Change::Backends(backends)),
+            // It may have been some Service's before.
+            Ok(None) => Some(Change::BackendsGone(key.clone())),
+            Err(problem) => {
+                tracing::warn!(slice = %key, %problem, "EndpointSlice not usable, what it held before stays");
+                None
+            }
+        };
+        Ok(Seen { key, uid: String::new(), version, news })
+    }
+
+    fn gone(&self, key: &ObjectName, _uid: &str) -> Change {
+        Change::BackendsGone(key.clone())
+    }
+
+    fn synced(&self) -> Change {
+        Change::Synced(Source::Backends)
     }
 }
 
@@ -138,8 +271,11 @@ pub(super) struct Identities;
 impl Kind for Identities {
     type Key = u32;
     type News = Change;
-    const NAME: &'static str = "ciliumidentities";
     const PAGE: u32 = 500;
+
+    fn name(&self) -> &'static str {
+        "ciliumidentities"
+    }
 
     fn path(&self) -> String {
         wire::path::IDENTITIES.to_owned()
@@ -168,8 +304,11 @@ pub(super) struct Slices;
 impl Kind for Slices {
     type Key = String;
     type News = Change;
-    const NAME: &'static str = "ciliumendpointslices";
     const PAGE: u32 = 100;
+
+    fn name(&self) -> &'static str {
+        "ciliumendpointslices"
+    }
 
     fn path(&self) -> String {
         wire::path::SLICES.to_owned()
@@ -204,8 +343,11 @@ pub(super) struct Nodes;
 impl Kind for Nodes {
     type Key = String;
     type News = Change;
-    const NAME: &'static str = "nodes";
     const PAGE: u32 = 100;
+
+    fn name(&self) -> &'static str {
+        "nodes"
+    }
 
     fn path(&self) -> String {
         wire::path::NODES.to_owned()

@@ -27,6 +27,11 @@ impl<K: Kind> Table<K> {
         Self { rows: BTreeMap::new(), hasher: RandomState::new(), list: 0 }
     }
 
+    /// Whether no object exists, as far as was told.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// A list begins.
     pub(super) fn begin_list(&mut self) {
         self.list = self.list.wrapping_add(1);
