@@ -82,6 +82,15 @@ fn run(command: &mut Command, input: &str) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
+/// As `weft policy wait` takes it.
+fn path_of(kind: &str, name: &str) -> String {
+    match kind {
+        "ccnp" | "clusternetworkpolicy" => format!("{kind}/{name}"),
+        "cnp" => format!("{kind}/default/{name}"),
+        _ => format!("default/{name}"),
+    }
+}
+
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -214,6 +223,43 @@ impl Cluster {
     pub fn no_policy(&self, name: &str) -> Result<()> {
         self.kubectl(&["delete", "networkpolicy", name])?;
         self.weft(&["policy", "wait", "--gone", &format!("default/{name}")]).map(drop)
+    }
+
+    /// Applies a policy of any kind (`cnp`, `ccnp`, `netpol`, `clusternetworkpolicy`), those of a namespace in `default`,
+    /// given everything behind `metadata` in one line (`spec: {...}`), and waits until it is in force.
+    ///
+    /// # Errors
+    /// It is refused, or not in force in time.
+    pub fn rules(&self, kind: &str, name: &str, body: &str) -> Result<()> {
+        let (api_version, full) = match kind {
+            "cnp" => ("cilium.io/v2", "CiliumNetworkPolicy"),
+            "ccnp" => ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"),
+            "clusternetworkpolicy" => ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+            _ => ("networking.k8s.io/v1", "NetworkPolicy"),
+        };
+        self.apply(&format!("{{apiVersion: {api_version}, kind: {full}, metadata: {{name: {name}}}, {body}}}"))?;
+        self.weft(&["policy", "wait", &path_of(kind, name)]).map(drop)
+    }
+
+    /// Deletes a policy of any kind and waits until it is gone from the kernel.
+    ///
+    /// # Errors
+    /// It stays.
+    pub fn no_rules(&self, kind: &str, name: &str) -> Result<()> {
+        self.kubectl(&["delete", kind, name])?;
+        self.weft(&["policy", "wait", "--gone", &path_of(kind, name)]).map(drop)
+    }
+
+    /// Runs the toolbox in a network namespace of the cluster: `node-1`, `outside`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn toolbox_in(&self, netns: &str, args: &[&str]) -> Result<String> {
+        let weft = self.bin_dir.join("weft");
+        let netns = format!("/run/netns/weft-{}-{netns}", self.name);
+        let mut command = Command::new(&weft);
+        command.args(["internal", "enter", "--netns", &netns, "--"]).arg(&weft).arg("toolbox").args(args);
+        Ok(text(&run(&mut command, "")?).trim().to_owned())
     }
 
     /// Makes a toolbox pod on a node, labelled `app=NAME` and as `labels` say (`a: b, c: d`), and waits for it.

@@ -134,6 +134,9 @@ struct ConnectArguments {
     /// Port to send from
     #[arg(long, default_value_t = 0)]
     source_port: u16,
+    /// Bytes in the datagram (UDP); more than a packet carries go as fragments
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(16..=65_000), requires = "udp")]
+    size: u16,
     /// Name or address
     host: String,
     /// Port

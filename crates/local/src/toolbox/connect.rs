@@ -17,7 +17,7 @@ pub(super) fn run(arguments: &ConnectArguments) -> Outcome {
     };
     let (timeout, source) = (arguments.timeout, arguments.source_port);
     let result = if arguments.udp {
-        udp(target, source, timeout)
+        udp(target, source, timeout, usize::from(arguments.size))
     } else if arguments.http {
         http(target, source, timeout)
     } else if arguments.sctp {
@@ -73,11 +73,13 @@ fn first_line(answer: &[u8]) -> String {
     String::from_utf8_lossy(answer).lines().next().unwrap_or_default().to_owned()
 }
 
-fn udp(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<String> {
+fn udp(target: SocketAddr, source: u16, timeout: Duration, size: usize) -> io::Result<String> {
     let socket = UdpSocket::bind(any(target, source))?;
     socket.connect(target)?;
     socket.set_read_timeout(Some(timeout))?;
-    socket.send(HELLO)?;
+    let mut datagram = HELLO.to_vec();
+    datagram.resize(size.max(HELLO.len()), b'.');
+    socket.send(&datagram)?;
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer)?;
     Ok(first_line(&buffer[..length]))
