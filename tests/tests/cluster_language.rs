@@ -50,15 +50,16 @@ impl Stage {
         let left_out = parse(["198.51.100.77", "2001:db8:100::77"])?;
         let stage = Self { cluster, server, client, other, far_server, outside, left_out };
         for address in &stage.left_out {
-            let prefix = if address.is_ipv4() { 24 } else { 64 };
-            stage.in_outside(&["ip", "addr", "add", &format!("{address}/{prefix}"), "dev", "fabric"])?;
+            let host = format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
+            stage.in_netns("outside", &["ip", "addr", "add", &host, "dev", "eth0"])?;
+            stage.in_netns("fabric", &["ip", "route", "add", &host, "dev", "outside"])?;
         }
         Ok(stage)
     }
 
-    /// A command in the namespace of the outside.
-    fn in_outside(&self, command: &[&str]) -> Result<()> {
-        let netns = format!("weft-{}-outside", self.cluster.name());
+    /// A command in a namespace of the cluster.
+    fn in_netns(&self, netns: &str, command: &[&str]) -> Result<()> {
+        let netns = format!("weft-{}-{netns}", self.cluster.name());
         let output = std::process::Command::new("ip").args(["netns", "exec", &netns]).args(command).output()?;
         ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
