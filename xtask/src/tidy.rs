@@ -14,6 +14,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("weft-api", &["weft-model"]),
     ("weft-control", &["weft-model"]),
     ("weft-k8s", &["weft-model"]),
+    ("weft-oracle", &["weft-model"]),
+    ("weft-trial", &["weft-model", "weft-control", "weft-oracle"]),
     ("weft-local", &["weft-model"]),
     ("weft-datapath", &["weft-model", "weft-abi"]),
     ("weft-observe", &["weft-model", "weft-abi", "weft-api"]),

@@ -6,5 +6,4 @@ pub mod expand;
 pub mod explain;
 pub mod identity;
 pub mod ipam;
-pub mod oracle;
 pub mod policy;

@@ -1,212 +1,186 @@
-//! Random worlds and packets from a seed, small enough that rules, peers and ports meet often.
+//! Random worlds, changes and packets from a seed, small enough that selectors, peers and ports meet often.
 
-use super::{End, Node, Packet, Pod, World};
+use crate::random::Random;
+use crate::world::{End, Labels, Node, Packet, Pod, Service, Settings, World};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use weft_model::intent::{NamedPort, ObjectName, Peer, Policy, PortMatch, PortRule, Protocol, Rule};
-use weft_model::selector::{Requirement, Selector};
+use weft_model::id::Identity;
+use weft_model::intent::{self, CidrGroup, NamedPort, ObjectName, PortMatch, PortRule, Protocol};
 
-/// A small generator of pseudo-random numbers (splitmix64): the same seed gives the same numbers everywhere.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
+mod change;
+mod policy;
 
-impl Random {
-    /// From a seed.
-    #[must_use]
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next number.
-    pub const fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// One of `0..n`; 0 if there is none.
-    pub fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.bits() % (n.max(1) as u64)).expect("less than a usize")
-    }
-
-    /// True in `percent` of 100 cases.
-    pub fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    /// One of `items`, which are some.
-    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len())]
-    }
-
-    fn port(&mut self) -> u16 {
-        match self.below(4) {
-            0 => u16::try_from(self.bits() & 0xffff).expect("16 bits"),
-            _ => *self.pick(PORTS),
-        }
-    }
-}
+pub use change::change;
+pub use policy::policy;
 
 const NAMESPACES: &[&str] = &["a", "b", "c"];
 const KEYS: &[&str] = &["app", "tier", "app.kubernetes.io/name"];
 const VALUES: &[&str] = &["x", "y", "z"];
-/// No part of identities, so only good for choosing subjects.
-const OWN_KEY: &str = "pod-template-hash";
-const PORT_NAMES: &[&str] = &["web", "dns", "metrics"];
-const PORTS: &[u16] = &[0, 1, 53, 79, 80, 81, 443, 8000, 8050, 8080, 8100, 9090, 32767, 32768, 65534, 65535];
+/// No parts of identities, so only good for choosing subjects.
+const OWN_KEYS: &[&str] = &["pod-template-hash", "statefulset.kubernetes.io/pod-name"];
+/// What pods may say of themselves and nobody must believe.
+const FORGED_KEYS: &[&str] =
+    &["io.kubernetes.pod.namespace", "io.cilium.k8s.policy.serviceaccount", "io.cilium.k8s.namespace.labels.team"];
+/// Labels of namespaces, nodes, Services and CIDR groups.
+const OTHER_KEYS: &[&str] = &["team", "zone"];
+const ACCOUNTS: &[&str] = &["default", "robot"];
+const PORT_NAMES: &[&str] = &["web", "dns"];
+const PORTS: &[u16] = &[0, 1, 22, 53, 79, 80, 81, 443, 8000, 8050, 8080, 8100, 9090, 10250, 32767, 32768, 65534, 65535];
 const OUTSIDE: &[&str] =
-    &["198.51.100.10", "203.0.113.7", "10.1.2.3", "1.2.3.4", "2001:db8:100::10", "fd44:ffff::1", "2600::1"];
+    &["198.51.100.10", "203.0.113.7", "10.1.2.3", "1.2.3.4", "2001:db8:100::10", "fd44:ffff::1", "2600::1", "2600::2"];
 const PROTOCOLS: &[Protocol] = &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+/// Those without ports.
+const BARE_PROTOCOLS: &[Protocol] =
+    &[Protocol::Vrrp, Protocol::Igmp, Protocol::Gre, Protocol::IpIp, Protocol::Ipv6, Protocol::Esp, Protocol::Ah];
+/// Types of messages of ICMP and ICMPv6.
+const ICMP_TYPES: &[u16] = &[0, 3, 8, 128, 129, 135, 255];
 
-fn owned(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
-    labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("a literal address")
+}
+
+/// Labels with some of `keys`, each with `percent` of 100.
+fn labels(random: &mut Random, keys: &[&str], percent: usize) -> Labels {
+    let keys = random.some(keys, percent);
+    keys.iter().map(|key| ((*key).to_owned(), (*random.pick(VALUES)).to_owned())).collect()
 }
 
 /// Random labels of a pod.
-pub fn pod_labels(random: &mut Random) -> BTreeMap<String, String> {
-    let mut labels = BTreeMap::new();
-    for key in KEYS.iter().chain([&OWN_KEY]) {
-        if random.chance(60) {
-            labels.insert((*key).to_owned(), (*random.pick(VALUES)).to_owned());
-        }
+pub fn pod_labels(random: &mut Random) -> Labels {
+    let mut all = labels(random, KEYS, 60);
+    all.extend(labels(random, OWN_KEYS, 30));
+    if random.chance(10) {
+        let value = *random.pick(&["a", "b", "x", "robot"]);
+        all.insert((*random.pick(FORGED_KEYS)).to_owned(), value.to_owned());
     }
-    labels
+    all
 }
 
 /// Random labels of a namespace, with the one that the API server sets.
-pub fn namespace_labels(random: &mut Random, name: &str) -> BTreeMap<String, String> {
-    let mut labels = owned(&[("kubernetes.io/metadata.name", name)]);
-    if random.chance(60) {
-        labels.insert("team".to_owned(), (*random.pick(VALUES)).to_owned());
-    }
-    labels
+pub fn namespace_labels(random: &mut Random, name: &str) -> Labels {
+    let mut all = labels(random, &["team"], 60);
+    all.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+    all
 }
 
 /// Random named ports.
 pub fn named_ports(random: &mut Random) -> Vec<NamedPort> {
-    let mut ports = Vec::new();
-    for name in PORT_NAMES {
-        if random.chance(50) {
-            let (protocol, port) = (*random.pick(PROTOCOLS), *random.pick(&[80, 8080, 53, 9090]));
-            ports.push(NamedPort { name: (*name).to_owned(), protocol, port });
-        }
-    }
-    ports
+    let names = random.some(PORT_NAMES, 50);
+    let port = |name: &&str| {
+        let (protocol, port) = (*random.pick(PROTOCOLS), *random.pick(&[80, 8080, 53, 9090]));
+        NamedPort { name: (*name).to_owned(), protocol, port }
+    };
+    names.iter().map(port).collect()
 }
 
-/// A world: nodes, namespaces, pods, policies.
+/// A world: nodes, namespaces, pods, Services, groups, policies.
 #[must_use]
 pub fn world(random: &mut Random) -> World {
-    let mut world = World::default();
+    let settings = Settings { host_firewall: !random.chance(15), dual_stack: !random.chance(15) };
+    let mut world = World { settings, ..World::default() };
     for name in NAMESPACES {
         world.namespaces.insert((*name).to_owned(), namespace_labels(random, name));
     }
     for n in 1..=2 + random.below(2) {
-        let addresses = vec![ip(&format!("172.31.0.{}", 10 + n)), ip(&format!("fd31::{}", 10 + n))];
-        world.nodes.push(Node { name: format!("node-{n}"), addresses });
+        let addresses = both(random, settings, ip(&format!("172.31.0.{}", 10 + n)), ip(&format!("fd31::{}", 10 + n)));
+        world.nodes.push(Node { name: format!("node-{n}"), labels: labels(random, OTHER_KEYS, 50), addresses });
     }
-    for n in 0..3 + random.below(8) {
+    for n in 0..2 + random.below(5) {
         let pod = pod(random, &world, n);
         world.pods.push(pod);
     }
-    for n in 0..random.below(11) {
+    for address in OUTSIDE.iter().map(|text| ip(text)).filter(|address| settings.dual_stack || address.is_ipv4()) {
+        if random.chance(40) {
+            world.outside.push(address);
+        }
+    }
+    world.api_server = api_server(random, &world);
+    for n in 0..random.below(3) {
+        let service = service(random, &world, n);
+        world.services.push(service);
+    }
+    for n in 0..random.below(3) {
+        let group = cidr_group(random, &world, n);
+        world.cidr_groups.push(group);
+    }
+    for n in 0..random.below(6) {
         let policy = policy(random, &world, n);
         world.policies.push(policy);
     }
     world
 }
 
-fn ip(text: &str) -> IpAddr {
-    text.parse().expect("a literal address")
+fn both(random: &mut Random, settings: Settings, v4: IpAddr, v6: IpAddr) -> Vec<IpAddr> {
+    match random.below(20) {
+        _ if !settings.dual_stack => vec![v4],
+        0 => vec![v4],
+        1 => vec![v6, v4],
+        _ => vec![v4, v6],
+    }
 }
 
 /// A pod for `world`, number `n` by name and address.
 pub fn pod(random: &mut Random, world: &World, n: usize) -> Pod {
-    let node = random.below(world.nodes.len());
+    let node = if random.chance(60) { 0 } else { random.below(world.nodes.len()) };
     let host_network = random.chance(8);
     let (v4, v6) = (ip(&format!("10.244.{node}.{}", n + 2)), ip(&format!("fd44:0:0:{node}::{:x}", n + 2)));
-    let addresses = if host_network { world.nodes[node].addresses.clone() } else { vec![v4, v6] };
+    let addresses =
+        if host_network { world.nodes[node].addresses.clone() } else { both(random, world.settings, v4, v6) };
     // Often the labels of another pod, so that identities have several.
     let like = (!world.pods.is_empty() && random.chance(40)).then(|| random.pick(&world.pods));
-    let namespace = like.map_or_else(|| (*random.pick(NAMESPACES)).to_owned(), |pod| pod.name.namespace.clone());
+    let namespace = like.map_or_else(|| (*random.pick(NAMESPACES)).to_owned(), |pod| pod.namespace.clone());
     let labels = like.map_or_else(|| pod_labels(random), |pod| pod.labels.clone());
-    let named_ports = named_ports(random);
-    Pod { name: ObjectName { namespace, name: format!("pod-{n}") }, labels, node, addresses, host_network, named_ports }
+    let service_account = like.map_or_else(|| (*random.pick(ACCOUNTS)).to_owned(), |pod| pod.service_account.clone());
+    let reserved = (!host_network && random.chance(8)).then(|| reserved(random));
+    let named_ports = if reserved.is_some() { Vec::new() } else { named_ports(random) };
+    let name = format!("pod-{n}");
+    Pod { namespace, name, labels, service_account, node, addresses, host_network, named_ports, reserved }
 }
 
-/// A policy for `world`, number `n` by name.
-pub fn policy(random: &mut Random, world: &World, n: usize) -> Policy {
-    let types = random.below(3);
-    let mut rules = |on: bool| {
-        on.then(|| {
-            let count = random.below(4);
-            (0..count).map(|_| rule(random, world)).collect::<Vec<_>>()
-        })
-    };
-    let (ingress, egress) = (rules(types != 1), rules(types != 0));
-    Policy {
-        kind: "NetworkPolicy",
-        name: ObjectName { namespace: (*random.pick(NAMESPACES)).to_owned(), name: format!("policy-{n}") },
-        uid: format!("policy-uid-{n}"),
-        resource_version: random.bits().to_string(),
-        pod_selector: selector(random, &[KEYS, &[OWN_KEY]].concat(), 30),
-        ingress,
-        egress,
+/// Unknown, unmanaged, health, init, ingress.
+fn reserved(random: &mut Random) -> Identity {
+    Identity::from_raw(*random.pick(&[0, 3, 4, 5, 8]))
+}
+
+fn api_server(random: &mut Random, world: &World) -> Vec<IpAddr> {
+    match random.below(10) {
+        0..4 => world.nodes[random.below(world.nodes.len())].addresses.clone(),
+        4..6 if !world.outside.is_empty() => vec![*random.pick(&world.outside)],
+        6 => vec![any_address(random, world)],
+        _ => Vec::new(),
     }
 }
 
-/// A rule.
-fn rule(random: &mut Random, world: &World) -> Rule {
-    let peers = (!random.chance(15)).then(|| {
-        let count = random.below(4);
-        (0..count).map(|_| peer(random, world)).collect()
-    });
-    let ports = (!random.chance(30)).then(|| {
-        let count = 1 + random.below(3);
-        (0..count).map(|_| port_rule(random)).collect()
-    });
-    Rule { peers, ports }
-}
-
-fn peer(random: &mut Random, world: &World) -> Peer {
-    if random.chance(35) {
-        return block(random, world);
+fn service(random: &mut Random, world: &World, n: usize) -> Service {
+    let mut name = ObjectName { namespace: (*random.pick(NAMESPACES)).to_owned(), name: format!("service-{n}") };
+    let mut selector = if random.chance(60) { labels(random, KEYS, 50) } else { BTreeMap::new() };
+    let mut addresses = (0..random.below(3)).map(|_| any_address(random, world)).collect();
+    if n == 0 && random.chance(20) {
+        name = ObjectName { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
+        selector = BTreeMap::new();
+        addresses = world.api_server.clone();
     }
-    let pods = selector(random, KEYS, 30);
-    let namespaces = random.chance(50).then(|| {
-        if random.chance(40) {
-            let name = (*random.pick(NAMESPACES)).to_owned();
-            let key = "kubernetes.io/metadata.name".to_owned();
-            Selector { requirements: vec![Requirement::In(key, BTreeSet::from([name]))] }
-        } else {
-            selector(random, &["team"], 40)
-        }
-    });
-    Peer::Pods { namespaces, pods }
+    Service { object: intent::Service { name, labels: labels(random, OTHER_KEYS, 50), selector }, addresses }
 }
 
-fn block(random: &mut Random, world: &World) -> Peer {
+fn cidr_group(random: &mut Random, world: &World, n: usize) -> CidrGroup {
+    let cidrs = (0..random.below(3)).map(|_| cidr(random, world)).collect();
+    CidrGroup { name: format!("group-{n}"), labels: labels(random, OTHER_KEYS, 50), cidrs }
+}
+
+/// A prefix that somebody in or outside the world may have.
+fn cidr(random: &mut Random, world: &World) -> IpNet {
     let address = any_address(random, world);
     let bits = if address.is_ipv4() { 32 } else { 128 };
     let len = match random.below(6) {
         0 => 0,
-        1 => bits,
-        2 => bits / 2,
-        3 => bits - 8,
+        1 | 2 => bits,
+        3 => bits / 2,
+        4 => bits - 8,
         _ => random.below(bits + 1),
     };
-    let cidr = net(address, len);
-    let mut except = Vec::new();
-    for _ in 0..random.below(3) {
-        let inside = any_address(random, world);
-        if cidr.contains(&inside) && len < bits {
-            except.push(net(inside, len + 1 + random.below(bits - len)));
-        }
-    }
-    Peer::Block { cidr, except }
+    net(address, len)
 }
 
 fn net(address: IpAddr, len: usize) -> IpNet {
@@ -223,77 +197,76 @@ pub fn any_address(random: &mut Random, world: &World) -> IpAddr {
         .chain(world.nodes.iter().flat_map(|node| &node.addresses))
         .copied()
         .collect();
-    if inside.is_empty() || random.chance(40) { ip(random.pick::<&str>(OUTSIDE)) } else { *random.pick(&inside) }
-}
-
-fn port_rule(random: &mut Random) -> PortRule {
-    let protocol = *random.pick(PROTOCOLS);
-    let port = match random.below(5) {
-        0 => PortMatch::Any,
-        1 | 2 => PortMatch::Name((*random.pick(PORT_NAMES)).to_owned()),
-        3 => {
-            let (one, other) = (random.port(), random.port());
-            PortMatch::Range(one.min(other), one.max(other))
-        }
-        _ => {
-            let port = random.port();
-            PortMatch::Range(port, port)
-        }
-    };
-    PortRule { protocol, port }
-}
-
-/// A selector on `keys`, empty in `empty` of 100 cases.
-fn selector(random: &mut Random, keys: &[&str], empty: usize) -> Selector {
-    let mut requirements = Vec::new();
-    if !random.chance(empty) {
-        for _ in 0..=random.below(2) {
-            let key = (*random.pick(keys)).to_owned();
-            let mut one = BTreeSet::from([(*random.pick(VALUES)).to_owned()]);
-            let other = (*random.pick(VALUES)).to_owned();
-            requirements.push(match random.below(8) {
-                0..4 => Requirement::In(key, one),
-                4 => {
-                    one.insert(other);
-                    Requirement::In(key, one)
-                }
-                5 => Requirement::NotIn(key, one),
-                6 => Requirement::Exists(key),
-                _ => Requirement::DoesNotExist(key),
-            });
-        }
+    match random.below(100) {
+        0..30 if !world.outside.is_empty() => *random.pick(&world.outside),
+        0..40 => ip(random.pick::<&str>(OUTSIDE)),
+        _ if inside.is_empty() => ip(OUTSIDE[0]),
+        _ => *random.pick(&inside),
     }
-    Selector { requirements }
 }
 
 /// A packet between two ends of `world`, `None` if the dice gave two that can not talk.
 pub fn packet(random: &mut Random, world: &World) -> Option<Packet> {
-    let v6 = random.chance(50);
-    let (from, to) = (end(random, world, 75), end(random, world, 75));
+    let v6 = world.settings.dual_stack && random.chance(50);
+    let (from, to) = (end(random, world)?, end(random, world)?);
     world.address(from, v6)?;
     world.address(to, v6)?;
-    let (protocol, port) = match random.below(8) {
-        0 => (if v6 { 58 } else { 1 }, 0),
-        n => {
-            // Often a port that the receiver has a name for.
-            let names = if let End::Pod(to) = to { world.pods[to].named_ports.as_slice() } else { &[] };
-            if !names.is_empty() && random.chance(40) {
-                let named = random.pick(names);
-                (named.protocol.number(), named.port)
-            } else {
-                (PROTOCOLS[n % 3].number(), random.port())
-            }
-        }
-    };
+    let (protocol, port) = traffic(random, world, to, v6);
     Some(Packet { from, to, v6, protocol, port })
 }
 
-fn end(random: &mut Random, world: &World, pods: usize) -> End {
-    if !world.pods.is_empty() && random.chance(pods) {
-        return End::Pod(random.below(world.pods.len()));
+fn end(random: &mut Random, world: &World) -> Option<End> {
+    match random.below(100) {
+        0..70 if !world.pods.is_empty() => Some(End::Pod(random.below(world.pods.len()))),
+        0..85 => Some(End::Node(random.below(world.nodes.len()))),
+        _ if world.outside.is_empty() => None,
+        _ => Some(End::World(*random.pick(&world.outside))),
     }
-    if random.chance(40) {
-        return End::Node(random.below(world.nodes.len()));
+}
+
+/// Protocol and port of a packet to `to`: often such that a rule names it, or nearly.
+pub fn traffic(random: &mut Random, world: &World, to: End, v6: bool) -> (u8, u16) {
+    let names = if let End::Pod(to) = to { world.pods[to].named_ports.as_slice() } else { &[] };
+    if !names.is_empty() && random.chance(25) {
+        let named = random.pick(names);
+        return (named.protocol.number(), named.port);
     }
-    End::World(ip(random.pick::<&str>(OUTSIDE)))
+    if random.chance(60)
+        && let Some(rule) = some_port(random, world)
+    {
+        let (PortMatch::Range(first, last), protocol) = (&rule.port, rule.protocol) else {
+            return (rule.protocol.number(), if rule.protocol.has_ports() { *random.pick(ICMP_TYPES) } else { 0 });
+        };
+        let port = match random.below(6) {
+            0 => first.saturating_sub(1),
+            1 => last.saturating_add(1),
+            2 => *last,
+            _ => *first,
+        };
+        return (protocol.number(), if protocol.number() == 1 || protocol.number() == 58 { port & 255 } else { port });
+    }
+    match random.below(10) {
+        0 | 1 => (if v6 { 58 } else { 1 }, *random.pick(ICMP_TYPES)),
+        2 => (random.pick(BARE_PROTOCOLS).number(), 0),
+        _ => (random.pick(PROTOCOLS).number(), port(random)),
+    }
+}
+
+fn some_port<'a>(random: &mut Random, world: &'a World) -> Option<&'a PortRule> {
+    let policy = pick_of(random, &world.policies)?;
+    let spec = pick_of(random, &policy.specs)?;
+    let rules = if random.chance(50) { &spec.ingress } else { &spec.egress };
+    let rule = pick_of(random, rules)?;
+    pick_of(random, rule.ports.as_ref()?)
+}
+
+fn pick_of<'a, T>(random: &mut Random, items: &'a [T]) -> Option<&'a T> {
+    (!items.is_empty()).then(|| random.pick(items))
+}
+
+fn port(random: &mut Random) -> u16 {
+    match random.below(6) {
+        0 => u16::try_from(random.bits() & 0xffff).expect("16 bits"),
+        _ => *random.pick(PORTS),
+    }
 }

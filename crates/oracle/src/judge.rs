@@ -1,116 +1,68 @@
-//! What NetworkPolicy documents say, evaluated naively: the judge of the compiler and of the kernel programs.
-//!
-//! Written from the documents alone, pod by pod and rule by rule, without identities, classes, prefixes or any other
-//! notion of the compiler. It must stay that way: never share code with [`crate::policy`].
-//!
-//! Where the documents leave a choice, this is ours:
-//! - Packets from a pod's own node to the pod are always allowed; packets to the node are up to policy.
-//! - A pod with its node's network is the node.
-//! - `ipBlock` means addresses, whoever has them.
-//! - A port's name is one of a pod that the rule selects as a pod; behind an `ipBlock` of an egress rule no address
-//!   has named ports.
+//! Whether packets pass, and which rules say so.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use weft_model::intent::{NamedPort, ObjectName, Peer, Policy, PortMatch, PortRule, Rule};
-use weft_model::selector::{Requirement, Selector};
+use crate::labels::{PodLabels, selects, selects_pod};
+use crate::peers::{Match, Other, matches};
+use crate::world::{End, Packet, World};
+use std::fmt;
+use std::sync::LazyLock;
+use weft_model::intent::{
+    NamedPort, ObjectName, PolicyKind, PolicyName, PortMatch, PortRule, Rule, RuleAction, Spec, Subject, Tier,
+};
 
-pub mod feed;
-pub mod generate;
-
-type Labels = BTreeMap<String, String>;
-
-/// A pod.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Pod {
-    /// Namespace and name.
-    pub name: ObjectName,
-    /// Labels.
-    pub labels: Labels,
-    /// Index of its node.
-    pub node: usize,
-    /// At most one per family; of a pod with its node's network: the node's.
-    pub addresses: Vec<IpAddr>,
-    /// Has its node's network.
-    pub host_network: bool,
-    /// Container ports with names.
-    pub named_ports: Vec<NamedPort>,
-}
-
-/// A node.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Node {
-    /// Name.
-    pub name: String,
-    /// At most one per family.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// A cluster and its policies.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct World {
-    /// Name -> labels.
-    pub namespaces: BTreeMap<String, Labels>,
-    /// Nodes.
-    pub nodes: Vec<Node>,
-    /// Pods.
-    pub pods: Vec<Pod>,
-    /// Policies.
-    pub policies: Vec<Policy>,
-}
-
-/// Who sends or receives.
+/// A rule, by its object and its place in it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum End {
-    /// A pod, by index.
-    Pod(usize),
-    /// A node, by index.
-    Node(usize),
-    /// Somebody outside.
-    World(IpAddr),
+pub struct RuleRef<'a> {
+    /// Its object.
+    pub policy: &'a PolicyName,
+    /// Where it stands there.
+    pub place: &'a str,
 }
 
-/// The first packet of a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Packet {
-    /// Sender.
-    pub from: End,
-    /// Receiver.
-    pub to: End,
-    /// Family.
-    pub v6: bool,
-    /// IP protocol.
-    pub protocol: u8,
-    /// Destination port, 0 where the protocol has none.
-    pub port: u16,
+impl fmt::Display for RuleRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.policy, self.place)
+    }
 }
 
-impl World {
-    /// The address of an end in a family.
-    #[must_use]
-    pub fn address(&self, end: End, v6: bool) -> Option<IpAddr> {
-        let of = |addresses: &[IpAddr]| addresses.iter().copied().find(|address| address.is_ipv6() == v6);
-        match end {
-            End::Pod(n) => of(&self.pods[n].addresses),
-            End::Node(n) => of(&self.nodes[n].addresses),
-            End::World(address) => of(&[address]),
-        }
-    }
+/// Why a packet passes or not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reason<'a> {
+    /// No policy is asked: the end is no subject, or the packet always passes.
+    Exempt,
+    /// These, each of which would be enough: no other rule stands above them.
+    Rules(Vec<RuleRef<'a>>),
+    /// No rule matches, and some policy isolates the subject.
+    Isolated,
+    /// No rule matches, and nothing isolates the subject.
+    Open,
+}
 
-    /// The pod behind an end, if it has a network of its own.
-    fn pod(&self, end: End) -> Option<&Pod> {
-        match end {
-            End::Pod(n) => Some(&self.pods[n]).filter(|pod| !pod.host_network),
-            End::Node(_) | End::World(_) => None,
-        }
-    }
+/// What one end of a packet decides.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decision<'a> {
+    /// The packet passes.
+    pub allowed: bool,
+    /// Why.
+    pub reason: Reason<'a>,
+}
 
-    /// The node that an end is.
-    fn node(&self, end: End) -> Option<usize> {
-        match end {
-            End::Pod(n) => Some(&self.pods[n]).filter(|pod| pod.host_network).map(|pod| pod.node),
-            End::Node(n) => Some(n),
-            End::World(_) => None,
+impl Decision<'_> {
+    const EXEMPT: Self = Decision { allowed: true, reason: Reason::Exempt };
+}
+
+impl fmt::Display for Decision<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.allowed { "allowed" } else { "denied" })?;
+        match &self.reason {
+            Reason::Exempt => f.write_str(", no policy is asked"),
+            Reason::Isolated => f.write_str(" by default"),
+            Reason::Open => f.write_str(" by default"),
+            Reason::Rules(rules) => {
+                for (n, rule) in rules.iter().enumerate() {
+                    write!(f, "{} {rule}", if n == 0 { " by" } else { " or" })?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -118,85 +70,230 @@ impl World {
 /// Whether the packet passes.
 #[must_use]
 pub fn verdict(world: &World, packet: &Packet) -> bool {
-    may_leave(world, packet) && may_enter(world, packet)
+    Judge::new(world).verdict(packet)
 }
 
 /// Whether its sender may send it.
 #[must_use]
 pub fn may_leave(world: &World, packet: &Packet) -> bool {
-    let Some(pod) = world.pod(packet.from) else { return true };
-    if packet.from == packet.to {
-        return true;
-    }
-    allowed(world, pod, packet, packet.to, |policy| policy.egress.as_ref(), false)
+    Judge::new(world).may_leave(packet).allowed
 }
 
 /// Whether its receiver may receive it.
 #[must_use]
 pub fn may_enter(world: &World, packet: &Packet) -> bool {
-    let Some(pod) = world.pod(packet.to) else { return true };
-    if packet.from == packet.to || world.node(packet.from) == Some(pod.node) {
-        return true;
-    }
-    allowed(world, pod, packet, packet.from, |policy| policy.ingress.as_ref(), true)
+    Judge::new(world).may_enter(packet).allowed
 }
 
-fn allowed(
-    world: &World,
-    subject: &Pod,
-    packet: &Packet,
-    other: End,
-    rules: impl Fn(&Policy) -> Option<&Vec<Rule>>,
-    ingress: bool,
-) -> bool {
-    let mut isolated = false;
-    for policy in &world.policies {
-        if policy.name.namespace != subject.name.namespace || !selects(&policy.pod_selector, &subject.labels) {
-            continue;
+/// Judges packets of one world.
+#[derive(Clone, Debug)]
+pub struct Judge<'a> {
+    world: &'a World,
+    labels: Vec<PodLabels>,
+}
+
+/// Whose policies are asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Who {
+    Pod(usize),
+    Node(usize),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    Ingress,
+    Egress,
+}
+
+/// A rule that matches, and how it stands among others: what is smaller comes first.
+type Found<'a> = ((u16, usize, RuleAction), RuleRef<'a>);
+
+/// What no policy may cut.
+static GUARD: LazyLock<PolicyName> = LazyLock::new(|| PolicyName {
+    kind: PolicyKind::CiliumClusterwideNetworkPolicy,
+    object: ObjectName { namespace: String::new(), name: "weft:node-guard".to_owned() },
+});
+
+impl<'a> Judge<'a> {
+    /// For a world.
+    #[must_use]
+    pub fn new(world: &'a World) -> Self {
+        Self { world, labels: world.pods.iter().map(|pod| PodLabels::of(world, pod)).collect() }
+    }
+
+    /// The labels that make the identity of a pod: `source:key` and value.
+    pub fn identity(&self, pod: usize) -> impl Iterator<Item = (String, String)> {
+        self.labels[pod].identity.iter().map(|label| (format!("{}:{}", label.source, label.key), label.value.clone()))
+    }
+
+    /// Whether the packet passes.
+    #[must_use]
+    pub fn verdict(&self, packet: &Packet) -> bool {
+        self.may_leave(packet).allowed && self.may_enter(packet).allowed
+    }
+
+    /// Whether its sender may send it.
+    #[must_use]
+    pub fn may_leave(&self, packet: &Packet) -> Decision<'a> {
+        let world = self.world;
+        if self.is_same(packet) {
+            return Decision::EXEMPT;
         }
-        if let Some(rules) = rules(policy) {
-            isolated = true;
-            for rule in rules {
-                if rule_allows(world, policy, rule, packet, other, ingress) {
-                    return true;
+        match (world.pod(packet.from), world.node(packet.from)) {
+            (Some(pod), _) => self.decide(Who::Pod(pod), packet, packet.to, Way::Egress),
+            (_, Some(node)) if !self.is_pod_of(packet.to, node) => {
+                self.decide(Who::Node(node), packet, packet.to, Way::Egress)
+            }
+            _ => Decision::EXEMPT,
+        }
+    }
+
+    /// Whether its receiver may receive it.
+    #[must_use]
+    pub fn may_enter(&self, packet: &Packet) -> Decision<'a> {
+        let world = self.world;
+        if self.is_same(packet) {
+            return Decision::EXEMPT;
+        }
+        match (world.pod(packet.to), world.node(packet.to)) {
+            (Some(pod), _) if world.node(packet.from) != Some(world.pods[pod].node) => {
+                self.decide(Who::Pod(pod), packet, packet.from, Way::Ingress)
+            }
+            (None, Some(node)) => self.decide(Who::Node(node), packet, packet.from, Way::Ingress),
+            _ => Decision::EXEMPT,
+        }
+    }
+
+    /// A pod may talk to itself, and so may a node.
+    fn is_same(&self, packet: &Packet) -> bool {
+        let nodes = (self.world.node(packet.from), self.world.node(packet.to));
+        packet.from == packet.to || matches!(nodes, (Some(from), Some(to)) if from == to)
+    }
+
+    fn is_pod_of(&self, end: End, node: usize) -> bool {
+        self.world.pod(end).is_some_and(|pod| self.world.pods[pod].node == node)
+    }
+
+    fn decide(&self, subject: Who, packet: &Packet, end: End, way: Way) -> Decision<'a> {
+        let world = self.world;
+        let node = match subject {
+            Who::Pod(n) if world.pods[n].reserved.is_some() => return Decision::EXEMPT,
+            Who::Pod(n) => world.pods[n].node,
+            Who::Node(_) if !world.settings.host_firewall => return Decision::EXEMPT,
+            Who::Node(n) => n,
+        };
+        let Some(address) = world.address(end, packet.v6) else { return Decision::EXEMPT };
+        let other = Other::new(world, node, end, address);
+
+        let (mut admin, mut normal, mut baseline): (Vec<Found<'a>>, Vec<Found<'a>>, Vec<Found<'a>>) =
+            Default::default();
+        let (mut isolated, mut any_for_nodes) = (false, false);
+        for policy in &world.policies {
+            for spec in &policy.specs {
+                any_for_nodes |= matches!(spec.subject, Subject::Nodes(_));
+                if !self.is_subject(spec, subject) {
+                    continue;
+                }
+                let (rules, isolates) = match way {
+                    Way::Ingress => (&spec.ingress, spec.isolates_ingress),
+                    Way::Egress => (&spec.egress, spec.isolates_egress),
+                };
+                isolated |= isolates && spec.tier == Tier::Normal;
+                for (index, rule) in rules.iter().enumerate() {
+                    if self.applies(rule, subject, packet, &other, way) {
+                        let (list, priority) = match spec.tier {
+                            Tier::Admin(priority) => (&mut admin, priority),
+                            Tier::Normal => (&mut normal, 0),
+                            Tier::Baseline(priority) => (&mut baseline, priority),
+                        };
+                        let found = RuleRef { policy: &policy.name, place: &rule.place };
+                        list.push(((priority, index, rule.action), found));
+                    }
                 }
             }
         }
-    }
-    !isolated
-}
+        if any_for_nodes && self.is_guarded(subject, packet, &other, way) {
+            let place = if way == Way::Ingress { "ingress[0]" } else { "egress[0]" };
+            normal.push(((0, 0, RuleAction::Allow), RuleRef { policy: &GUARD, place }));
+        }
 
-fn rule_allows(world: &World, policy: &Policy, rule: &Rule, packet: &Packet, other: End, ingress: bool) -> bool {
-    let port_fits = |names: bool| match &rule.ports {
-        None => true,
-        Some(ports) => ports.iter().any(|port| port_matches(world, port, packet, names)),
-    };
-    match &rule.peers {
-        None => port_fits(true),
-        Some(peers) => peers.iter().any(|peer| {
-            let by_address = matches!(peer, Peer::Block { .. });
-            peer_matches(world, policy, peer, packet, other) && port_fits(ingress || !by_address)
-        }),
+        if let Some(decision) = first(&admin) {
+            return decision;
+        }
+        for action in [RuleAction::Deny, RuleAction::Allow] {
+            let rules: Vec<_> = normal.iter().filter(|found| found.0.2 == action).map(|found| found.1).collect();
+            if !rules.is_empty() {
+                return Decision { allowed: action == RuleAction::Allow, reason: Reason::Rules(rules) };
+            }
+        }
+        if isolated {
+            return Decision { allowed: false, reason: Reason::Isolated };
+        }
+        first(&baseline).unwrap_or(Decision { allowed: true, reason: Reason::Open })
     }
-}
 
-fn peer_matches(world: &World, policy: &Policy, peer: &Peer, packet: &Packet, other: End) -> bool {
-    match peer {
-        Peer::Pods { namespaces, pods } => world.pod(other).is_some_and(|pod| {
-            let namespace = &pod.name.namespace;
-            let in_scope = match namespaces {
-                None => *namespace == policy.name.namespace,
-                Some(selector) => selects(selector, &world.namespaces[namespace]),
+    fn is_subject(&self, spec: &Spec, subject: Who) -> bool {
+        match (&spec.subject, subject) {
+            (Subject::Endpoints(selector), Who::Pod(n)) => {
+                selects_pod(selector, &self.world.pods[n].namespace, &self.labels[n].all)
+            }
+            (Subject::Nodes(selector), Who::Node(n)) => selects(selector, &self.world.nodes[n].labels),
+            (Subject::Endpoints(_), Who::Node(_)) | (Subject::Nodes(_), Who::Pod(_)) => false,
+        }
+    }
+
+    /// A node reaches the API server, and the API server the node's kubelet.
+    fn is_guarded(&self, subject: Who, packet: &Packet, other: &Other, way: Way) -> bool {
+        matches!(subject, Who::Node(_))
+            && packet.protocol == 6
+            && (way == Way::Egress || packet.port == 10250)
+            && self.world.api_server.contains(&other.address)
+    }
+
+    fn applies(&self, rule: &Rule, subject: Who, packet: &Packet, other: &Other, way: Way) -> bool {
+        // Whose ports have the names that the rule uses.
+        let named = |matched: Match| -> &[NamedPort] {
+            let pod = match (way, subject) {
+                (Way::Ingress, Who::Pod(n)) => Some(n),
+                (Way::Egress, _) if matched == Match::AsItself => self.world.pod(packet.to),
+                _ => None,
             };
-            in_scope && selects(pods, &pod.labels)
-        }),
-        Peer::Block { cidr, except } => world
-            .address(other, packet.v6)
-            .is_some_and(|address| cidr.contains(&address) && !except.iter().any(|except| except.contains(&address))),
+            pod.map_or(&[], |n| self.world.pods[n].named_ports.as_slice())
+        };
+        let port_fits = |matched: Match| match &rule.ports {
+            None => true,
+            Some(ports) => ports.iter().any(|port| port_matches(port, packet, named(matched))),
+        };
+        match &rule.peers {
+            None => port_fits(Match::AsItself),
+            Some(peers) => peers.iter().any(|peer| {
+                let matched = matches(self.world, &self.labels, peer, other);
+                matched != Match::No && port_fits(matched)
+            }),
+        }
     }
 }
 
-fn port_matches(world: &World, rule: &PortRule, packet: &Packet, names: bool) -> bool {
+/// What the first of the rules of an ordered tier says; `None`: no rule, or it leaves it to the next tier.
+fn first<'a>(found: &[Found<'a>]) -> Option<Decision<'a>> {
+    let rank = |(priority, index, action): (u16, usize, RuleAction)| {
+        let action = match action {
+            RuleAction::Deny => 0,
+            RuleAction::Pass => 1,
+            RuleAction::Allow => 2,
+        };
+        (priority, index, action)
+    };
+    let best = found.iter().map(|found| rank(found.0)).min()?;
+    let rules: Vec<_> = found.iter().filter(|found| rank(found.0) == best).map(|found| found.1).collect();
+    match best.2 {
+        0 => Some(Decision { allowed: false, reason: Reason::Rules(rules) }),
+        1 => None,
+        _ => Some(Decision { allowed: true, reason: Reason::Rules(rules) }),
+    }
+}
+
+fn port_matches(rule: &PortRule, packet: &Packet, named: &[NamedPort]) -> bool {
     if rule.protocol.number() != packet.protocol {
         return false;
     }
@@ -204,33 +301,7 @@ fn port_matches(world: &World, rule: &PortRule, packet: &Packet, names: bool) ->
         PortMatch::Any => true,
         PortMatch::Range(first, last) => (*first..=*last).contains(&packet.port),
         PortMatch::Name(name) => {
-            names
-                && world.pod(packet.to).is_some_and(|pod| {
-                    pod.named_ports
-                        .iter()
-                        .any(|port| port.name == *name && port.protocol == rule.protocol && port.port == packet.port)
-                })
+            named.iter().any(|port| port.name == *name && port.protocol == rule.protocol && port.port == packet.port)
         }
     }
-}
-
-fn selects(selector: &Selector, labels: &Labels) -> bool {
-    for requirement in &selector.requirements {
-        let fulfilled = match requirement {
-            Requirement::In(key, values) => match labels.get(key) {
-                Some(value) => values.contains(value),
-                None => false,
-            },
-            Requirement::NotIn(key, values) => match labels.get(key) {
-                Some(value) => !values.contains(value),
-                None => true,
-            },
-            Requirement::Exists(key) => labels.contains_key(key),
-            Requirement::DoesNotExist(key) => !labels.contains_key(key),
-        };
-        if !fulfilled {
-            return false;
-        }
-    }
-    true
 }

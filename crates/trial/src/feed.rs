@@ -1,21 +1,48 @@
-//! From a [`World`] to what an agent would tell the engine of one of its nodes, and the question to a compiled
-//! policy that a packet poses there.
+//! From a [`World`] to what the agent of one of its nodes hears: objects as watchers deliver them, endpoints,
+//! identities. Changes are differences of two such views.
 
-use super::{End, Packet, World};
-use crate::identity::{IdentityTable, NumberOf, PodFacts, label_set};
-use crate::policy::{Change, Direction, Engine, LocalEndpoint, lookup};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use weft_model::desired::CompiledPolicy;
-use weft_model::id::{EndpointId, Identity, PolicyId};
-use weft_model::intent::RemoteEndpoint;
+use weft_control::identity::subject_labels;
+use weft_control::policy::{Change, LocalEndpoint};
+use weft_model::id::{EndpointId, Identity};
+use weft_model::intent::{self, Backends, CidrGroup, Node, ObjectName, Policy, PolicyName, RemoteEndpoint, Service};
 use weft_model::label::LabelSet;
+use weft_oracle::{End, Judge, World};
 
-/// Numbers for the pods of a world, kept as the world changes.
+/// Numbers for the label sets of a world's pods, kept as the world changes.
 #[derive(Clone, Debug, Default)]
 pub struct Numbers {
-    table: IdentityTable,
+    by_labels: BTreeMap<Arc<LabelSet>, Identity>,
+}
+
+impl Numbers {
+    /// The identity of each pod with a network of its own. Label sets that are new get numbers.
+    pub fn identities(&mut self, world: &World) -> BTreeMap<usize, Identity> {
+        let judge = Judge::new(world);
+        let mut identities = BTreeMap::new();
+        for (n, pod) in world.pods.iter().enumerate().filter(|(_, pod)| !pod.host_network) {
+            let identity = pod.reserved.unwrap_or_else(|| self.number_of(LabelSet(judge.identity(n).collect())));
+            identities.insert(n, identity);
+        }
+        identities
+    }
+
+    fn number_of(&mut self, labels: LabelSet) -> Identity {
+        if let Some(identity) = self.by_labels.get(&labels) {
+            return *identity;
+        }
+        let next = Identity::ALLOCATED.start() + u32::try_from(self.by_labels.len()).expect("worlds are small");
+        let identity = Identity::allocated(next).expect("worlds are small");
+        self.by_labels.insert(Arc::new(labels), identity);
+        identity
+    }
+
+    /// The labels of all numbers given so far.
+    pub fn iter(&self) -> impl Iterator<Item = (Identity, &Arc<LabelSet>)> {
+        self.by_labels.iter().map(|(labels, identity)| (*identity, labels))
+    }
 }
 
 /// The endpoint number of a pod: its index and one.
@@ -25,87 +52,171 @@ pub fn endpoint_id(pod: usize) -> EndpointId {
     EndpointId::new(n).expect("worlds are small")
 }
 
-/// The service account of all pods.
-const SERVICE_ACCOUNT: &str = "default";
-/// The name of the cluster.
-const CLUSTER: &str = "weft";
-
-impl Numbers {
-    /// The identity of each pod with a network of its own. Label sets that are new get numbers.
-    pub fn identities(&mut self, world: &World) -> BTreeMap<usize, Identity> {
-        let mut identities = BTreeMap::new();
-        for (n, pod) in world.pods.iter().enumerate().filter(|(_, pod)| !pod.host_network) {
-            let labels = label_set(&PodFacts {
-                cluster: CLUSTER,
-                namespace: &pod.name.namespace,
-                namespace_labels: &world.namespaces[&pod.name.namespace],
-                labels: &pod.labels,
-                service_account: SERVICE_ACCOUNT,
-            });
-            let identity = match self.table.number_of(&labels).expect("worlds are small") {
-                NumberOf::Known(identity) => identity,
-                NumberOf::Proposed(identity) => {
-                    self.table.insert(identity, labels);
-                    identity
-                }
-            };
-            identities.insert(n, identity);
-        }
-        identities
-    }
-
-    /// The labels of all numbers given so far.
-    pub fn iter(&self) -> impl Iterator<Item = (Identity, &Arc<LabelSet>)> {
-        self.table.iter()
-    }
-}
-
-/// Everything that the agent of `node` tells its engine about `world`.
-pub fn changes(world: &World, node: usize, numbers: &mut Numbers) -> Vec<Change> {
-    let identities = numbers.identities(world);
-    let mut changes: Vec<Change> =
-        numbers.iter().map(|(identity, labels)| Change::PutIdentity(identity, Arc::clone(labels))).collect();
-    changes.extend(world.policies.iter().map(|policy| Change::PutPolicy(Arc::new(policy.clone()))));
-    changes.extend(identities.iter().map(|(n, identity)| put_pod(world, node, *n, *identity)));
-    changes
-}
-
-/// What the agent of `node` tells its engine about pod `n`.
-#[must_use]
-pub fn put_pod(world: &World, node: usize, n: usize, identity: Identity) -> Change {
-    let pod = &world.pods[n];
-    if pod.node == node {
-        return Change::PutEndpoint(LocalEndpoint {
-            id: endpoint_id(n),
-            pod: pod.name.clone(),
-            labels: pod.labels.clone(),
-            identity,
-            addresses: pod.addresses.clone(),
-            named_ports: pod.named_ports.clone(),
-        });
-    }
-    Change::PutRemote(Arc::new(RemoteEndpoint {
-        name: pod.name.clone(),
-        pod_uid: uid(n),
-        identity,
-        addresses: pod.addresses.clone(),
-        node: world.nodes[pod.node].addresses[0],
-        named_ports: pod.named_ports.clone(),
-    }))
-}
-
 /// The UID of a pod.
 #[must_use]
 pub fn uid(pod: usize) -> String {
     format!("pod-uid-{pod}")
 }
 
-/// Where a packet asks: the pod whose policy is asked, and the other end.
-#[must_use]
-pub fn sides(packet: &Packet, direction: Direction) -> (End, End) {
-    match direction {
-        Direction::Ingress => (packet.to, packet.from),
-        Direction::Egress => (packet.from, packet.to),
+/// What the agent of a node knows of a world.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    policies: BTreeMap<PolicyName, Policy>,
+    groups: BTreeMap<String, CidrGroup>,
+    services: BTreeMap<ObjectName, Service>,
+    backends: BTreeMap<ObjectName, Backends>,
+    nodes: BTreeMap<String, Node>,
+    identities: BTreeMap<Identity, Arc<LabelSet>>,
+    locals: BTreeMap<EndpointId, LocalEndpoint>,
+    remotes: BTreeMap<String, Arc<RemoteEndpoint>>,
+}
+
+/// News of one thing: for the stage that writes out names of other objects, or for the engine itself.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// Of an object.
+    Object(intent::Change),
+    /// Of an endpoint or an identity.
+    Direct(Change),
+}
+
+impl View {
+    /// What the agent of `node` knows when it has heard of everything.
+    #[must_use]
+    pub fn of(world: &World, node: usize, numbers: &mut Numbers) -> Self {
+        let identities = numbers.identities(world);
+        let mut view = Self::default();
+        view.put_objects(world);
+        let used: BTreeSet<Identity> = identities.values().copied().collect();
+        let labels: BTreeMap<Identity, Arc<LabelSet>> =
+            numbers.iter().filter(|(id, _)| used.contains(id)).map(|(id, labels)| (id, Arc::clone(labels))).collect();
+        for (n, identity) in identities {
+            let Some(labels) = labels.get(&identity) else { continue };
+            let pod = &world.pods[n];
+            if pod.node == node {
+                let endpoint = LocalEndpoint {
+                    id: endpoint_id(n),
+                    pod: pod.object(),
+                    labels: subject_labels(labels, &pod.labels),
+                    identity,
+                    addresses: pod.addresses.clone(),
+                    named_ports: pod.named_ports.clone(),
+                };
+                view.locals.insert(endpoint.id, endpoint);
+            } else {
+                let endpoint = RemoteEndpoint {
+                    name: pod.object(),
+                    pod_uid: uid(n),
+                    identity,
+                    addresses: pod.addresses.clone(),
+                    node: world.nodes[pod.node].addresses[0],
+                    named_ports: pod.named_ports.clone(),
+                };
+                view.remotes.insert(uid(n), Arc::new(endpoint));
+            }
+        }
+        view.identities = labels;
+        if world.settings.host_firewall {
+            let own = &world.nodes[node];
+            let host = LocalEndpoint {
+                id: EndpointId::HOST,
+                pod: ObjectName { namespace: String::new(), name: own.name.clone() },
+                labels: LabelSet(own.labels.clone()),
+                identity: Identity::HOST,
+                addresses: own.addresses.clone(),
+                named_ports: Vec::new(),
+            };
+            view.locals.insert(EndpointId::HOST, host);
+        }
+        view
+    }
+
+    fn put_objects(&mut self, world: &World) {
+        self.policies = world.policies.iter().map(|policy| (policy.name.clone(), policy.clone())).collect();
+        self.groups = world.cidr_groups.iter().map(|group| (group.name.clone(), group.clone())).collect();
+        for service in &world.services {
+            let (name, addresses) = (service.object.name.clone(), service.addresses.clone());
+            self.services.insert(name.clone(), service.object.clone());
+            // The API server's addresses come below.
+            if name.namespace != "default" {
+                self.backends.insert(name.clone(), Backends { slice: name.clone(), service: name, addresses });
+            }
+        }
+        let name = ObjectName { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
+        let addresses = world.api_server.clone();
+        self.backends.insert(name.clone(), Backends { slice: name.clone(), service: name, addresses });
+        for node in &world.nodes {
+            let (name, addresses, labels) = (node.name.clone(), node.addresses.clone(), node.labels.clone());
+            self.nodes.insert(name.clone(), Node { name, addresses, labels, pod_cidrs: Vec::new() });
+        }
+    }
+
+    /// What makes `self` of `old`.
+    #[must_use]
+    pub fn since(&self, old: &Self) -> Vec<News> {
+        use intent::Change as Object;
+        let mut news = Vec::new();
+        difference(&old.policies, &self.policies, |name, new| {
+            news.push(News::Object(match new {
+                Some(policy) => Object::Policy(policy.clone()),
+                None => Object::PolicyGone(name.clone()),
+            }));
+        });
+        difference(&old.groups, &self.groups, |name, new| {
+            news.push(News::Object(match new {
+                Some(group) => Object::CidrGroup(group.clone()),
+                None => Object::CidrGroupGone(name.clone()),
+            }));
+        });
+        difference(&old.services, &self.services, |name, new| {
+            news.push(News::Object(match new {
+                Some(service) => Object::Service(service.clone()),
+                None => Object::ServiceGone(name.clone()),
+            }));
+        });
+        difference(&old.backends, &self.backends, |name, new| {
+            news.push(News::Object(match new {
+                Some(backends) => Object::Backends(backends.clone()),
+                None => Object::BackendsGone(name.clone()),
+            }));
+        });
+        difference(&old.nodes, &self.nodes, |name, new| {
+            news.push(News::Object(match new {
+                Some(node) => Object::Node(node.clone()),
+                None => Object::NodeGone(name.clone()),
+            }));
+        });
+        difference(&old.identities, &self.identities, |identity, new| {
+            news.push(News::Direct(match new {
+                Some(labels) => Change::PutIdentity(*identity, Arc::clone(labels)),
+                None => Change::RemoveIdentity(*identity),
+            }));
+        });
+        difference(&old.locals, &self.locals, |id, new| {
+            news.push(News::Direct(match new {
+                Some(endpoint) => Change::PutEndpoint(endpoint.clone()),
+                None => Change::RemoveEndpoint(*id),
+            }));
+        });
+        difference(&old.remotes, &self.remotes, |uid, new| {
+            news.push(News::Direct(match new {
+                Some(endpoint) => Change::PutRemote(Arc::clone(endpoint)),
+                None => Change::RemoveRemote(uid.clone()),
+            }));
+        });
+        news
+    }
+}
+
+/// Calls `each` for every row that is not the same.
+fn difference<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, mut each: impl FnMut(&K, Option<&V>)) {
+    for (key, row) in new {
+        if old.get(key) != Some(row) {
+            each(key, Some(row));
+        }
+    }
+    for key in old.keys().filter(|key| !new.contains_key(*key)) {
+        each(key, None);
     }
 }
 
@@ -123,72 +234,9 @@ pub fn peer(
         End::Pod(n) if world.pods[n].host_network => of_node(world.pods[n].node),
         End::Pod(n) => identities[&n],
         End::Node(n) => of_node(n),
+        End::World(_) if !world.settings.dual_stack => Identity::WORLD,
         End::World(IpAddr::V4(_)) => Identity::WORLD_IPV4,
         End::World(IpAddr::V6(_)) => Identity::WORLD_IPV6,
     };
     world.address(end, v6).map(|address| (identity, address))
-}
-
-/// The kernel's decision about a packet at one pod, from the pod's policy (`None`: not isolated) and the number of
-/// the longest prefix that holds the other end's address.
-#[must_use]
-pub fn decide(
-    direction: Direction,
-    policy: Option<&CompiledPolicy>,
-    identity: Identity,
-    prefix: Option<Identity>,
-    packet: &Packet,
-) -> bool {
-    packet.from == packet.to
-        || (direction == Direction::Ingress && identity == Identity::HOST)
-        || policy.is_none_or(|policy| lookup(policy, identity, prefix, packet.protocol, packet.port).is_some())
-}
-
-/// The engines of all nodes of a world.
-#[derive(Debug)]
-pub struct Cluster {
-    /// By node.
-    pub engines: Vec<Engine>,
-    /// By pod.
-    pub identities: BTreeMap<usize, Identity>,
-}
-
-impl Cluster {
-    /// Everything compiled from nothing.
-    #[must_use]
-    pub fn new(world: &World) -> Self {
-        let mut numbers = Numbers::default();
-        let mut engines = Vec::new();
-        for node in 0..world.nodes.len() {
-            let mut engine = Engine::default();
-            engine.apply(changes(world, node, &mut numbers));
-            engines.push(engine);
-        }
-        Self { engines, identities: numbers.identities(world) }
-    }
-
-    /// Whether one end lets the packet pass.
-    #[must_use]
-    pub fn allows(&self, world: &World, packet: &Packet, direction: Direction) -> bool {
-        let (End::Pod(n), other) = sides(packet, direction) else { return true };
-        let pod = &world.pods[n];
-        if pod.host_network {
-            return true;
-        }
-        let engine = &self.engines[pod.node];
-        let Some((identity, address)) = peer(world, pod.node, other, packet.v6, &self.identities) else { return false };
-        let now = engine.endpoint(endpoint_id(n)).expect("every pod with a network is an endpoint");
-        let id = match direction {
-            Direction::Ingress => now.ingress,
-            Direction::Egress => now.egress,
-        };
-        let policy = (id != PolicyId::OPEN).then(|| engine.compiled(id).expect("endpoints name policies that exist"));
-        now.blocked.is_none() && decide(direction, policy, identity, engine.prefix_of(address), packet)
-    }
-
-    /// Whether the packet passes.
-    #[must_use]
-    pub fn verdict(&self, world: &World, packet: &Packet) -> bool {
-        [Direction::Egress, Direction::Ingress].iter().all(|direction| self.allows(world, packet, *direction))
-    }
 }
