@@ -68,7 +68,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let client = Client::connect(&options).await.context("API server")?;
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
     let writer = weft_k8s::slice::Writer::start(client.clone(), &config.node_name, stop.clone());
-    tasks.spawn(cluster::watch(core.clone(), client.clone(), config.node_name.clone(), writer.clone(), stop.clone()));
+    let conversion = weft_k8s::convert::Settings {
+        cidr_covers: config.cidr_covers,
+        extended_protocols: config.extended_protocols,
+        host_firewall: config.host_firewall,
+    };
+    let watched = (core.clone(), client.clone());
+    tasks.spawn(cluster::watch(watched, config.node_name.clone(), conversion, writer.clone(), stop.clone()));
     tasks.spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
     tasks.spawn(machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
     tasks.spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
@@ -89,8 +95,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
     // The local API, first for those whose deletes waited.
     let attachments = Attachments::new(core.clone(), links, api, progress.clone(), mtu);
-    let local =
-        Arc::new(Local { core: core.clone(), attachments, progress: progress.clone(), metrics, flows, observer });
+    let local = Arc::new(Local {
+        core: core.clone(),
+        attachments,
+        progress: progress.clone(),
+        metrics,
+        flows,
+        observer,
+        conversion,
+    });
     for (path, delete) in deletes {
         match local.attachments.del(delete).await {
             Ok(()) => std::fs::remove_file(&path).with_context(|| format!("queue of deletes {}", path.display()))?,

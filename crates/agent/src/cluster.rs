@@ -95,8 +95,14 @@ pub async fn announce_endpoints(core: Handle, writer: slice::Writer, stop: Cance
 
 /// Cluster to tables. Own slices that say something else than this node does, for longer than a write takes, are
 /// read and mended.
-pub async fn watch(core: Handle, client: Client, node_name: String, writer: slice::Writer, stop: CancellationToken) {
-    let mut changes = weft_k8s::watch::start(client, &node_name, stop.clone());
+pub async fn watch(
+    (core, client): (Handle, Client),
+    node_name: String,
+    conversion: weft_k8s::convert::Settings,
+    writer: slice::Writer,
+    stop: CancellationToken,
+) {
+    let mut changes = weft_k8s::watch::start(&client, &node_name, conversion, &stop);
     let mut recheck_at: Option<Instant> = None;
     loop {
         let batch = tokio::select! {

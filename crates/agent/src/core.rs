@@ -24,6 +24,7 @@ pub mod endpoints;
 mod explain;
 mod nodes;
 mod policy;
+pub mod preview;
 mod queries;
 mod restore;
 pub mod thread;

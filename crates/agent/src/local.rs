@@ -3,6 +3,7 @@
 use crate::attach::Attachments;
 use crate::core::Progress;
 use crate::core::endpoints::refusal;
+use crate::core::preview::Seen;
 use crate::core::thread::{Handle, Unavailable};
 use crate::server::Handler;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -12,19 +13,21 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weft_abi::DropReason;
-use weft_api::agent::{AuditRequest, Request, Response, Status, WaitRequest};
+use weft_api::agent::{AuditRequest, Preview, PreviewRequest, Request, Response, Status, WaitRequest};
 use weft_api::cni::{CniError, code};
-use weft_api::flow::{Direction as FlowDirection, PolicyRef};
+use weft_api::flow::{Direction as FlowDirection, Flow, FlowFilter, PolicyRef, Verdict};
 use weft_control::policy::Direction;
 use weft_datapath::{Flows, Metrics};
 use weft_model::id::{EndpointId, Identity, RuleId};
-use weft_model::intent::{ObjectName, PolicyKind, PolicyName};
+use weft_model::intent::{Change, ObjectName, PolicyKind, PolicyName};
 use weft_observe::{Directory, Observer, Party};
 
 /// Longest wait that is granted.
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Connections that are listed.
 const CONNECTIONS_MAX: usize = 65_536;
+/// Recent drops that a preview looks at.
+const DROPS_MAX: usize = 4096;
 
 /// Answers.
 pub struct Local {
@@ -40,6 +43,8 @@ pub struct Local {
     pub flows: Flows,
     /// Events.
     pub observer: Arc<Observer>,
+    /// How policies are read.
+    pub conversion: weft_k8s::convert::Settings,
 }
 
 impl Handler for Local {
@@ -114,6 +119,44 @@ impl Local {
         Ok(Response::Connections(connections.into_iter().map(|row| connection(row, now_s)).collect()))
     }
 
+    async fn preview(&self, request: PreviewRequest) -> Result<Preview, CniError> {
+        let mut changes = Vec::new();
+        for (n, object) in request.objects.iter().enumerate() {
+            let change = weft_k8s::convert::object(object, &self.conversion);
+            let change = change.map_err(|problem| {
+                refusal(code::DECODING_FAILURE, "an object is not valid", &format!("object {n}: {problem}"))
+            })?;
+            changes.push(match change {
+                Change::Policy(policy) if request.delete => Change::PolicyGone(policy.name),
+                Change::CidrGroup(group) if request.delete => Change::CidrGroupGone(group.name),
+                change => change,
+            });
+        }
+        let flows = self.flows.clone();
+        let listed =
+            tokio::task::spawn_blocking(move || flows.list(CONNECTIONS_MAX)).await.map_err(|error| kernel(&error))?;
+        let live: Vec<Seen> = listed
+            .map_err(|error| kernel(&error))?
+            .into_iter()
+            .map(|row| Seen {
+                from: row.source.address,
+                to: row.destination.address,
+                protocol: row.protocol,
+                // Of ICMP only echoes are connections.
+                port: match row.protocol {
+                    1 => 8,
+                    58 => 128,
+                    _ => row.destination.port,
+                },
+            })
+            .collect();
+        let filter = FlowFilter { verdict: Some(Verdict::Dropped), ..FlowFilter::default() };
+        let dropped: Vec<Seen> =
+            self.observer.snapshot(filter, DROPS_MAX).iter().filter_map(|flow| seen(flow)).collect();
+        let comparison = self.core.look(|core| core.compare(&changes, &live, &dropped));
+        tokio::task::spawn_blocking(move || comparison.run()).await.map_err(|error| kernel(&error))
+    }
+
     async fn wait(&self, request: WaitRequest) -> Result<Status, CniError> {
         let timeout_ms = match &request {
             WaitRequest::Ready { timeout_ms }
@@ -159,6 +202,13 @@ impl Local {
             }
         })
     }
+}
+
+/// The connection that a drop would have begun.
+fn seen(flow: &Flow) -> Option<Seen> {
+    let protocol = *weft_observe::filter::protocol_numbers(&flow.protocol).first()?;
+    let port = flow.icmp.map_or(flow.destination_port.unwrap_or(0), |(kind, _)| u16::from(kind));
+    Some(Seen { from: flow.source.ip, to: flow.destination.ip, protocol, port })
 }
 
 /// The state of a connection as people call it.

@@ -52,7 +52,7 @@ impl Needs {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Row {
     written: Arc<Policy>,
     expanded: Arc<Policy>,
@@ -63,7 +63,7 @@ struct Row {
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Expander {
     policies: BTreeMap<PolicyName, Row>,
     groups: BTreeMap<String, CidrGroup>,

@@ -7,3 +7,4 @@ pub mod explain;
 pub mod identity;
 pub mod ipam;
 pub mod policy;
+pub mod preview;

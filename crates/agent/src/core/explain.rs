@@ -2,12 +2,12 @@
 
 use super::Core;
 use super::endpoints::{Endpoint, refusal};
+use super::queries::{reference, rule_reference};
 use std::net::IpAddr;
 use weft_api::agent::{Decision, ExplainPeer, ExplainRequest, Explanation};
 use weft_api::cni::{CniError, code};
-use weft_api::flow::PolicyRef;
 use weft_control::explain::{self, Party, Question};
-use weft_model::id::Identity;
+use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::ObjectName;
 
 impl Core {
@@ -20,10 +20,11 @@ impl Core {
             "TCP" => 6,
             "UDP" => 17,
             "SCTP" => 132,
-            "ICMP" => 1,
+            "ICMP" | "PING" => 1,
             "ICMPV6" => 58,
             _ => {
-                let details = format!("protocol: expected TCP, UDP, SCTP or ICMP, found {:?}", request.protocol);
+                let details =
+                    format!("protocol: expected TCP, UDP, SCTP, ICMP, ICMPv6 or ping, found {:?}", request.protocol);
                 return Err(refusal(code::DECODING_FAILURE, "malformed request", &details));
             }
         };
@@ -35,7 +36,13 @@ impl Core {
         let Some((from, to)) = pair else {
             return Err(refusal(code::AGENT, "no address family in common", &format!("{from:?} and {to:?}")));
         };
-        let question = Question { from: self.party(from), to: self.party(to), protocol, port: request.port };
+        // An echo request is another message in each family.
+        let (protocol, port) = match (request.protocol.eq_ignore_ascii_case("ping"), to.is_ipv4()) {
+            (true, true) => (1, 8),
+            (true, false) => (58, 128),
+            (false, _) => (protocol, request.port),
+        };
+        let question = Question { from: self.party(from), to: self.party(to), protocol, port };
         let answer = explain::explain(&self.policy.engine, &question);
         Ok(Explanation { egress: answer.egress.map(decision), ingress: answer.ingress.map(decision) })
     }
@@ -63,7 +70,11 @@ impl Core {
         Ok(addresses)
     }
 
-    fn party(&self, address: IpAddr) -> Party {
+    /// Who has an address, as the kernel takes it.
+    pub(super) fn party(&self, address: IpAddr) -> Party {
+        if self.own_addresses().contains(&address) {
+            return Party { endpoint: Some(EndpointId::HOST), identity: Identity::HOST, address };
+        }
         let mut local = self.endpoints.rows.values().filter(|endpoint| endpoint.is_active());
         let endpoint: Option<&Endpoint> = local.find(|endpoint| endpoint.record.addresses.contains(&address));
         let identity = self.addresses.get(address).map_or_else(|| self.stranger(address), |entry| entry.identity);
@@ -84,22 +95,12 @@ impl Core {
 }
 
 fn decision(decision: explain::Decision) -> Decision {
-    let rule = |rule: weft_control::policy::RuleRef| PolicyRef {
-        kind: rule.kind.to_owned(),
-        namespace: rule.object.namespace.clone(),
-        name: rule.object.name.clone(),
-        rule: Some(rule.place()),
-    };
-    let isolating = |(kind, name): (&'static str, ObjectName)| PolicyRef {
-        kind: kind.to_owned(),
-        namespace: name.namespace,
-        name: name.name,
-        rule: None,
-    };
-    let policies = if decision.allowed {
-        decision.allowing.into_iter().map(rule).collect()
+    let by_rule = !decision.deciding.is_empty();
+    let policies = if by_rule {
+        decision.deciding.iter().map(rule_reference).collect()
     } else {
-        decision.isolating.into_iter().map(isolating).collect()
+        decision.isolating.iter().map(reference).collect()
     };
-    Decision { allowed: decision.allowed, reason: decision.reason, policies }
+    let others = decision.others.iter().map(|(rule, why)| (rule_reference(rule), why.clone())).collect();
+    Decision { allowed: decision.allowed, reason: decision.reason, policies, others }
 }
