@@ -194,6 +194,27 @@ fn language(label: &str, routing: &str) -> Result<()> {
     stage.cluster.down()
 }
 
+/// Prefixes match the cluster's own addresses where the cluster is set up so; and nothing is dropped in audit mode.
+#[test]
+fn settings_of_the_cluster() -> Result<()> {
+    let settings =
+        ["--agent", "policy-cidr-match-mode=nodes,pods", "--agent", "policy-audit-mode=true", "--agent", "log=debug"];
+    let stage = Stage::up("ls", &settings)?;
+    let Stage { cluster, server, client, other, .. } = &stage;
+    let prefixes = "egress: [{toCIDR: [10.244.0.0/16, 'fd44::/48']}], \
+                    egressDeny: [{toCIDR: [198.51.100.0/24, '2001:db8:100::/64']}]";
+    stage.with(&[("cnp", "prefixes", &on_client(prefixes))], || {
+        stage.passes(client, To::Pod(server), Tcp(80))?;
+        stage.passes(client, To::Pod(other), Tcp(80))?;
+        let outcomes = stage.outcomes(client, To::Addresses(&stage.outside), Tcp(80))?;
+        ensure!(outcomes.iter().all(|outcome| outcome == "refused"), "dropped in audit mode: {outcomes:?}");
+        let seen = cluster.observe(&["--verdict", "audit", "--from-pod", "default/client"])?;
+        ensure!(seen.iter().any(|flow| flow["policies"][0]["rule"] == "egressDeny[0]"), "{seen:?}");
+        Ok(())
+    })?;
+    stage.cluster.down()
+}
+
 fn open_and_closed(stage: &Stage) -> Result<()> {
     let Stage { server, client, other, .. } = stage;
     let s = To::Pod(server);

@@ -190,6 +190,9 @@ fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
     service.option("--cni-bin-dir", dir.join("cni/bin"));
     service.option("--cni-conf-dir", dir.join("cni/conf"));
     service.option("--cluster-name", &config.name);
+    for (key, value) in &config.agent {
+        service.option(&format!("--{key}"), value);
+    }
     Ok(service)
 }
 

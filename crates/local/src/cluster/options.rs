@@ -3,6 +3,7 @@
 use crate::cluster::paths::Paths;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
@@ -43,6 +44,9 @@ pub struct UpOptions {
     /// Addresses for services; repeatable [default: 10.96.0.0/16 and fd96::/108]
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Vec<String>,
+    /// A setting of the nodes' agents, as in policy-audit-mode=true; repeatable
+    #[arg(long = "agent", value_name = "SETTING=VALUE")]
+    pub agent: Vec<String>,
     /// Use the Kubernetes API server of this kubeconfig instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
@@ -89,6 +93,9 @@ pub struct Config {
     pub pod_cidrs: Vec<IpNet>,
     /// For services.
     pub service_cidrs: Vec<IpNet>,
+    /// Settings of the agents beside those that the cluster gives them.
+    #[serde(default)]
+    pub agent: BTreeMap<String, String>,
     /// Another API server.
     pub kubeconfig: Option<PathBuf>,
     /// Port on 127.0.0.1 of the built-in API server.
@@ -160,7 +167,8 @@ impl UpOptions {
         };
         let bin_dir = self.bin_dir.clone().unwrap_or_default();
         let name = self.name.clone();
-        Ok(Config { name, nodes, ipv4, ipv6, routing, pod_cidrs, service_cidrs, kubeconfig, port: 0, bin_dir })
+        let agent = parse_agent(&self.agent)?;
+        Ok(Config { name, nodes, ipv4, ipv6, routing, pod_cidrs, service_cidrs, agent, kubeconfig, port: 0, bin_dir })
     }
 
     /// The first option that was given and differs from what an existing cluster has.
@@ -186,6 +194,12 @@ impl UpOptions {
         }
         if !self.service_cidr.is_empty() && wanted.service_cidrs != existing.service_cidrs {
             return Some(differs("service-cidr", list(&wanted.service_cidrs), list(&existing.service_cidrs)));
+        }
+        if !self.agent.is_empty() && wanted.agent != existing.agent {
+            let text = |settings: &BTreeMap<String, String>| {
+                settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+            };
+            return Some(differs("agent", text(&wanted.agent), format!("{:?}", text(&existing.agent))));
         }
         if let Some(given) = &wanted.kubeconfig
             && existing.kubeconfig.as_ref() != Some(given)
@@ -257,6 +271,31 @@ impl Config {
     pub fn paths(&self) -> Paths {
         Paths::new(&self.name)
     }
+}
+
+/// Settings of the agent that a cluster on one machine leaves to its user.
+const AGENT_SETTINGS: [&str; 9] = [
+    "extended-protocols",
+    "host-firewall",
+    "log",
+    "masquerade",
+    "mtu",
+    "no-masquerade",
+    "policy-audit-mode",
+    "policy-cidr-match-mode",
+    "tunnel-port",
+];
+
+fn parse_agent(given: &[String]) -> Result<BTreeMap<String, String>, OptionError> {
+    let mut settings = BTreeMap::new();
+    for text in given {
+        let Some((key, value)) = text.split_once('=').filter(|(key, _)| AGENT_SETTINGS.contains(key)) else {
+            let expected = format!("expected SETTING=VALUE with one of {}", AGENT_SETTINGS.join(", "));
+            return Err(wrong("agent", text, expected));
+        };
+        settings.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(settings)
 }
 
 fn parse_families(given: &str) -> Result<(bool, bool), OptionError> {

@@ -60,6 +60,9 @@ fn errors_name_the_option_and_what_was_expected() {
         let text = error(change);
         assert!(text.contains(expected), "{text:?} lacks {expected:?}");
     }
+    let text = error(|o| o.agent = vec!["policy-audit=true".into()]);
+    assert!(text.contains("--agent policy-audit=true") && text.contains("policy-audit-mode"), "{text}");
+    assert!(error(|o| o.agent = vec!["mtu".into()]).contains("SETTING=VALUE"));
 }
 
 #[test]
