@@ -1,18 +1,20 @@
 # The front door. `make` alone says what there is.
 .SILENT:
-.PHONY: help up down test bench check audit build setup root
+.PHONY: help up down test bench check audit build setup root fuzz-policy
 
 # One profile for the tests, another for running: debug and release.
 PROGRAMS := -p weft-cli -p weft-agent -p weft-operator -p weft-cni
 RELEASE := target/release
 NAME ?= weft
 UP ?=
+SECONDS ?= 60
 
 help:
 	echo "make up     a 3-node cluster on this machine (UP='--nodes 5 --routing vxlan' for another; root)"
 	echo "make down   remove it, however it was left (root)"
 	echo "make test   all tests, whole clusters included (root)"
 	echo "make bench  benchmarks beside plain forwarding and the bridge CNI (root)"
+	echo "make fuzz-policy  random policies against the specification (SECONDS=600 for longer)"
 	echo "make check  format, lints, licences, structure"
 	echo "make audit  known vulnerabilities of the crates (needs the network)"
 	echo "make build  the programs, into $(RELEASE)"
@@ -54,6 +56,10 @@ check:
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo deny --log-level error check bans licenses sources
 	cargo xtask tidy
+
+# Random worlds through the policy compiler and the oracle; a difference is shown in the smallest world that has it.
+fuzz-policy:
+	cargo run --quiet --release -p weft-trial -- --seconds $(SECONDS)
 
 # Asks the network for known vulnerabilities.
 audit:

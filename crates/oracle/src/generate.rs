@@ -36,6 +36,14 @@ const BARE_PROTOCOLS: &[Protocol] =
 /// Types of messages of ICMP and ICMPv6.
 const ICMP_TYPES: &[u16] = &[0, 3, 8, 128, 129, 135, 255];
 
+/// The name of a namespace, often one that has pods.
+fn namespace(random: &mut Random, world: &World) -> String {
+    match pick_of(random, &world.pods) {
+        Some(pod) if random.chance(70) => pod.namespace.clone(),
+        _ => (*random.pick(NAMESPACES)).to_owned(),
+    }
+}
+
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("a literal address")
 }
@@ -96,15 +104,15 @@ pub fn world(random: &mut Random) -> World {
         }
     }
     world.api_server = api_server(random, &world);
-    for n in 0..random.below(3) {
+    for n in 0..1 + random.below(2) {
         let service = service(random, &world, n);
         world.services.push(service);
     }
-    for n in 0..random.below(3) {
+    for n in 0..1 + random.below(2) {
         let group = cidr_group(random, &world, n);
         world.cidr_groups.push(group);
     }
-    for n in 0..random.below(6) {
+    for n in 0..*random.pick(&[0, 1, 2, 2, 3, 4, 5, 6, 7]) {
         let policy = policy(random, &world, n);
         world.policies.push(policy);
     }
@@ -129,7 +137,7 @@ pub fn pod(random: &mut Random, world: &World, n: usize) -> Pod {
         if host_network { world.nodes[node].addresses.clone() } else { both(random, world.settings, v4, v6) };
     // Often the labels of another pod, so that identities have several.
     let like = (!world.pods.is_empty() && random.chance(40)).then(|| random.pick(&world.pods));
-    let namespace = like.map_or_else(|| (*random.pick(NAMESPACES)).to_owned(), |pod| pod.namespace.clone());
+    let namespace = like.map_or_else(|| namespace(random, world), |pod| pod.namespace.clone());
     let labels = like.map_or_else(|| pod_labels(random), |pod| pod.labels.clone());
     let service_account = like.map_or_else(|| (*random.pick(ACCOUNTS)).to_owned(), |pod| pod.service_account.clone());
     let reserved = (!host_network && random.chance(8)).then(|| reserved(random));
@@ -153,8 +161,16 @@ fn api_server(random: &mut Random, world: &World) -> Vec<IpAddr> {
 }
 
 fn service(random: &mut Random, world: &World, n: usize) -> Service {
-    let mut name = ObjectName { namespace: (*random.pick(NAMESPACES)).to_owned(), name: format!("service-{n}") };
-    let mut selector = if random.chance(60) { labels(random, KEYS, 50) } else { BTreeMap::new() };
+    let mut name = ObjectName { namespace: namespace(random, world), name: format!("service-{n}") };
+    // Those of a pod, or any.
+    let mut selector = match pick_of(random, &world.pods) {
+        Some(pod) if random.chance(40) => {
+            name.namespace.clone_from(&pod.namespace);
+            pod.labels.iter().filter(|(key, _)| KEYS.contains(&key.as_str())).take(1).map(owned).collect()
+        }
+        _ if random.chance(40) => labels(random, KEYS, 50),
+        _ => BTreeMap::new(),
+    };
     let mut addresses = (0..random.below(3)).map(|_| any_address(random, world)).collect();
     if n == 0 && random.chance(20) {
         name = ObjectName { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
@@ -162,6 +178,10 @@ fn service(random: &mut Random, world: &World, n: usize) -> Service {
         addresses = world.api_server.clone();
     }
     Service { object: intent::Service { name, labels: labels(random, OTHER_KEYS, 50), selector }, addresses }
+}
+
+fn owned((key, value): (&String, &String)) -> (String, String) {
+    (key.clone(), value.clone())
 }
 
 fn cidr_group(random: &mut Random, world: &World, n: usize) -> CidrGroup {

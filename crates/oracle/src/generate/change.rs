@@ -14,6 +14,7 @@ pub fn change(random: &mut Random, world: &mut World) {
     match random.below(20) {
         0..5 => {
             let new = policy(random, world, fresh);
+            world.policies.retain(|policy| policy.name != new.name);
             world.policies.push(new);
         }
         5..8 if !world.policies.is_empty() => {

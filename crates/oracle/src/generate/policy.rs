@@ -1,8 +1,8 @@
 //! Random policies of all kinds.
 
 use super::{
-    BARE_PROTOCOLS, ICMP_TYPES, KEYS, NAMESPACES, OTHER_KEYS, OWN_KEYS, PORT_NAMES, PROTOCOLS, VALUES, any_address,
-    cidr, net, port,
+    BARE_PROTOCOLS, ICMP_TYPES, KEYS, OTHER_KEYS, OWN_KEYS, PORT_NAMES, PROTOCOLS, VALUES, any_address, cidr,
+    namespace, net, pick_of, port,
 };
 use crate::random::Random;
 use crate::world::World;
@@ -22,7 +22,7 @@ pub fn policy(random: &mut Random, world: &World, n: usize) -> Policy {
         6..8 => PolicyKind::CiliumClusterwideNetworkPolicy,
         _ => PolicyKind::ClusterNetworkPolicy,
     };
-    let namespace = if kind.is_namespaced() { (*random.pick(NAMESPACES)).to_owned() } else { String::new() };
+    let namespace = if kind.is_namespaced() { namespace(random, world) } else { String::new() };
     let cilium = matches!(kind, PolicyKind::CiliumNetworkPolicy | PolicyKind::CiliumClusterwideNetworkPolicy);
     let count = if cilium && random.chance(25) { 2 } else { 1 };
     let maker = Maker { world, kind, namespace: namespace.clone() };
@@ -51,7 +51,7 @@ impl Maker<'_> {
         };
         let ways = random.below(3);
         let rules = |random: &mut Random, on: bool, egress: bool| -> Vec<Rule> {
-            let count = if on { random.below(4) } else { 0 };
+            let count = if on { *random.pick(&[0, 1, 1, 2, 2, 3, 4]) } else { 0 };
             (0..count).map(|index| self.rule(random, n, index, egress)).collect()
         };
         let ingress = rules(random, ways != 1, false);
@@ -77,9 +77,9 @@ impl Maker<'_> {
         if self.kind == PolicyKind::CiliumClusterwideNetworkPolicy && random.chance(40) {
             return Subject::Nodes(plain_selector(random, OTHER_KEYS, 40));
         }
-        let mut requirements = requirements(random, &[KEYS, OWN_KEYS].concat(), 35);
+        let mut requirements = requirements(random, self.world, &[KEYS, OWN_KEYS].concat(), 60);
         if !self.kind.is_namespaced() && random.chance(40) {
-            requirements.push(about_namespace(random));
+            requirements.push(about_namespace(random, self.world));
         }
         Subject::Endpoints(EndpointSelector {
             namespace: self.kind.is_namespaced().then(|| self.namespace.clone()),
@@ -97,11 +97,11 @@ impl Maker<'_> {
         let way = if egress { "egress" } else { "ingress" };
         let deny = if action == RuleAction::Deny { "Deny" } else { "" };
         let peers = (!random.chance(15)).then(|| {
-            let count = if random.chance(5) { 0 } else { 1 + random.below(3) };
+            let count = if random.chance(5) { 0 } else { 1 + random.below(3) * random.below(2) };
             (0..count).map(|_| self.peer(random, egress)).collect()
         });
-        let ports = (!random.chance(35)).then(|| {
-            let count = if random.chance(4) { 0 } else { 1 + random.below(3) };
+        let ports = (!random.chance(45)).then(|| {
+            let count = if random.chance(4) { 0 } else { 1 + random.below(3) * random.below(2) };
             (0..count).map(|_| port_rule(random)).collect()
         });
         Rule { place: format!("specs[{spec}].{way}{deny}[{index}]").into(), action, peers, ports }
@@ -113,11 +113,11 @@ impl Maker<'_> {
         }
         let covers = covers(random);
         match random.below(20) {
-            0..8 => self.endpoints(random),
-            8..12 => self.cidr(random, covers),
-            12..15 => Peer::Entity(self.entity(random)),
-            15 => Peer::Nodes(plain_selector(random, OTHER_KEYS, 30)),
-            16 | 17 => {
+            0..7 => self.endpoints(random),
+            7..11 => self.cidr(random, covers),
+            11..14 => Peer::Entity(self.entity(random)),
+            14 => Peer::Nodes(plain_selector(random, OTHER_KEYS, 30)),
+            15 | 16 => {
                 let groups = if random.chance(60) {
                     CidrGroups::Name(format!("group-{}", random.below(2)))
                 } else {
@@ -132,10 +132,10 @@ impl Maker<'_> {
 
     fn endpoints(&self, random: &mut Random) -> Peer {
         let own = (self.kind.is_namespaced() && random.chance(50)).then(|| self.namespace.clone());
-        let mut requirements = requirements(random, KEYS, 35);
+        let mut requirements = requirements(random, self.world, KEYS, 35);
         if own.is_none() {
             if random.chance(50) {
-                requirements.push(about_namespace(random));
+                requirements.push(about_namespace(random, self.world));
             }
             if self.kind != PolicyKind::NetworkPolicy && random.chance(20) {
                 requirements = vec![about_reserved(random)];
@@ -165,6 +165,18 @@ impl Maker<'_> {
             Entity::WorldIpv4,
             Entity::WorldIpv6,
         ];
+        // Those that a pod stands for are rare.
+        let reserved = self.world.pods.iter().filter_map(|pod| match pod.reserved?.raw() {
+            3 => Some(Entity::Unmanaged),
+            4 => Some(Entity::Health),
+            5 => Some(Entity::Init),
+            8 => Some(Entity::Ingress),
+            _ => None,
+        });
+        let reserved: Vec<_> = reserved.collect();
+        if !reserved.is_empty() && random.chance(60) {
+            return *random.pick(&reserved);
+        }
         *random.pick(if self.world.settings.dual_stack { &all } else { &all[..11] })
     }
 
@@ -182,7 +194,7 @@ impl Maker<'_> {
     }
 
     fn services(&self, random: &mut Random) -> Services {
-        let namespace = (*random.pick(NAMESPACES)).to_owned();
+        let namespace = namespace(random, self.world);
         if self.world.services.is_empty() || random.chance(40) {
             return Services::Selector {
                 namespace: random.chance(40).then_some(namespace),
@@ -202,8 +214,8 @@ fn covers(random: &mut Random) -> Covers {
     }
 }
 
-fn about_namespace(random: &mut Random) -> Requirement {
-    let name = BTreeSet::from([(*random.pick(NAMESPACES)).to_owned()]);
+fn about_namespace(random: &mut Random, world: &World) -> Requirement {
+    let name = BTreeSet::from([namespace(random, world)]);
     let value = BTreeSet::from([(*random.pick(VALUES)).to_owned()]);
     let team = format!("{NAMESPACE_LABELS}team");
     match random.below(8) {
@@ -262,8 +274,17 @@ fn plain_selector(random: &mut Random, keys: &[&str], empty: usize) -> Selector 
 }
 
 /// Requirements on keys with sources, none in `empty` of 100 cases.
-fn requirements(random: &mut Random, keys: &[&str], empty: usize) -> Vec<Requirement> {
+fn requirements(random: &mut Random, world: &World, keys: &[&str], empty: usize) -> Vec<Requirement> {
     let count = if random.chance(empty) { 0 } else { 1 + random.below(2) };
+    // Often a label that a pod has.
+    if count == 1
+        && let Some(pod) = pick_of(random, &world.pods)
+        && let Some((key, value)) = pod.labels.iter().find(|(key, _)| keys.contains(&key.as_str()))
+        && random.chance(50)
+    {
+        let source = if random.chance(50) { "k8s:" } else { "any:" };
+        return vec![Requirement::In(format!("{source}{key}"), BTreeSet::from([value.clone()]))];
+    }
     let source = |random: &mut Random| if random.chance(50) { "k8s:" } else { "any:" };
     (0..count)
         .map(|_| {
