@@ -402,9 +402,21 @@ impl Cluster {
     /// # Errors
     /// It cannot be started.
     pub fn stream(&self, from: &Pod, options: &str, to: IpAddr) -> Result<Stream> {
+        self.in_background(from, "stream run", options, to)
+    }
+
+    /// Many TCP connections from a pod, in the background.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn load(&self, from: &Pod, options: &str, to: IpAddr) -> Result<Stream> {
+        self.in_background(from, "load", options, to)
+    }
+
+    fn in_background(&self, from: &Pod, tool: &str, options: &str, to: IpAddr) -> Result<Stream> {
         let (namespace, name) = from.full_name();
         let mut command = self.command(Path::new("kubectl"));
-        command.args(["exec", "-n", namespace, name, "--", "/weft", "toolbox", "stream", "run"]);
+        command.args(["exec", "-n", namespace, name, "--", "/weft", "toolbox"]).args(tool.split_whitespace());
         command.args(options.split_whitespace()).args([to.to_string(), PORT.to_string()]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("stdout")?);
@@ -459,7 +471,7 @@ fn pod_of(object: &Value) -> Result<Pod> {
     })
 }
 
-/// A running stream.
+/// A tool that reports while it runs.
 #[derive(Debug)]
 pub struct Stream {
     child: Child,

@@ -4,6 +4,7 @@
 
 mod connect;
 mod dns;
+mod load;
 mod packet;
 mod ping;
 mod sctp;
@@ -100,6 +101,8 @@ enum Command {
     /// A long stream of numbered packets, reported as JSON lines
     #[command(subcommand)]
     Stream(StreamCommand),
+    /// Many TCP connections: some that stay, new ones at a steady rate, reported as JSON lines
+    Load(LoadArguments),
     /// ICMP echo
     Ping(PingArguments),
 }
@@ -195,6 +198,30 @@ struct StreamArguments {
 }
 
 #[derive(Args, Debug)]
+struct LoadArguments {
+    /// Connections that stay, each used once a second
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(0..=20_000))]
+    hold: u16,
+    /// New connections a second
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    rate: u32,
+    /// Seconds to run
+    #[arg(long, default_value = "10", value_parser = seconds)]
+    duration: Duration,
+    /// Seconds between reports
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    interval: Duration,
+    /// Seconds to wait for each answer
+    #[arg(long, default_value = "3", value_parser = seconds)]
+    timeout: Duration,
+    /// Name or address
+    host: String,
+    /// Port
+    #[arg(default_value_t = PORT)]
+    port: u16,
+}
+
+#[derive(Args, Debug)]
 struct PingArguments {
     /// Echo requests
     #[arg(short, long, default_value_t = 1)]
@@ -241,6 +268,7 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         Command::Connect(arguments) => Ok(connect::run(&arguments).report()),
         Command::Dns(arguments) => dns::run(&arguments),
         Command::Stream(StreamCommand::Run(arguments)) => stream::run(&arguments),
+        Command::Load(arguments) => load::run(&arguments),
         Command::Ping(arguments) => ping::run(&arguments),
     };
     result.unwrap_or_else(|error| {
