@@ -9,26 +9,35 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_model::desired::{CompiledPolicy, PolicyPatch};
-use weft_model::id::{EndpointId, Identity, PolicyId, RuleId};
-use weft_model::intent::{NamedPort, ObjectName, Policy, RemoteEndpoint};
+use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId, RuleId};
+use weft_model::intent::{NamedPort, ObjectName, Policy, PolicyName, RemoteEndpoint};
 use weft_model::label::LabelSet;
 
+mod classes;
 mod engine;
+mod labels;
+mod limits;
 pub mod lookup;
+mod objects;
 mod peers;
 mod plan;
+mod pods;
 pub mod ports;
 mod prefix;
+mod queries;
 mod resolved;
 mod rule;
 mod selector;
 mod settle;
 
 pub use engine::Engine;
+pub use limits::{Limits, Overflow};
 pub use lookup::lookup;
-pub(crate) use peers::numbers as pod_numbers;
-pub(crate) use resolved::PortName;
-pub(crate) use rule::{Peers as RulePeers, Rule};
+pub(crate) use pods::numbers as pod_numbers;
+
+/// Number of a selector while somebody uses it. Grows: what came into use later has a higher one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+struct SelectorId(u32);
 
 /// Which way, as seen from the pod that a policy applies to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -51,27 +60,19 @@ impl fmt::Display for Direction {
 /// The rule that a number stands for: `NetworkPolicy shop/web ingress[0]`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RuleRef {
-    /// Kind of the object.
-    pub kind: &'static str,
     /// The object.
-    pub object: ObjectName,
-    /// Which of its lists.
+    pub policy: PolicyName,
+    /// Which way.
     pub direction: Direction,
-    /// Which element, from 0.
-    pub index: usize,
-}
-
-impl RuleRef {
-    /// `ingress[0]`
-    #[must_use]
-    pub fn place(&self) -> String {
-        format!("{}[{}]", self.direction, self.index)
-    }
+    /// Where it stands there.
+    pub place: Arc<str>,
+    /// Copied to flow records that it decided.
+    pub log: Option<Arc<str>>,
 }
 
 impl fmt::Display for RuleRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.kind, self.object, self.place())
+        write!(f, "{} {}", self.policy, self.place)
     }
 }
 
@@ -82,9 +83,9 @@ pub struct LocalEndpoint {
     pub id: EndpointId,
     /// Its pod.
     pub pod: ObjectName,
-    /// Labels of the pod, as written. Policies select by these, not by the identity's, so that a label which
-    /// identities leave out selects all the same.
-    pub labels: BTreeMap<String, String>,
+    /// All labels of the pod and of its namespace, with their source: those of its identity, and those that identities
+    /// leave out. Of [`EndpointId::HOST`] the labels of the Node, with plain keys.
+    pub labels: LabelSet,
     /// Identity.
     pub identity: Identity,
     /// Addresses.
@@ -99,7 +100,7 @@ pub enum Change {
     /// A policy object.
     PutPolicy(Arc<Policy>),
     /// It is gone.
-    RemovePolicy(ObjectName),
+    RemovePolicy(PolicyName),
     /// Labels of an identity.
     PutIdentity(Identity, Arc<LabelSet>),
     /// It is gone.
@@ -135,19 +136,23 @@ pub struct Plan {
     pub rules: Vec<(RuleId, RuleRef)>,
     /// Policies to write that nobody uses yet.
     pub put: Vec<(PolicyId, Arc<CompiledPolicy>)>,
-    /// Peers of policies in use that may do more than before.
+    /// What policies in use must know of classes that are new.
     pub patch: Vec<(PolicyId, PolicyPatch)>,
+    /// Peers that are new, or may do more than before.
+    pub put_peers: Vec<(Identity, PeerClass)>,
     /// Prefixes to write.
     pub add_cidrs: Vec<(IpNet, Identity)>,
     /// Endpoints to switch. After these, addresses are to point to their new identities.
     pub switch: Vec<EndpointPolicy>,
-    /// Peers of policies in use that may not do all that they could.
-    pub narrow: Vec<(PolicyId, PolicyPatch)>,
+    /// Peers that may not do all that they could; `None`: those that are no more.
+    pub narrow: Vec<(Identity, Option<PeerClass>)>,
     /// Then bump these: their established connections decide again.
     pub touched: BTreeSet<EndpointId>,
     /// Prefixes to remove.
     pub remove_cidrs: Vec<IpNet>,
-    /// What policies need no more once those are gone. Needs no bump.
+    /// Their numbers, as peers.
+    pub del_peers: Vec<Identity>,
+    /// Classes that are no more. Needs no bump.
     pub late_patch: Vec<(PolicyId, PolicyPatch)>,
     /// Policies to remove.
     pub remove: Vec<PolicyId>,
@@ -166,6 +171,8 @@ impl Plan {
 pub struct Desired {
     /// Policies.
     pub policies: BTreeMap<PolicyId, Arc<CompiledPolicy>>,
+    /// Peers.
+    pub peers: BTreeMap<Identity, PeerClass>,
     /// Prefixes.
     pub cidrs: BTreeMap<IpNet, Identity>,
     /// Endpoints.
@@ -176,82 +183,11 @@ pub struct Desired {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Problem {
     /// The object.
-    pub policy: ObjectName,
+    pub policy: PolicyName,
     /// The object's version that has the problem.
     pub resource_version: String,
     /// The version was refused: the one before it is in force, if there was one.
     pub refused: bool,
     /// What and why.
     pub text: String,
-}
-
-/// How much the node takes.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// Entries of one resolved policy.
-    pub entries_per_policy: usize,
-    /// Peers of one resolved policy.
-    pub peers_per_policy: usize,
-    /// Resolved policies.
-    pub policies: usize,
-    /// Entries of all, old and new side by side while they change places.
-    pub entries: usize,
-    /// Peers of all, likewise.
-    pub peers: usize,
-    /// Prefixes.
-    pub cidrs: usize,
-}
-
-impl Limits {
-    /// For maps that hold this many policies, entries, peers and prefixes. Half of each is used: after a restart all
-    /// policies are written anew beside those that are still in force, and that must never fail for lack of room.
-    #[must_use]
-    pub fn for_maps(policies: usize, entries: usize, peers: usize, cidrs: usize) -> Self {
-        Self { policies: policies / 2, entries: entries / 2, peers: peers / 2, cidrs: cidrs / 2, ..Self::default() }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            entries_per_policy: 16_384,
-            peers_per_policy: 131_072,
-            policies: 8_192,
-            entries: 131_072,
-            peers: 131_072,
-            cidrs: 32_768,
-        }
-    }
-}
-
-/// A limit would be exceeded.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("needs {wanted} {what}, of which {limit} fit")]
-pub struct Overflow {
-    /// Of what.
-    pub what: &'static str,
-    /// How many.
-    pub wanted: usize,
-    /// How many fit.
-    pub limit: usize,
-}
-
-impl Limits {
-    fn check(what: &'static str, wanted: usize, limit: usize) -> Result<(), Overflow> {
-        if wanted > limit { Err(Overflow { what, wanted, limit }) } else { Ok(()) }
-    }
-
-    fn check_policy(&self, entries: usize, peers: usize) -> Result<(), Overflow> {
-        Self::check("entries in one resolved policy", entries, self.entries_per_policy)?;
-        Self::check("peers in one resolved policy", peers, self.peers_per_policy)
-    }
-
-    fn check_policies(&self, policies: usize) -> Result<(), Overflow> {
-        Self::check("resolved policies on this node", policies, self.policies)
-    }
-
-    fn check_total(&self, entries: usize, peers: usize) -> Result<(), Overflow> {
-        Self::check("policy entries on this node", entries, self.entries)?;
-        Self::check("policy peers on this node", peers, self.peers)
-    }
 }

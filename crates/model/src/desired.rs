@@ -125,7 +125,7 @@ pub mod precedence {
 }
 
 /// What an entry says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Verdict {
     /// Action.
     pub action: Action,

@@ -1,22 +1,38 @@
-//! What the kernel's two-step search makes of a compiled policy.
+//! What the kernel's search makes of a compiled policy.
 
 use super::ports::{self, ANYTHING};
-use weft_model::desired::{CompiledPolicy, PortPrefix, Verdict};
-use weft_model::id::{ClassId, Identity};
+use weft_model::desired::{Action, CompiledPolicy, PortPrefix, Verdict};
+use weft_model::id::{ClassId, PeerClass};
 
-/// The verdict of `policy` on a new connection, `None`: no entry, so it is dropped. `prefix` is the number of the
-/// longest prefix in use that holds the peer's address. `port` is the destination port, 0 where there is none.
+/// The entry of `policy` that decides about a new connection; `None`: there is none, and
+/// [`CompiledPolicy::default_allow`] decides. Never one that passes on to other tiers. `identity` is the class of the
+/// peer's identity; `prefix` that of the longest prefix in use that holds its address, in the scope of its identity.
+/// `port` is the destination port or the type of an ICMP message, 0 where there is none.
 #[must_use]
 pub fn lookup(
     policy: &CompiledPolicy,
-    identity: Identity,
-    prefix: Option<Identity>,
+    identity: Option<PeerClass>,
+    prefix: Option<PeerClass>,
     protocol: u8,
     port: u16,
 ) -> Option<Verdict> {
-    let classes = [policy.peers.get(&identity).copied(), prefix.and_then(|number| policy.peers.get(&number).copied())];
+    let row = |class: PeerClass| policy.classes.get(&class).copied();
+    let by_identity = identity.map_or(ClassId::ANY, |class| row(class).unwrap_or(policy.rest));
+    let by_prefix = prefix.and_then(row).unwrap_or(ClassId::ANY);
+    let classes = [ClassId::ANY, by_identity, by_prefix];
+    let first = best(policy, classes.map(ClassId::admin), protocol, port);
+    first.filter(|verdict| verdict.action != Action::Pass).or_else(|| best(policy, classes, protocol, port))
+}
+
+/// Whether a decision lets the connection pass.
+#[must_use]
+pub fn passes(policy: &CompiledPolicy, decision: Option<Verdict>) -> bool {
+    decision.map_or(policy.default_allow, |verdict| verdict.action == Action::Allow)
+}
+
+fn best(policy: &CompiledPolicy, classes: [ClassId; 3], protocol: u8, port: u16) -> Option<Verdict> {
     let mut best: Option<Verdict> = None;
-    for class in classes.into_iter().flatten().chain([ClassId::ANY]) {
+    for class in classes {
         for entry in probes(protocol, port) {
             if let Some(verdict) = policy.entries.get(&(class, entry))
                 && best.is_none_or(|best| verdict.precedence > best.precedence)

@@ -2,10 +2,21 @@
 
 use super::Plan;
 use super::engine::Engine;
-use super::prefix::widen;
+use super::peers::Move;
+use super::resolved::Resolved;
+use foldhash::HashMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use weft_model::desired::PolicyPatch;
-use weft_model::id::{Identity, PolicyId};
+use weft_model::id::{ClassId, EndpointId, PeerClass, PolicyId};
+
+/// What it means for peers to go from one class to another.
+struct Step {
+    /// Nobody loses by it.
+    grows: bool,
+    /// Endpoints for which something may change that flows in progress must notice.
+    touched: BTreeSet<EndpointId>,
+}
 
 impl Engine {
     /// Drops resolved policies without users, of those that the kernel has only if `all`. Returns the latter.
@@ -20,42 +31,40 @@ impl Engine {
             if row.in_kernel {
                 in_kernel.push(id);
             }
-            self.remove_resolved(id, usize::MAX);
+            self.remove_resolved(id);
         }
-        for number in self.prefixes.drop_unborn() {
-            for id in self.knowing(number) {
-                self.deny_peer(id, number);
-            }
-        }
+        self.peers.drop_unborn_prefixes();
         in_kernel
-    }
-
-    fn knowing(&self, number: Identity) -> Vec<PolicyId> {
-        self.resolved.iter().filter(|(_, row)| row.knows(number)).map(|(id, _)| *id).collect()
     }
 
     /// Everything that changed since the last plan.
     pub(super) fn emit(&mut self) -> Plan {
-        let mut plan = Plan { rules: self.numbers.take_fresh(), ..Plan::default() };
         self.sweep(false);
+        self.spread_what_fits();
+        self.renew_outgrown();
+        self.sweep(false);
+        self.spread_what_fits();
+        self.drop_dead(false);
+        self.update_choked();
+        let mut plan = Plan { rules: self.numbers.take_fresh(), ..Plan::default() };
         for (id, row) in self.resolved.iter_mut().filter(|(_, row)| !row.in_kernel || row.is_changed()) {
             let is_new = !row.in_kernel;
-            let (wider, other) = row.commit(&mut self.usage);
+            let (new, gone) = row.commit(&mut self.usage);
             if is_new {
                 plan.put.push((*id, Arc::new(row.compiled().clone())));
                 continue;
             }
-            // Also what is about to go must know the new prefixes, as long as endpoints have it.
-            if wider != PolicyPatch::default() {
-                plan.patch.push((*id, wider));
+            // Also what is about to go must know the new classes, as long as endpoints have it.
+            if new != PolicyPatch::default() {
+                plan.patch.push((*id, new));
             }
-            if other != PolicyPatch::default() && !row.users.is_empty() {
-                plan.narrow.push((*id, other));
-                plan.touched.extend(&row.users);
+            if gone != PolicyPatch::default() {
+                plan.late_patch.push((*id, gone));
             }
         }
-        plan.add_cidrs = self.prefixes.take_fresh();
         self.teach_stale(&mut plan);
+        self.move_peers(&mut plan);
+        plan.add_cidrs = self.peers.prefixes_mut().take_fresh();
         plan.remove = self.sweep(true);
         plan.remove.extend(std::mem::take(&mut self.stale).into_keys());
         for id in std::mem::take(&mut self.dirty.switched) {
@@ -69,21 +78,68 @@ impl Engine {
         }
         plan.touched.extend(std::mem::take(&mut self.dirty.touched));
         self.dirty.born.clear();
-        self.remove_unused_prefixes(&mut plan);
-        self.room = !(plan.remove.is_empty() && plan.remove_cidrs.is_empty());
+        self.remove_unused(&mut plan);
+        self.peers.forget_adopted();
+        self.room = !(plan.remove.is_empty() && plan.remove_cidrs.is_empty() && plan.late_patch.is_empty());
         plan
     }
 
-    /// Policies from before a restart learn of new prefixes too, for as long as endpoints have them: what holds for
-    /// the wider prefix that they know holds for the new one.
+    /// Peers whose rows change. What is neutral or lets more pass goes first, the rest once addresses point to where they
+    /// shall: what takes the place of a peer must be there before the peer goes.
+    fn move_peers(&mut self, plan: &mut Plan) {
+        let mut known: HashMap<(PeerClass, PeerClass, bool), Step> = HashMap::default();
+        let is_restart = !self.stale.is_empty();
+        for row in self.peers.take_moves() {
+            let Move { peer, from, to, is_gone } = row;
+            let is_prefix = peer.is_cidr();
+            if is_gone && is_prefix {
+                plan.del_peers.push(peer);
+                continue;
+            }
+            let step = known.entry((from, to, is_prefix)).or_insert_with(|| self.judge(from, to, is_prefix));
+            plan.touched.extend(&step.touched);
+            if to == PeerClass(0) {
+                plan.narrow.push((peer, None));
+            } else if from == PeerClass(0) || step.grows || is_restart {
+                plan.put_peers.push((peer, to));
+            } else {
+                plan.narrow.push((peer, Some(to)));
+            }
+        }
+    }
+
+    fn judge(&self, from: PeerClass, to: PeerClass, is_prefix: bool) -> Step {
+        let mut users: BTreeSet<PolicyId> = BTreeSet::new();
+        for class in [from, to].into_iter().filter_map(|number| self.peers.classes().numbered(number)) {
+            users.extend(self.peers.users_of(class));
+        }
+        if !is_prefix {
+            users.extend(&self.with_rest);
+        }
+        let mut step = Step { grows: true, touched: BTreeSet::new() };
+        for row in users.iter().filter_map(|id| self.resolved.get(id)).filter(|row| !row.users.is_empty()) {
+            let (grows, _) = row.compare(from, to, is_prefix);
+            step.grows &= grows;
+            if !grows {
+                step.touched.extend(&row.users);
+            }
+        }
+        step
+    }
+
+    /// Policies from before a restart learn of new classes too, for as long as endpoints have them: what holds for the
+    /// class of before that is behind a new one holds for the new one.
     fn teach_stale(&mut self, plan: &mut Plan) {
-        let adopted = std::mem::take(&mut self.adopted);
-        for (id, classes) in &self.stale {
+        for (id, stale) in &self.stale {
             let mut patch = PolicyPatch::default();
-            for (net, number) in &plan.add_cidrs {
-                let wider = (0..net.prefix_len()).rev().filter_map(|len| widen(net, len)).find(|w| adopted.contains(w));
-                if let Some(class) = wider.and_then(|wider| classes.get(&wider)) {
-                    patch.put_peers.insert(*number, *class);
+            for (_, class) in self.peers.classes().iter().filter(|(_, class)| class.members > 0) {
+                let known = match self.peers.was_class(&class.key) {
+                    Some(was) if was == class.number => None,
+                    Some(was) => stale.classes.get(&was).copied(),
+                    None => (!class.is_prefix && stale.rest != ClassId::ANY).then_some(ClassId::ANY),
+                };
+                if let Some(known) = known {
+                    patch.put_classes.insert(class.number, known);
                 }
             }
             if patch != PolicyPatch::default() {
@@ -92,19 +148,42 @@ impl Engine {
         }
     }
 
-    fn remove_unused_prefixes(&mut self, plan: &mut Plan) {
-        let mut late = std::collections::BTreeSet::new();
-        for (net, number) in self.prefixes.take_unused() {
-            plan.remove_cidrs.push(net);
-            for id in self.knowing(number) {
-                self.deny_peer(id, number);
-                late.insert(id);
+    /// Prefixes that nobody names any more, and classes without peers.
+    fn remove_unused(&mut self, plan: &mut Plan) {
+        plan.remove_cidrs = self.peers.take_unused_prefixes();
+        for row in self.peers.take_moves() {
+            if row.is_gone && row.peer.is_cidr() {
+                plan.del_peers.push(row.peer);
+            } else {
+                plan.narrow.push((row.peer, (row.to != PeerClass(0)).then_some(row.to)));
             }
         }
-        for id in late {
-            let row = self.resolved.get_mut(&id).expect("named by knowing");
-            let (_, patch) = row.commit(&mut self.usage);
-            plan.late_patch.push((id, patch));
+        let mut changed = self.drop_dead(true);
+        changed.retain(|id| self.resolved.get(id).is_some_and(Resolved::is_changed));
+        for id in changed {
+            let row = self.resolved.get_mut(&id).expect("just looked at");
+            let (_, gone) = row.commit(&mut self.usage);
+            if gone != PolicyPatch::default() {
+                plan.late_patch.push((id, gone));
+            }
         }
+    }
+
+    /// Drops classes without peers; those that the kernel knows only if `all`. Returns the policies that forget them.
+    pub(super) fn drop_dead(&mut self, all: bool) -> BTreeSet<PolicyId> {
+        let mut changed: BTreeSet<PolicyId> = BTreeSet::new();
+        for index in self.peers.take_dead_classes(all) {
+            for id in self.peers.users_of(index).into_iter().chain(self.with_rest.iter().copied()) {
+                let Some(row) = self.resolved.get_mut(&id) else { continue };
+                row.forget(self.peers.classes().get(index), &mut self.usage, &self.limits);
+                changed.insert(id);
+            }
+            for (_, classes) in self.starved.values_mut() {
+                classes.remove(&index);
+            }
+            self.peers.remove_class(index);
+        }
+        self.starved.retain(|_, (_, classes)| !classes.is_empty());
+        changed
     }
 }

@@ -1,14 +1,32 @@
 //! Ports as prefixes of their bits, and sets of them in which nothing is said twice.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use weft_model::desired::PortPrefix;
-use weft_model::id::RuleId;
+use weft_model::desired::{Action, PortPrefix, Verdict, precedence};
+use weft_model::id::ClassId;
 
 /// Any protocol, any port.
 pub const ANYTHING: PortPrefix = PortPrefix { protocol: 0, port: 0, prefix_len: 0 };
 
-/// Which rule allows which ports. Reduced: no entry is covered by another one.
-pub type Content = BTreeMap<PortPrefix, RuleId>;
+/// Where an entry stands in a content: the Admin tier apart from the others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Place {
+    /// Among those of the Admin tier.
+    pub admin: bool,
+    /// For these ports.
+    pub ports: PortPrefix,
+}
+
+impl Place {
+    /// As the key of an entry of a class.
+    #[must_use]
+    pub const fn of(self, class: ClassId) -> (ClassId, PortPrefix) {
+        (if self.admin { class.admin() } else { class }, self.ports)
+    }
+}
+
+/// What is decided for which ports. Reduced: there is no entry that another one always beats.
+pub type Content = BTreeMap<Place, Verdict>;
 
 /// The fewest prefixes that hold exactly `first..=last` of `protocol`: at most 30, none if the range is empty.
 #[must_use]
@@ -45,66 +63,46 @@ pub fn truncate(port: u16, len: u8) -> u16 {
     }
 }
 
-/// Whether `content` allows all of `prefix`.
+/// Whether all that an entry matches, some entry of `content` matches too and comes first or says the same.
 #[must_use]
-pub fn covers(content: &Content, prefix: PortPrefix) -> bool {
+pub fn is_idle(content: &Content, place: Place, verdict: &Verdict) -> bool {
+    let beaten = |ports: PortPrefix| {
+        let wider = content.get(&Place { ports, ..place });
+        wider.is_some_and(|wider| {
+            wider.precedence > verdict.precedence
+                || (wider.precedence == verdict.precedence && wider.action == verdict.action)
+        })
+    };
+    let ports = place.ports;
     !content.is_empty()
-        && (content.contains_key(&ANYTHING)
-            || (prefix.protocol != 0 && (0..=prefix.prefix_len).any(|len| content.contains_key(&shorten(prefix, len)))))
+        && (beaten(ANYTHING) || (ports.protocol != 0 && (0..=ports.prefix_len).any(|len| beaten(shorten(ports, len)))))
 }
 
-/// The reduced content of `entries`, less what `wider` allows anyway. Of several rules for the same ports the one
-/// with the lowest number gets the credit.
+/// The reduced content of `entries`, less what those for any peer, `any`, decide anyway. Of several rules that say the
+/// same of the same ports the one with the lowest number gets the credit.
 #[must_use]
-pub fn reduce(entries: impl IntoIterator<Item = (PortPrefix, RuleId)>, wider: &Content) -> Content {
-    let mut sorted: Vec<_> = entries.into_iter().collect();
-    sorted.sort_unstable_by_key(|(prefix, rule)| (prefix.protocol != 0, prefix.prefix_len, *prefix, *rule));
+pub fn reduce(mut entries: Vec<(PortPrefix, Verdict)>, any: &Content) -> Content {
+    // What comes first beats what comes later, wherever both match: so only what is in already can make an entry idle.
+    entries.sort_unstable_by_key(|(ports, verdict)| {
+        (Reverse(verdict.precedence), ports.protocol != 0, ports.prefix_len, *ports, verdict.rule)
+    });
     let mut content = Content::new();
-    for (prefix, rule) in sorted {
-        if !covers(wider, prefix) && !covers(&content, prefix) {
-            content.insert(prefix, rule);
+    for (ports, verdict) in entries {
+        let place = Place { admin: verdict.precedence >= precedence::ADMIN, ports };
+        if !is_idle(any, place, &verdict) && !is_idle(&content, place, &verdict) {
+            // An entry of the same precedence with another action, which no valid policy makes: the first stays.
+            content.entry(place).or_insert(verdict);
         }
     }
     content
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ports(prefixes: &[PortPrefix]) -> Vec<u16> {
-        let mut ports: Vec<u16> = prefixes
-            .iter()
-            .flat_map(|p| (0..1u32 << (16 - p.prefix_len)).map(|n| u16::try_from(u32::from(p.port) + n).unwrap()))
-            .collect();
-        ports.sort_unstable();
-        ports
-    }
-
-    #[test]
-    fn ranges_split_exactly() {
-        assert_eq!(split(6, 0, u16::MAX), [PortPrefix { protocol: 6, port: 0, prefix_len: 0 }]);
-        assert_eq!(split(6, 80, 80), [PortPrefix { protocol: 6, port: 80, prefix_len: 16 }]);
-        assert_eq!(split(6, 1024, u16::MAX).len(), 6);
-        assert_eq!(split(6, 1, u16::MAX - 1).len(), 30);
-        assert!(split(6, 2, 1).is_empty());
-        for (first, last) in [(1, 65534), (0, 0), (65535, 65535), (8000, 8100), (1000, 1024), (3, 40000)] {
-            let prefixes = split(17, first, last);
-            assert!(prefixes.len() <= 30);
-            assert_eq!(ports(&prefixes), (first..=last).collect::<Vec<_>>(), "{first}-{last}");
-        }
-    }
-
-    #[test]
-    fn reduction_keeps_the_widest() {
-        let exact = PortPrefix { protocol: 6, port: 8080, prefix_len: 16 };
-        let wide = shorten(exact, 8);
-        let none = Content::new();
-        let content = reduce([(exact, RuleId(1)), (wide, RuleId(3)), (wide, RuleId(2))], &none);
-        assert_eq!(content, Content::from([(wide, RuleId(2))]));
-        assert!(reduce([(exact, RuleId(1))], &Content::from([(ANYTHING, RuleId(9))])).is_empty());
-        let udp = PortPrefix { protocol: 17, ..exact };
-        assert_eq!(reduce([(exact, RuleId(1)), (udp, RuleId(1))], &none).len(), 2);
-        assert_eq!(reduce([(exact, RuleId(1)), (ANYTHING, RuleId(5))], &none), Content::from([(ANYTHING, RuleId(5))]));
-    }
+/// Whether a peer that goes from `before` to `after` loses nothing, as far as that is plain to see.
+#[must_use]
+pub fn only_grows(before: &Content, after: &Content) -> bool {
+    let allows = |content: &Content| content.values().all(|verdict| verdict.action == Action::Allow);
+    allows(before) && allows(after) && before.iter().all(|(place, verdict)| is_idle(after, *place, verdict))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,16 @@
 //! The address prefixes that policies in use name, each with its number.
 //!
-//! The kernel finds the longest of all of them that holds a peer's address and looks its number up in the policy.
-//! So every policy must know every prefix that lies inside one of its own: before a prefix is written to the
-//! kernel, the policies have its class, and a prefix leaves the kernel before the policies forget it.
+//! The kernel finds the longest of all of them that holds a peer's address. So every policy must know every prefix that
+//! lies inside one of its own: before a prefix is written to the kernel, the policies have its class, and a prefix leaves
+//! the kernel before the policies forget it. A prefix is three peers, one for each [`PeerScope`].
 
 use foldhash::HashMap;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use weft_model::id::Identity;
+use weft_model::id::{Identity, PeerScope};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Row {
     number: Identity,
     users: usize,
@@ -18,14 +18,12 @@ struct Row {
 }
 
 /// The prefixes in use.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Prefixes {
     rows: BTreeMap<IpNet, Row>,
     numbers: HashMap<Identity, IpNet>,
     lengths: [BTreeMap<u8, usize>; 2],
     next: u32,
-    /// Not in the policies yet.
-    added: BTreeSet<IpNet>,
     /// Not in the kernel yet.
     fresh: BTreeSet<IpNet>,
     /// Lost their last user.
@@ -42,16 +40,17 @@ pub fn widen(net: &IpNet, len: u8) -> Option<IpNet> {
 }
 
 impl Prefixes {
-    /// The kernel has it from before.
-    pub fn adopt(&mut self, net: IpNet, number: Identity) {
+    /// The kernel has it from before. Whether that can be.
+    pub fn adopt(&mut self, net: IpNet, number: Identity) -> bool {
         let net = net.trunc();
-        if !number.is_cidr() || self.rows.contains_key(&net) || self.numbers.contains_key(&number) {
-            return;
+        let is_base = number.is_cidr() && number == number.in_scope(PeerScope::World);
+        if !is_base || self.rows.contains_key(&net) || self.numbers.contains_key(&number) {
+            return false;
         }
         self.insert(net, number, 0, true);
-        self.next = self.next.max(number.raw() & !Identity::CIDR_SCOPE);
+        self.next = self.next.max((number.raw() & !Identity::CIDR_SCOPE) >> 2);
         self.unused.insert(net);
-        self.added.insert(net);
+        true
     }
 
     fn insert(&mut self, net: IpNet, number: Identity, users: usize, in_kernel: bool) {
@@ -60,27 +59,26 @@ impl Prefixes {
         self.rows.insert(net, Row { number, users, in_kernel });
     }
 
-    /// One more user. `None`: `limit` prefixes are in use, or all numbers.
-    pub fn acquire(&mut self, net: IpNet, limit: usize) -> Option<Identity> {
+    /// One more user. Returns its number, and whether it is new. `None`: `limit` prefixes are in use, or all numbers.
+    pub fn acquire(&mut self, net: IpNet, limit: usize) -> Option<(Identity, bool)> {
         if let Some(row) = self.rows.get_mut(&net) {
             row.users += 1;
             self.unused.remove(&net);
-            return Some(row.number);
+            return Some((row.number, false));
         }
-        if self.rows.len() >= limit.min(0x00ff_ffff) {
+        if self.rows.len() >= limit.min(Identity::CIDR_MAX as usize) {
             return None;
         }
         let number = loop {
-            self.next = self.next % 0x00ff_ffff + 1;
-            let number = Identity::cidr(self.next).expect("1..=0xff_ffff");
+            self.next = self.next % Identity::CIDR_MAX + 1;
+            let number = Identity::cidr(self.next).expect("1..=CIDR_MAX");
             if !self.numbers.contains_key(&number) {
                 break number;
             }
         };
         self.insert(net, number, 1, false);
-        self.added.insert(net);
         self.fresh.insert(net);
-        Some(number)
+        Some((number, true))
     }
 
     /// One user less.
@@ -93,9 +91,9 @@ impl Prefixes {
         }
     }
 
-    /// Prefixes that the policies do not know yet.
-    pub fn take_added(&mut self) -> BTreeSet<IpNet> {
-        std::mem::take(&mut self.added)
+    /// It could not be used after all, and nobody heard of it.
+    pub fn discard(&mut self, net: &IpNet) {
+        self.remove(net);
     }
 
     /// Drops those without users which the kernel never had. Returns their numbers.
@@ -124,7 +122,6 @@ impl Prefixes {
 
     fn remove(&mut self, net: &IpNet) -> Option<Identity> {
         self.unused.remove(net);
-        self.added.remove(net);
         self.fresh.remove(net);
         let row = self.rows.remove(net)?;
         self.numbers.remove(&row.number);
@@ -138,9 +135,9 @@ impl Prefixes {
         Some(row.number)
     }
 
-    /// The prefix of a number.
+    /// The prefix of a number, that of any scope.
     pub fn net(&self, number: Identity) -> Option<IpNet> {
-        self.numbers.get(&number).copied()
+        self.numbers.get(&number.in_scope(PeerScope::World)).copied()
     }
 
     /// The number of a prefix.
@@ -155,6 +152,13 @@ impl Prefixes {
             let net = widen(&host, *len)?;
             self.number(&net).map(|number| (net, number))
         })
+    }
+
+    /// Those inside `net`, and perhaps a few around it.
+    pub fn near(&self, net: &IpNet) -> impl Iterator<Item = (IpNet, Identity)> {
+        let last = IpNet::new(net.broadcast(), net.max_prefix_len()).expect("the longest there is");
+        let first = IpNet::new(net.network(), 0).expect("the shortest there is");
+        self.rows.range(first..=last).map(|(net, row)| (*net, row.number))
     }
 
     /// All.

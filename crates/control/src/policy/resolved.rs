@@ -1,31 +1,32 @@
-//! One resolved policy: its peers sorted into classes, and what changed since the kernel last heard of it.
+//! One resolved policy: the rules that count for some endpoints in one direction, made into classes and entries.
 //!
-//! A class is a content: peers for which the same rules open the same ports share it. Classes never change; a peer
-//! whose content changes moves to another class. So a change of one peer is one entry, and no number means two
-//! things at any time.
+//! A class here is a content: peers for which the same rules say the same of the same ports share it. What a class of
+//! all peers of the node ([`PeerClass`]) comes to in a policy never changes: policies in force only learn of new ones,
+//! and forget those that are no more.
 
+use super::classes::{Class as Peer, Classes, Index, Mark};
+use super::peers::Peers;
 use super::ports::{self, Content};
-use super::prefix::widen;
-use super::rule::{Peers, Rule};
-use super::selector::{PeerSelector, SelectorId, Selectors};
-use super::{Direction, Limits, Overflow};
-use foldhash::{HashMap, HashSet};
+use super::rule::{self, Rule};
+use super::selector::{PeerSelector, Select};
+use super::{Direction, Limits, Overflow, SelectorId};
+use foldhash::HashMap;
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use weft_model::desired::{Action, CompiledPolicy, PolicyPatch, PortPrefix, Verdict};
-use weft_model::id::{ClassId, EndpointId, Identity, PolicyId, RuleId};
+use weft_model::id::{ClassId, EndpointId, PeerClass, PolicyId, RuleId};
 use weft_model::intent::Protocol;
-
-/// Precedence of a plain allow.
-pub const PLAIN_ALLOW: u32 = 1;
 
 /// A named port.
 pub type PortName = (Protocol, String);
 
 /// Every IPv4 address.
 const EVERY_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+
+/// A policy that has this many rows more than when it was made may be better off if it is made anew.
+const GROWTH: usize = 256;
 
 /// The kernel keeps IPv4 addresses as IPv6 ones, so a short IPv6 prefix such as `::/0` would be the longest match of
 /// an IPv4 address too, unless there is an IPv4 prefix for every address.
@@ -38,45 +39,51 @@ fn holds_mapped(net: &IpNet) -> bool {
 pub struct Key {
     /// Direction.
     pub direction: Direction,
+    /// What no rule is about passes.
+    pub default_allow: bool,
     /// Its rules, sorted.
     pub rules: Vec<RuleId>,
     /// For ingress: the numbers of the subject's ports that the rules name.
     pub names: Vec<(PortName, Vec<u16>)>,
 }
 
-/// Entries and peers of all policies together.
+/// Entries and rows of all policies together.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
     /// Entries.
     pub entries: usize,
-    /// Peers.
-    pub peers: usize,
+    /// Rows: what classes of peers come to.
+    pub rows: usize,
 }
 
-/// A rule's ports, for the peers that one of its selectors or blocks matches.
-#[derive(Debug)]
+/// A rule's ports, for the peers that one of its selectors selects.
+#[derive(Clone, Debug)]
 struct Part {
-    rule: RuleId,
+    verdict: Verdict,
     ports: Vec<PortPrefix>,
-    /// Ports to be looked up in each peer.
-    names: Vec<PortName>,
 }
 
-#[derive(Debug)]
-struct Block {
-    part: usize,
-    except: Arc<[IpNet]>,
+/// What a selector means for a class.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum Use {
+    /// The ports of a part.
+    Numbers(u32),
+    /// The port that the selector tells, for the rule of a part.
+    Name(u32, u8),
 }
 
-#[derive(Debug)]
+/// A part that applies to a class, and the port (and one) that it asks the peers for; 0: its own ports.
+type Hit = (Use, u32);
+
+#[derive(Clone, Debug)]
 struct Class {
     content: Arc<Content>,
-    peers: usize,
+    rows: usize,
     in_kernel: bool,
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Resolved {
     /// What it was made from.
     pub key: Key,
@@ -87,133 +94,138 @@ pub struct Resolved {
     compiled: CompiledPolicy,
     parts: Vec<Part>,
     any: Content,
-    by_selector: BTreeMap<SelectorId, Vec<usize>>,
-    blocks: HashMap<IpNet, Vec<Block>>,
-    block_lengths: [BTreeSet<u8>; 2],
+    uses: HashMap<SelectorId, Vec<Use>>,
+    /// All that it holds, those without a use as well.
+    selectors: Vec<SelectorId>,
     prefixes: Vec<IpNet>,
-    has_names: bool,
-    /// Addresses of pods that must be told apart from others of their identity, since a port's name means another
-    /// number there.
-    hosts: BTreeMap<Identity, BTreeSet<IpNet>>,
+    /// Some rule does something else than to allow.
+    has_denials: bool,
     classes: HashMap<Arc<Content>, ClassId>,
     rows: BTreeMap<ClassId, Class>,
-    /// Classes that may have lost their last peer.
+    /// Classes that may have lost their last row.
     idle: BTreeSet<ClassId>,
     next_class: u32,
-    /// Peers that changed, with the class that the kernel has.
-    touched: BTreeMap<Identity, Option<ClassId>>,
+    /// Rows that changed, with what the kernel has.
+    touched: BTreeMap<PeerClass, Option<ClassId>>,
+    rows_when_made: usize,
 }
 
 impl Resolved {
-    /// Starts one: knows its rules, not yet its peers.
-    pub fn new(id: PolicyId, key: Key, rules: &[Arc<Rule>], selectors: &mut Selectors) -> Self {
+    /// Starts one: takes hold of the prefixes and selectors that its rules name. `Err`: they do not fit. Then what it
+    /// took hold of is to be released all the same.
+    pub fn new(id: PolicyId, key: Key, rules: &[Arc<Rule>], peers: &mut Peers) -> (Self, Result<(), Overflow>) {
+        let compiled = CompiledPolicy { default_allow: key.default_allow, ..CompiledPolicy::default() };
         let mut resolved = Self {
             key,
             users: BTreeSet::new(),
             in_kernel: false,
-            compiled: CompiledPolicy::default(),
+            compiled,
             parts: Vec::new(),
             any: Content::new(),
-            by_selector: BTreeMap::new(),
-            blocks: HashMap::default(),
-            block_lengths: [BTreeSet::new(), BTreeSet::new()],
+            uses: HashMap::default(),
+            selectors: Vec::new(),
             prefixes: Vec::new(),
-            has_names: false,
-            hosts: BTreeMap::new(),
+            has_denials: false,
             classes: HashMap::default(),
             rows: BTreeMap::new(),
             idle: BTreeSet::new(),
             next_class: 1,
             touched: BTreeMap::new(),
+            rows_when_made: 0,
         };
-        let mut any = Vec::new();
-        for rule in rules {
-            resolved.add_rule(id, rule, selectors, &mut any);
-        }
-        resolved.any = ports::reduce(any, &Content::new());
-        for (prefix, rule) in &resolved.any {
-            resolved.compiled.entries.insert((ClassId::ANY, *prefix), allow(*rule));
-        }
-        if resolved.prefixes.iter().any(holds_mapped) {
-            resolved.prefixes.push(EVERY_V4);
-        }
-        resolved.prefixes.sort_unstable();
-        resolved.prefixes.dedup();
-        resolved
+        let result = resolved.take_hold(id, rules, peers);
+        (resolved, result)
     }
 
-    fn add_rule(&mut self, id: PolicyId, rule: &Rule, selectors: &mut Selectors, any: &mut Vec<(PortPrefix, RuleId)>) {
-        let mut part = Part { rule: rule.id, ports: rule.ports.clone(), names: Vec::new() };
+    fn take_hold(&mut self, id: PolicyId, rules: &[Arc<Rule>], peers: &mut Peers) -> Result<(), Overflow> {
+        let mut nets = BTreeSet::new();
+        for selector in rules.iter().flat_map(|rule| selectors(rule)) {
+            if let PeerSelector::Cidr { cidr, except, .. } = &**selector {
+                nets.insert(*cidr);
+                nets.extend(except.iter());
+            }
+        }
+        if nets.iter().any(holds_mapped) {
+            nets.insert(EVERY_V4);
+        }
+        for net in nets {
+            peers.acquire_prefix(net)?;
+            self.prefixes.push(net);
+        }
+        let mut any = Vec::new();
+        let result = rules.iter().try_for_each(|rule| self.add_rule(id, rule, peers, &mut any));
+        self.selectors.sort_unstable();
+        self.selectors.dedup();
+        result?;
+        self.any = ports::reduce(any, &Content::new());
+        for (place, verdict) in &self.any {
+            self.compiled.entries.insert(place.of(ClassId::ANY), *verdict);
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, select: Select, id: PolicyId, peers: &mut Peers) -> Result<SelectorId, Overflow> {
+        let selector = peers.acquire(select, id)?;
+        self.selectors.push(selector);
+        Ok(selector)
+    }
+
+    fn add_rule(
+        &mut self,
+        id: PolicyId,
+        rule: &Rule,
+        peers: &mut Peers,
+        any: &mut Vec<(PortPrefix, Verdict)>,
+    ) -> Result<(), Overflow> {
+        let mut part = Part { verdict: rule.verdict, ports: rule.ports.clone() };
+        self.has_denials |= rule.verdict.action != Action::Allow;
+        let mut asked: &[PortName] = &[];
         match self.key.direction {
             Direction::Ingress => {
                 for (name, numbers) in self.key.names.iter().filter(|(name, _)| rule.names.contains(name)) {
                     part.ports.extend(numbers.iter().flat_map(|port| ports::split(name.0.number(), *port, *port)));
                 }
             }
-            Direction::Egress => part.names.clone_from(&rule.names),
+            Direction::Egress => asked = &rule.names,
         }
-        self.has_names |= !part.names.is_empty();
-        let index = self.parts.len();
-        match &rule.peers {
-            Peers::Any => {
-                any.extend(part.ports.drain(..).map(|prefix| (prefix, rule.id)));
-                if !part.names.is_empty() {
-                    // Only a pod's ports have names.
-                    let every_pod = selectors.acquire(&Arc::new(PeerSelector::EVERY_POD), id);
-                    self.by_selector.entry(every_pod).or_default().push(index);
-                }
+        let index = u32::try_from(self.parts.len()).expect("rules have 32 bit numbers");
+        // Only a pod's ports have names.
+        let every_pod = [Arc::new(PeerSelector::EVERY_POD)];
+        let selectors: &[Arc<PeerSelector>] = match &rule.peers {
+            rule::Peers::Any => {
+                any.extend(part.ports.drain(..).map(|prefix| (prefix, rule.verdict)));
+                if asked.is_empty() { &[] } else { &every_pod }
             }
-            Peers::Some { selectors: selected, blocks } => {
-                for selector in selected {
-                    let parts = self.by_selector.entry(selectors.acquire(selector, id)).or_default();
-                    if parts.last() != Some(&index) {
-                        parts.push(index);
-                    }
-                }
-                for (net, except) in blocks {
-                    self.prefixes.push(*net);
-                    self.prefixes.extend(except.iter());
-                    self.block_lengths[usize::from(net.addr().is_ipv6())].insert(net.prefix_len());
-                    self.blocks.entry(*net).or_default().push(Block { part: index, except: Arc::clone(except) });
-                }
+            rule::Peers::Some(selectors) => selectors,
+        };
+        for selector in selectors {
+            if part.ports.is_empty() && asked.is_empty() {
+                continue;
+            }
+            let id_of = self.hold(Select::Peer(Arc::clone(selector)), id, peers)?;
+            if !part.ports.is_empty() {
+                self.uses.entry(id_of).or_default().push(Use::Numbers(index));
+            }
+            if matches!(**selector, PeerSelector::Cidr { .. }) {
+                continue;
+            }
+            for name in asked {
+                let named = self.hold(Select::Named(Arc::clone(selector), name.clone()), id, peers)?;
+                self.uses.entry(named).or_default().push(Use::Name(index, name.0.number()));
             }
         }
         self.parts.push(part);
+        Ok(())
     }
 
-    /// Prefixes that it names.
+    /// Prefixes that it holds.
     pub fn prefixes(&self) -> &[IpNet] {
         &self.prefixes
     }
 
-    /// Addresses of pods of `identity` that it tells apart.
-    pub fn hosts_mut(&mut self, identity: Identity) -> &mut BTreeSet<IpNet> {
-        self.hosts.entry(identity).or_default()
-    }
-
-    /// All addresses of pods that it tells apart.
-    pub fn hosts(&self) -> impl Iterator<Item = &IpNet> {
-        self.hosts.values().flatten()
-    }
-
-    /// The identities whose pods it tells apart at this address.
-    pub fn identities_at(&self, host: &IpNet) -> impl Iterator<Item = Identity> {
-        self.hosts.iter().filter(|(_, hosts)| hosts.contains(host)).map(|(identity, _)| *identity)
-    }
-
-    /// Selectors that it uses.
-    pub fn selectors(&self) -> impl Iterator<Item = SelectorId> {
-        self.by_selector.keys().copied()
-    }
-
-    /// Whether it allows prefixes.
-    pub fn has_blocks(&self) -> bool {
-        !self.blocks.is_empty()
-    }
-
-    /// Whether it asks for its peers' named ports.
-    pub fn has_names(&self) -> bool {
-        self.has_names
+    /// Selectors that it holds.
+    pub fn selectors(&self) -> &[SelectorId] {
+        &self.selectors
     }
 
     /// As the kernel shall have it.
@@ -221,128 +233,225 @@ impl Resolved {
         &self.compiled
     }
 
-    /// Whether it has anything under `peer`.
-    pub fn knows(&self, peer: Identity) -> bool {
-        self.compiled.peers.contains_key(&peer)
-    }
-
-    /// Entries and peers in it.
+    /// Entries and rows in it.
     pub fn usage(&self) -> Usage {
-        Usage { entries: self.compiled.entries.len(), peers: self.compiled.peers.len() }
+        Usage { entries: self.compiled.entries.len(), rows: self.compiled.classes.len() }
     }
 
-    /// Sorted numbers of the parts that apply to a peer which these selectors select.
-    pub fn parts_of_identity(&self, selectors: &[SelectorId]) -> Vec<usize> {
-        let lists = selectors.iter().filter_map(|id| self.by_selector.get(id));
-        let mut parts: Vec<usize> = lists.flatten().copied().collect();
-        parts.sort_unstable();
-        parts.dedup();
-        parts
+    /// Whether more may pass if it does not know of some class.
+    pub fn is_strict(&self) -> bool {
+        self.has_denials || self.compiled.rest != ClassId::ANY
     }
 
-    /// The same for the addresses of a prefix.
-    pub fn parts_of_prefix(&self, net: &IpNet) -> Vec<usize> {
-        let mut parts = Vec::new();
-        for len in self.block_lengths[usize::from(net.addr().is_ipv6())].range(..=net.prefix_len()) {
-            let blocks = widen(net, *len).and_then(|wider| self.blocks.get(&wider));
-            let matching = blocks.into_iter().flatten().filter(|block| !block.except.iter().any(|e| e.contains(net)));
-            parts.extend(matching.map(|block| block.part));
+    /// Whether classes of identities that no selector of it selects need rows.
+    pub fn has_rest(&self) -> bool {
+        self.compiled.rest != ClassId::ANY
+    }
+
+    fn hits(&self, key: &[Mark]) -> Vec<Hit> {
+        let mut hits = Vec::new();
+        for mark in key {
+            for apply in self.uses.get(&mark.selector).into_iter().flatten() {
+                hits.push((*apply, mark.value));
+            }
         }
-        parts.sort_unstable();
-        parts.dedup();
-        parts
+        hits.sort_unstable();
+        hits.dedup();
+        hits
     }
 
-    /// What these parts allow by number.
-    pub fn by_number(&self, parts: &[usize]) -> Vec<(PortPrefix, RuleId)> {
-        let ports = |part: &Part| part.ports.iter().map(|prefix| (*prefix, part.rule)).collect::<Vec<_>>();
-        parts.iter().flat_map(|n| ports(&self.parts[*n])).collect()
-    }
-
-    /// What these parts allow by name; `numbers` tells a name's numbers.
-    pub fn by_name(&self, parts: &[usize], numbers: impl Fn(&PortName) -> Vec<u16>) -> Vec<(PortPrefix, RuleId)> {
+    fn content(&self, hits: &[Hit]) -> Content {
         let mut entries = Vec::new();
-        for part in parts.iter().map(|n| &self.parts[*n]) {
-            for name in &part.names {
-                for port in numbers(name) {
-                    entries.extend(ports::split(name.0.number(), port, port).iter().map(|p| (*p, part.rule)));
+        for (apply, value) in hits {
+            match apply {
+                Use::Numbers(part) => {
+                    let part = &self.parts[*part as usize];
+                    entries.extend(part.ports.iter().map(|ports| (*ports, part.verdict)));
+                }
+                Use::Name(part, protocol) => {
+                    let Some(port) = value.checked_sub(1).and_then(|port| u16::try_from(port).ok()) else { continue };
+                    let verdict = self.parts[*part as usize].verdict;
+                    entries.extend(ports::split(*protocol, port, port).into_iter().map(|ports| (ports, verdict)));
                 }
             }
         }
-        entries
-    }
-
-    /// Names that these parts ask for.
-    pub fn names(&self, parts: &[usize]) -> HashSet<&PortName> {
-        parts.iter().flat_map(|n| &self.parts[*n].names).collect()
-    }
-
-    /// Entries as a content of this policy.
-    pub fn content(&self, entries: Vec<(PortPrefix, RuleId)>) -> Content {
         ports::reduce(entries, &self.any)
     }
 
-    /// The class of a content; `None` for nothing. A new class must get a peer before the next [`Self::commit`].
-    pub fn class_for(
-        &mut self,
-        content: Content,
-        usage: &mut Usage,
-        limits: &Limits,
-    ) -> Result<Option<ClassId>, Overflow> {
+    /// Classes of which its selectors say something, with what applies to each.
+    fn concerned(&self, classes: &Classes) -> BTreeMap<Index, Vec<Hit>> {
+        let mut concerned: BTreeSet<Index> = BTreeSet::new();
+        for selector in self.uses.keys() {
+            concerned.extend(classes.of(*selector));
+        }
+        // Those without peers count as long as the kernel may still have peers there.
+        let row = |class: Index| Some(classes.get(class)).filter(|row| row.members > 0 || row.in_kernel);
+        concerned.into_iter().filter_map(|class| Some((class, self.hits(&row(class)?.key)))).collect()
+    }
+
+    /// The content that most identities have, if it is worth not to write it down for each of their classes.
+    fn best_rest(&self, peers: &Peers, concerned: &BTreeMap<Index, Vec<Hit>>) -> Option<Content> {
+        let mut counts: HashMap<&[Hit], usize> = HashMap::default();
+        for (class, hits) in concerned {
+            let row = peers.classes().get(*class);
+            if !row.is_prefix {
+                *counts.entry(hits).or_default() += row.members;
+            }
+        }
+        let (hits, members) = counts.into_iter().max_by_key(|(hits, members)| (*members, *hits))?;
+        let content = (members * 2 > peers.pod_identities()).then(|| self.content(hits))?;
+        (!content.is_empty()).then_some(content)
+    }
+
+    /// Looks at all classes. Refused if they do not fit.
+    pub fn fill(&mut self, peers: &Peers, usage: &mut Usage, limits: &Limits) -> Result<(), Overflow> {
+        let concerned = self.concerned(peers.classes());
+        if let Some(content) = self.best_rest(peers, &concerned) {
+            let class = self.class_for(content, usage, limits)?;
+            self.compiled.rest = class;
+            self.rows.get_mut(&class).expect("just made").rows += 1;
+        }
+        let mut known: HashMap<&[Hit], ClassId> = HashMap::default();
+        for (class, hits) in &concerned {
+            let content = match known.get(hits.as_slice()) {
+                Some(content) => *content,
+                None => {
+                    let content = self.class_for(self.content(hits), usage, limits)?;
+                    known.insert(hits, content);
+                    content
+                }
+            };
+            self.set_row(peers.classes().get(*class), Some(content), usage, limits)?;
+        }
+        if self.has_rest() {
+            for (class, row) in peers.classes().iter() {
+                if !row.is_prefix && !concerned.contains_key(&class) {
+                    self.set_row(row, Some(ClassId::ANY), usage, limits)?;
+                }
+            }
+        }
+        self.rows_when_made = self.compiled.classes.len();
+        Ok(())
+    }
+
+    /// Looks at one class.
+    pub fn learn(&mut self, class: &Peer, usage: &mut Usage, limits: &Limits) -> Result<(), Overflow> {
+        let hits = self.hits(&class.key);
+        let content = self.class_for(self.content(&hits), usage, limits)?;
+        self.set_row(class, Some(content), usage, limits)
+    }
+
+    /// A class is no more, or its row does not fit.
+    pub fn forget(&mut self, class: &Peer, usage: &mut Usage, limits: &Limits) {
+        let forgotten = self.set_row(class, None, usage, limits);
+        debug_assert!(forgotten.is_ok(), "removing a row needs no room");
+    }
+
+    /// Whether it has grown so much that another `rest` would make it much smaller.
+    pub fn is_outgrown(&mut self, peers: &Peers) -> bool {
+        let rows = self.compiled.classes.len();
+        if rows < 2 * self.rows_when_made + GROWTH {
+            return false;
+        }
+        // Ask again when it has grown as much once more.
+        self.rows_when_made = rows;
+        let concerned = self.concerned(peers.classes());
+        let best = self.best_rest(peers, &concerned);
+        let plain = |content: &Content| best.as_ref().unwrap_or(&self.any) == content;
+        let mut needed = 0;
+        for (class, row) in peers.classes().iter() {
+            needed += match (concerned.get(&class), row.is_prefix, best.is_some()) {
+                (Some(hits), false, true) => usize::from(!plain(&self.content(hits))),
+                (Some(_), ..) => 1,
+                (None, false, true) => 1,
+                (None, ..) => 0,
+            };
+        }
+        needed * 2 < rows
+    }
+
+    fn class_for(&mut self, content: Content, usage: &mut Usage, limits: &Limits) -> Result<ClassId, Overflow> {
         if content.is_empty() {
-            return Ok(None);
+            return Ok(ClassId::ANY);
         }
         if let Some(class) = self.classes.get(&content) {
-            return Ok(Some(*class));
+            return Ok(*class);
         }
-        limits.check_policy(self.compiled.entries.len() + content.len(), self.compiled.peers.len())?;
-        limits.check_total(usage.entries + content.len(), usage.peers)?;
+        limits.check_policy(self.compiled.entries.len() + content.len(), self.compiled.classes.len())?;
+        limits.check_total(usage.entries + content.len(), usage.rows)?;
         let class = ClassId(self.next_class);
         self.next_class += 1;
-        for (prefix, rule) in &content {
-            self.compiled.entries.insert((class, *prefix), allow(*rule));
+        for (place, verdict) in &content {
+            self.compiled.entries.insert(place.of(class), *verdict);
         }
         usage.entries += content.len();
         let content = Arc::new(content);
         self.classes.insert(Arc::clone(&content), class);
-        self.rows.insert(class, Class { content, peers: 0, in_kernel: false });
+        self.rows.insert(class, Class { content, rows: 0, in_kernel: false });
         self.idle.insert(class);
-        Ok(Some(class))
+        Ok(class)
     }
 
-    /// Puts a peer into a class. Refused, and nothing changed, if that would exceed a limit.
-    pub fn set_peer(
+    /// What a class of peers comes to; `None`: nothing, since it is no more. Refused, and nothing changed, if that would
+    /// exceed a limit.
+    fn set_row(
         &mut self,
-        peer: Identity,
-        new: Option<ClassId>,
+        class: &Peer,
+        content: Option<ClassId>,
         usage: &mut Usage,
         limits: &Limits,
     ) -> Result<(), Overflow> {
-        let old = self.compiled.peers.get(&peer).copied();
+        let implied = if class.is_prefix { ClassId::ANY } else { self.compiled.rest };
+        let new = content.filter(|content| *content != implied);
+        let old = self.compiled.classes.get(&class.number).copied();
         if old == new {
             return Ok(());
         }
         if new.is_some() && old.is_none() {
-            limits.check_policy(self.compiled.entries.len(), self.compiled.peers.len() + 1)?;
-            limits.check_total(usage.entries, usage.peers + 1)?;
+            limits.check_policy(self.compiled.entries.len(), self.compiled.classes.len() + 1)?;
+            limits.check_total(usage.entries, usage.rows + 1)?;
         }
-        self.touched.entry(peer).or_insert(old);
-        if let Some(class) = new {
-            self.compiled.peers.insert(peer, class);
-            self.rows.get_mut(&class).expect("of a known class").peers += 1;
-            usage.peers += usize::from(old.is_none());
-        } else {
-            self.compiled.peers.remove(&peer);
-            usage.peers -= 1;
+        self.touched.entry(class.number).or_insert(old);
+        match new {
+            Some(new) => {
+                self.compiled.classes.insert(class.number, new);
+                usage.rows += usize::from(old.is_none());
+            }
+            None => {
+                self.compiled.classes.remove(&class.number);
+                usage.rows -= 1;
+            }
         }
-        if let Some(class) = old {
-            let row = self.rows.get_mut(&class).expect("of a known class");
-            row.peers -= 1;
-            if row.peers == 0 {
-                self.idle.insert(class);
+        if let Some(row) = new.and_then(|new| self.rows.get_mut(&new)) {
+            row.rows += 1;
+        }
+        if let Some(old) = old
+            && let Some(row) = self.rows.get_mut(&old)
+        {
+            row.rows -= 1;
+            if row.rows == 0 {
+                self.idle.insert(old);
             }
         }
         Ok(())
+    }
+
+    /// What is decided for the peers of a class beside what is decided for anybody.
+    fn content_at(&self, class: PeerClass, is_prefix: bool) -> Option<&Content> {
+        let implied = if is_prefix || class == PeerClass(0) { ClassId::ANY } else { self.compiled.rest };
+        let id = self.compiled.classes.get(&class).copied().unwrap_or(implied);
+        self.rows.get(&id).map(|row| &*row.content)
+    }
+
+    /// Whether a peer that goes from one class to another keeps all that it may do here, and whether anything changes
+    /// for it at all.
+    pub fn compare(&self, from: PeerClass, to: PeerClass, is_prefix: bool) -> (bool, bool) {
+        let (from, to) = (self.content_at(from, is_prefix), self.content_at(to, is_prefix));
+        if from == to {
+            return (true, false);
+        }
+        let none = Content::new();
+        (ports::only_grows(from.unwrap_or(&none), to.unwrap_or(&none)), true)
     }
 
     /// Whether something changed since the last [`Self::commit`].
@@ -350,50 +459,51 @@ impl Resolved {
         !self.touched.is_empty() || !self.idle.is_empty()
     }
 
-    /// What changed: peers that may do more than before, and peers that may not do all that they could. The kernel
-    /// counts as having it from now on.
+    /// What changed: what is new, and what is no more. The kernel counts as having it from now on.
     pub fn commit(&mut self, usage: &mut Usage) -> (PolicyPatch, PolicyPatch) {
-        let (mut wider, mut other) = (PolicyPatch::default(), PolicyPatch::default());
-        for (peer, before) in std::mem::take(&mut self.touched) {
-            match self.compiled.peers.get(&peer) {
+        let (mut new, mut gone) = (PolicyPatch::default(), PolicyPatch::default());
+        for (class, before) in std::mem::take(&mut self.touched) {
+            match self.compiled.classes.get(&class) {
                 Some(now) if before == Some(*now) => {}
                 Some(now) => {
-                    let grows = before.is_none_or(|before| {
-                        let content = &self.rows[now].content;
-                        self.rows[&before].content.keys().all(|prefix| ports::covers(content, *prefix))
-                    });
-                    let patch = if grows { &mut wider } else { &mut other };
-                    patch.put_peers.insert(peer, *now);
-                    let row = self.rows.get_mut(now).expect("of a known class");
-                    if !std::mem::replace(&mut row.in_kernel, true) {
-                        wider.put_entries.extend(row.content.iter().map(|(p, rule)| ((*now, *p), allow(*rule))));
-                    }
+                    new.put_classes.insert(class, *now);
                 }
                 None if before.is_some() => {
-                    other.del_peers.insert(peer);
+                    gone.del_classes.insert(class);
                 }
                 None => {}
             }
         }
+        let unknown = new.put_classes.values().chain([&self.compiled.rest]).copied().collect::<BTreeSet<_>>();
+        for class in unknown {
+            if let Some(row) = self.rows.get_mut(&class)
+                && !std::mem::replace(&mut row.in_kernel, true)
+            {
+                new.put_entries.extend(row.content.iter().map(|(place, verdict)| (place.of(class), *verdict)));
+            }
+        }
         for class in std::mem::take(&mut self.idle) {
-            if self.rows.get(&class).is_none_or(|row| row.peers > 0) {
+            if self.rows.get(&class).is_none_or(|row| row.rows > 0) {
                 continue;
             }
             let row = self.rows.remove(&class).expect("just looked at");
             self.classes.remove(&row.content);
             usage.entries -= row.content.len();
-            for prefix in row.content.keys() {
-                self.compiled.entries.remove(&(class, *prefix));
+            for place in row.content.keys() {
+                self.compiled.entries.remove(&place.of(class));
                 if row.in_kernel {
-                    other.del_entries.insert((class, *prefix));
+                    gone.del_entries.insert(place.of(class));
                 }
             }
         }
         self.in_kernel = true;
-        (wider, other)
+        (new, gone)
     }
 }
 
-fn allow(rule: RuleId) -> Verdict {
-    Verdict { action: Action::Allow, precedence: PLAIN_ALLOW, rule }
+fn selectors(rule: &Rule) -> &[Arc<PeerSelector>] {
+    match &rule.peers {
+        rule::Peers::Any => &[],
+        rule::Peers::Some(selectors) => selectors,
+    }
 }

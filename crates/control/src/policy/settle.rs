@@ -1,17 +1,14 @@
 //! Resolving: from policies in force to resolved policies, within the limits.
 
-use super::engine::{Engine, Refused, policies_of};
-use super::peers::numbers;
+use super::engine::Engine;
+use super::objects::{Refused, isolates};
 use super::resolved::{Key, PortName, Resolved};
 use super::rule::Rule;
 use super::{Direction, Overflow};
-use foldhash::{HashMap, HashMapExt};
-use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weft_model::desired::PortPrefix;
-use weft_model::id::{ClassId, EndpointId, Identity, PolicyId, RuleId};
-use weft_model::intent::{ObjectName, Policy, RemoteEndpoint};
+use weft_model::id::{EndpointId, PolicyId};
+use weft_model::intent::{Policy, PolicyName, Subject, Tier};
 
 impl Engine {
     /// Puts policies in force: all together, or if that does not fit one by one, refusing those that do not.
@@ -33,25 +30,21 @@ impl Engine {
                 Err(problem) => self.refuse(policy, problem),
             }
         }
-        // An endpoint may be blocked or not any more for what was refused or not.
-        for policy in &policies {
-            self.dirty.endpoints.extend(self.by_namespace.get(&policy.name.namespace).into_iter().flatten());
-        }
         self.settle_what_fits();
     }
 
     /// A refused version counts no more: endpoints that were blocked for it may come up.
-    pub(super) fn forget_refused(&mut self, name: &ObjectName) {
-        if self.refused.remove(name).is_some() {
-            self.dirty.endpoints.extend(self.by_namespace.get(&name.namespace).into_iter().flatten());
+    pub(super) fn forget_refused(&mut self, name: &PolicyName) {
+        if let Some(refused) = self.refused.remove(name) {
+            let selected = self.selected_by_any(&refused.object);
+            self.dirty.endpoints.extend(selected);
         }
     }
 
     /// The object says what it said before.
     fn only_version_differs(&mut self, policy: &Arc<Policy>) -> bool {
         let Some(row) = self.policies.get_mut(&policy.name) else { return false };
-        let (old, new) = (&row.object, policy);
-        let same = old.pod_selector == new.pod_selector && old.ingress == new.ingress && old.egress == new.egress;
+        let same = row.object.specs == policy.specs;
         if same {
             row.object = Arc::clone(policy);
             self.forget_refused(&policy.name);
@@ -68,10 +61,11 @@ impl Engine {
         let result = self.settle();
         if result.is_ok() {
             for (name, old) in before {
-                if let Some(old) = old {
-                    let new = self.policies.remove(&name);
-                    self.retire(&old, new.as_ref());
-                    new.and_then(|new| self.policies.insert(name, new));
+                if let Some(old) = old
+                    && let Some((name, new)) = self.policies.remove_entry(&name)
+                {
+                    self.retire(&old, Some(&new));
+                    self.policies.insert(name, new);
                 }
             }
             return result;
@@ -82,9 +76,10 @@ impl Engine {
                 self.place_policy(&name, Some(&new), old);
             }
         }
-        self.settle_what_fits();
+        self.resolve_what_fits();
         // Its resolved policies have no users any more: give their room back at once.
         self.sweep(false);
+        self.spread_what_fits();
         result
     }
 
@@ -93,36 +88,30 @@ impl Engine {
             Some(before) => before.spared,
             None => BTreeSet::new(),
         };
-        let in_namespace = self.by_namespace.get(&policy.name.namespace).into_iter().flatten();
+        let selected = self.selected_by_any(policy);
         // In the first batch nobody is spared: whatever is in the kernel from before is not known well enough.
-        let old = in_namespace.filter(|id| !self.dirty.born.contains(id));
-        let selected = old.filter(|id| {
-            let row = &self.endpoints[id];
-            row.now.blocked.is_none() && policy.pod_selector.matches(&row.endpoint.labels)
-        });
-        spared.extend(selected);
+        let old = selected.iter().filter(|id| !self.dirty.born.contains(id));
+        spared.extend(old.filter(|id| self.endpoints[id].now.blocked.is_none()));
+        self.dirty.endpoints.extend(selected);
         let refused = Refused { object: Arc::clone(policy), problem, spared };
         self.refused.insert(policy.name.clone(), refused);
     }
 
     /// Resolves what is dirty; an endpoint that does not fit is blocked, a peer that does not fit is denied.
     pub(super) fn settle_what_fits(&mut self) {
+        self.resolve_what_fits();
+        self.spread_what_fits();
+    }
+
+    fn resolve_what_fits(&mut self) {
         for id in std::mem::take(&mut self.dirty.endpoints) {
             if let Err(problem) = self.resolve_endpoint(id)
                 && let Some(row) = self.endpoints.get_mut(&id)
             {
-                row.now.blocked = Some(format!("its policy {problem}"));
+                row.unresolved = Some(format!("its policy {problem}"));
+                self.update_blocked(id);
             }
             self.dirty.switched.insert(id);
-        }
-        while let Some((policy, peers)) = self.next_peers() {
-            for peer in peers {
-                if let Err(problem) = self.class_peers(policy, [peer]) {
-                    let starved = self.starved.entry(policy).or_insert((problem, BTreeSet::new()));
-                    starved.1.insert(peer);
-                    self.deny_peer(policy, peer);
-                }
-            }
         }
     }
 
@@ -133,82 +122,146 @@ impl Engine {
             self.dirty.switched.insert(id);
             self.dirty.endpoints.remove(&id);
         }
-        while let Some((policy, peers)) = self.next_peers() {
-            if let Err(problem) = self.class_peers(policy, peers.iter().copied()) {
-                self.dirty.peers.entry(policy).or_default().extend(peers);
+        self.find_rows();
+        while let Some((policy, class)) = self.dirty.rows.pop_first() {
+            if let Err(problem) = self.learn(policy, class) {
+                self.dirty.rows.insert((policy, class));
                 return Err(problem);
             }
         }
         Ok(())
     }
 
-    /// A policy and those of its peers that must be looked at.
-    fn next_peers(&mut self) -> Option<(PolicyId, BTreeSet<Identity>)> {
-        self.mark_added_prefixes();
-        self.dirty.peers.pop_first()
-    }
-
-    /// Peers that did not fit get another chance.
-    pub(super) fn retry_starved(&mut self) {
-        for (policy, (_, peers)) in std::mem::take(&mut self.starved) {
-            self.dirty.peers.entry(policy).or_default().extend(peers);
+    /// Which policies must look at classes that are new.
+    fn find_rows(&mut self) {
+        self.drop_dead(false);
+        for class in self.peers.take_fresh_classes() {
+            let Some(row) = self.peers.classes().alive(class).filter(|row| row.members > 0) else { continue };
+            let mut users = self.peers.users_of(class);
+            if !row.is_prefix {
+                users.extend(&self.with_rest);
+            }
+            self.dirty.rows.extend(users.into_iter().map(|user| (user, class)));
         }
     }
 
-    fn mark_added_prefixes(&mut self) {
-        let added = self.prefixes.take_added();
-        if added.is_empty() {
+    pub(super) fn spread_what_fits(&mut self) {
+        self.find_rows();
+        while let Some((policy, class)) = self.dirty.rows.pop_first() {
+            if let Err(problem) = self.learn(policy, class) {
+                let starved = self.starved.entry(policy).or_insert((problem, BTreeSet::new()));
+                starved.1.insert(class);
+                if let Some(row) = self.resolved.get_mut(&policy) {
+                    row.forget(self.peers.classes().get(class), &mut self.usage, &self.limits);
+                }
+            }
+        }
+    }
+
+    fn learn(&mut self, policy: PolicyId, class: super::classes::Index) -> Result<(), Overflow> {
+        let (Some(row), Some(class)) = (self.resolved.get_mut(&policy), self.peers.classes().alive(class)) else {
+            return Ok(());
+        };
+        self.dirty.grown.insert(policy);
+        row.learn(class, &mut self.usage, &self.limits)
+    }
+
+    /// What did not fit gets another chance.
+    pub(super) fn retry_starved(&mut self) {
+        for (policy, (_, classes)) in std::mem::take(&mut self.starved) {
+            self.dirty.rows.extend(classes.into_iter().map(|class| (policy, class)));
+        }
+        self.peers.retry();
+    }
+
+    /// A policy that misses a row may let more pass than it should: then who has it is blocked.
+    pub(super) fn update_choked(&mut self) {
+        let mut choked: BTreeMap<PolicyId, String> = BTreeMap::new();
+        let starving = self.peers.starving();
+        let by_peers = starving.iter().flat_map(|(problem, _, users)| users.iter().map(move |user| (user, problem)));
+        let by_rows = self.starved.iter().map(|(id, (problem, _))| (id, problem));
+        for (id, problem) in by_peers.chain(by_rows) {
+            if self.resolved.get(id).is_some_and(Resolved::is_strict) {
+                choked.insert(*id, format!("its policy {problem}"));
+            }
+        }
+        if choked == self.choked {
             return;
         }
-        let numbers: Vec<_> = added.iter().filter_map(|net| self.prefixes.number(net)).collect();
-        for (id, _) in self.resolved.iter().filter(|(_, row)| row.has_blocks()) {
-            self.dirty.peers.entry(*id).or_default().extend(&numbers);
+        let before = std::mem::replace(&mut self.choked, choked);
+        let concerned: BTreeSet<EndpointId> = before
+            .keys()
+            .chain(self.choked.keys())
+            .filter_map(|id| self.resolved.get(id))
+            .flat_map(|row| &row.users)
+            .copied()
+            .collect();
+        for id in concerned {
+            self.update_blocked(id);
+            self.dirty.switched.insert(id);
         }
+    }
+
+    fn update_blocked(&mut self, id: EndpointId) {
+        let by_refused = self.blocked_by_refused(id);
+        let Some(row) = self.endpoints.get_mut(&id) else { return };
+        let choked = [row.now.ingress, row.now.egress].iter().find_map(|policy| self.choked.get(policy)).cloned();
+        row.now.blocked = by_refused.or_else(|| row.unresolved.clone()).or(choked);
     }
 
     fn resolve_endpoint(&mut self, id: EndpointId) -> Result<(), Overflow> {
-        let Some(row) = self.endpoints.get(&id) else { return Ok(()) };
-        let blocked = self.blocked_by_refused(id);
-        let before = row.now.clone();
-        let mut now = before.clone();
-        now.blocked = blocked;
+        if !self.endpoints.contains_key(&id) {
+            return Ok(());
+        }
         for direction in [Direction::Ingress, Direction::Egress] {
             let policy = match self.key_of(id, direction) {
                 None => PolicyId::OPEN,
                 Some((key, rules)) => self.acquire(key, &rules, id)?,
             };
+            let row = self.endpoints.get_mut(&id).expect("looked at above");
             let place = match direction {
-                Direction::Ingress => &mut now.ingress,
-                Direction::Egress => &mut now.egress,
+                Direction::Ingress => &mut row.now.ingress,
+                Direction::Egress => &mut row.now.egress,
             };
             let old = std::mem::replace(place, policy);
-            self.endpoints.get_mut(&id).expect("looked at above").now = now.clone();
             if old != policy {
                 self.release(old, id);
             }
         }
+        self.endpoints.get_mut(&id).expect("looked at above").unresolved = None;
+        self.update_blocked(id);
         Ok(())
     }
 
     fn blocked_by_refused(&self, id: EndpointId) -> Option<String> {
-        let endpoint = &self.endpoints[&id].endpoint;
-        policies_of(&self.refused, &endpoint.pod.namespace)
-            .find(|(_, refused)| !refused.spared.contains(&id) && refused.object.pod_selector.matches(&endpoint.labels))
-            .map(|(name, refused)| format!("{} {name}: {}", refused.object.kind, refused.problem))
+        if self.refused.is_empty() {
+            return None;
+        }
+        let labels = &self.endpoints.get(&id)?.endpoint.labels;
+        let is_host = id == EndpointId::HOST;
+        let selects = |subject: &Subject| match subject {
+            Subject::Endpoints(selector) => !is_host && selector.matches(labels),
+            Subject::Nodes(selector) => is_host && selector.matches(&labels.0),
+        };
+        let blocking = self.refused.iter().find(|(_, refused)| {
+            !refused.spared.contains(&id) && refused.object.specs.iter().any(|spec| selects(&spec.subject))
+        });
+        blocking.map(|(name, refused)| format!("{name}: {}", refused.problem))
     }
 
-    /// What makes an endpoint's policy; `None`: it is not isolated.
+    /// What makes an endpoint's policy; `None`: there is nothing.
     fn key_of(&self, id: EndpointId, direction: Direction) -> Option<(Key, Vec<Arc<Rule>>)> {
         let row = &self.endpoints[&id];
-        let mut isolated = false;
-        let mut rules: Vec<Arc<Rule>> = Vec::new();
-        for name in &row.policies {
-            if let Some(list) = self.policies[name].rules(direction) {
-                isolated = true;
-                rules.extend(list.iter().cloned());
-            }
-        }
-        if !isolated {
+        let specs = || {
+            row.specs.iter().map(|(name, n)| {
+                let policy = &self.policies[name];
+                (&policy.object.specs[*n], policy.specs[*n].rules(direction))
+            })
+        };
+        let is_isolated = specs().any(|(spec, _)| isolates(spec, direction));
+        let counts = specs().filter(|(spec, _)| !(is_isolated && matches!(spec.tier, Tier::Baseline(_))));
+        let mut rules: Vec<Arc<Rule>> = counts.flat_map(|(_, rules)| rules).cloned().collect();
+        if !is_isolated && rules.is_empty() {
             return None;
         }
         rules.sort_unstable_by_key(|rule| rule.id);
@@ -225,8 +278,8 @@ impl Engine {
                 }
             }
         }
-        let key = Key { direction, rules: rules.iter().map(|rule| rule.id).collect(), names };
-        Some((key, rules))
+        let ids = rules.iter().map(|rule| rule.id).collect();
+        Some((Key { direction, default_allow: !is_isolated, rules: ids, names }, rules))
     }
 
     fn acquire(&mut self, key: Key, rules: &[Arc<Rule>], user: EndpointId) -> Result<PolicyId, Overflow> {
@@ -259,150 +312,58 @@ impl Engine {
                 break id;
             }
         };
-        let row = Resolved::new(id, key.clone(), rules, &mut self.selectors);
+        let (mut row, held) = Resolved::new(id, key.clone(), rules, &mut self.peers);
         self.usage.entries += row.usage().entries;
-        let nets = row.prefixes().to_vec();
-        let selectors: Vec<_> = row.selectors().collect();
+        let result = held
+            .and_then(|()| self.limits.check_policy(row.usage().entries, 0))
+            .and_then(|()| self.limits.check_total(self.usage.entries, self.usage.rows))
+            .and_then(|()| row.fill(&self.peers, &mut self.usage, &self.limits));
+        if row.has_rest() {
+            self.with_rest.insert(id);
+        }
         self.by_key.insert(key, id);
         self.resolved.insert(id, row);
-        let acquired = nets.iter().take_while(|net| self.prefixes.acquire(**net, self.limits.cidrs).is_some()).count();
-        let result = if acquired < nets.len() {
-            let wanted = self.prefixes.len() + nets.len() - acquired;
-            Err(Overflow { what: "address prefixes on this node", wanted, limit: self.limits.cidrs })
-        } else {
-            let mut peers: BTreeSet<Identity> = BTreeSet::new();
-            for selector in selectors {
-                peers.extend(self.selectors.identities(selector));
-            }
-            if self.resolved[&id].has_blocks() {
-                peers.extend(self.prefixes.iter().map(|(_, number)| number));
-            }
-            let row = self.resolved[&id].usage();
-            self.limits
-                .check_policy(row.entries, 0)
-                .and_then(|()| self.limits.check_total(self.usage.entries, self.usage.peers))
-                .and_then(|()| self.class_peers(id, peers))
-        };
         if let Err(problem) = result {
-            self.remove_resolved(id, acquired);
+            self.remove_resolved(id);
             return Err(problem);
         }
         Ok(id)
     }
 
-    /// Takes a resolved policy away, with its selectors and the first `prefixes` of its prefixes.
-    pub(super) fn remove_resolved(&mut self, id: PolicyId, prefixes: usize) {
+    /// Takes a resolved policy away, with what it held.
+    pub(super) fn remove_resolved(&mut self, id: PolicyId) {
         let Some(row) = self.resolved.remove(&id) else { return };
-        self.by_key.remove(&row.key);
-        for selector in row.selectors() {
-            self.selectors.release(selector, id);
+        if self.by_key.get(&row.key) == Some(&id) {
+            self.by_key.remove(&row.key);
         }
-        for net in row.prefixes().iter().take(prefixes).chain(row.hosts()) {
-            self.prefixes.release(net);
+        // A selector of named ports goes before the one whose peers it asks, which is older.
+        for selector in row.selectors().iter().rev() {
+            self.peers.release(*selector, id);
+        }
+        for net in row.prefixes() {
+            self.peers.release_prefix(net);
         }
         self.usage.entries -= row.usage().entries;
-        self.usage.peers -= row.usage().peers;
-        self.dirty.peers.remove(&id);
+        self.usage.rows -= row.usage().rows;
+        self.with_rest.remove(&id);
         self.dirty.orphans.remove(&id);
         self.starved.remove(&id);
     }
 
-    /// Puts each peer into the class that it belongs to now.
-    fn class_peers(&mut self, id: PolicyId, peers: impl IntoIterator<Item = Identity>) -> Result<(), Overflow> {
-        if !self.resolved.contains_key(&id) {
-            return Ok(());
-        }
-        let mut known: HashMap<Vec<usize>, Option<ClassId>> = HashMap::new();
-        for peer in peers {
-            let row = &self.resolved[&id];
-            let (parts, entries) = if peer.is_cidr() {
-                let Some(net) = self.prefixes.net(peer) else {
-                    self.deny_peer(id, peer);
-                    continue;
-                };
-                (row.parts_of_prefix(&net), self.named_at(row, &net))
-            } else {
-                let parts = row.parts_of_identity(self.selectors.of(peer));
-                if row.has_names() {
-                    self.tell_apart(id, peer, &parts)?;
-                }
-                let row = &self.resolved[&id];
-                let entries = row.by_name(&parts, |name| self.pods.common(peer, name).unwrap_or_default());
-                (parts, entries)
-            };
-            let row = self.resolved.get_mut(&id).expect("looked at above");
-            let class = match known.get(&parts) {
-                Some(class) if entries.is_empty() => *class,
-                _ => {
-                    let plain = entries.is_empty();
-                    let all = [row.by_number(&parts), entries].concat();
-                    let class = row.class_for(row.content(all), &mut self.usage, &self.limits)?;
-                    if plain {
-                        known.insert(parts, class);
-                    }
-                    class
-                }
-            };
-            row.set_peer(peer, class, &mut self.usage, &self.limits)?;
-        }
-        Ok(())
-    }
-
-    /// What pods with this address may be sent to by the names of their ports, where those mean other numbers than
-    /// in other pods of their identity.
-    fn named_at(&self, row: &Resolved, host: &IpNet) -> Vec<(PortPrefix, RuleId)> {
-        let mut entries = Vec::new();
-        for identity in row.identities_at(host) {
-            let parts = row.parts_of_identity(self.selectors.of(identity));
-            let here = |pod: &&Arc<RemoteEndpoint>| pod.addresses.iter().any(|address| IpNet::from(*address) == *host);
-            for pod in self.pods.of(identity).iter().filter(here) {
-                entries.extend(row.by_name(&parts, |name| match self.pods.common(identity, name) {
-                    Some(_) => Vec::new(),
-                    None => numbers(pod, name),
-                }));
+    /// Policies that would be much smaller if they were made anew are.
+    pub(super) fn renew_outgrown(&mut self) {
+        for id in std::mem::take(&mut self.dirty.grown) {
+            let Some(row) = self.resolved.get_mut(&id) else { continue };
+            if row.users.is_empty() || !row.is_outgrown(&self.peers) {
+                continue;
             }
-        }
-        entries
-    }
-
-    /// Sees to it that the policy has the addresses of those pods of `identity` for which a port's name does not
-    /// mean what it means in all.
-    fn tell_apart(&mut self, id: PolicyId, identity: Identity, parts: &[usize]) -> Result<(), Overflow> {
-        let row = self.resolved.get_mut(&id).expect("the caller looked at it");
-        let apart: Vec<PortName> =
-            row.names(parts).into_iter().filter(|name| self.pods.common(identity, name).is_none()).cloned().collect();
-        let named = |pod: &&Arc<RemoteEndpoint>| apart.iter().any(|name| !numbers(pod, name).is_empty());
-        let pods = self.pods.of(identity).iter().filter(named);
-        let wanted: BTreeSet<IpNet> = pods.flat_map(|pod| &pod.addresses).map(|a| IpNet::from(*a)).collect();
-        let hosts = row.hosts_mut(identity);
-        let mut changed: BTreeSet<Identity> = BTreeSet::new();
-        for net in hosts.difference(&wanted).copied().collect::<Vec<_>>() {
-            hosts.remove(&net);
-            changed.extend(self.prefixes.number(&net));
-            self.prefixes.release(&net);
-        }
-        for net in wanted {
-            if !hosts.contains(&net) {
-                let overflow = || Overflow {
-                    what: "address prefixes on this node",
-                    wanted: self.limits.cidrs + 1,
-                    limit: self.limits.cidrs,
-                };
-                self.prefixes.acquire(net, self.limits.cidrs).ok_or_else(overflow)?;
-                hosts.insert(net);
+            let (key, users) = (row.key.clone(), row.users.clone());
+            if self.by_key.get(&key) != Some(&id) {
+                continue;
             }
-            changed.extend(self.prefixes.number(&net));
-        }
-        if !changed.is_empty() {
-            self.dirty.peers.entry(id).or_default().extend(changed);
-        }
-        Ok(())
-    }
-
-    pub(super) fn deny_peer(&mut self, id: PolicyId, peer: Identity) {
-        if let Some(row) = self.resolved.get_mut(&id) {
-            let denied = row.set_peer(peer, None, &mut self.usage, &self.limits);
-            debug_assert!(denied.is_ok(), "removing a peer needs no room");
+            self.by_key.remove(&key);
+            self.dirty.endpoints.extend(users);
+            self.settle_what_fits();
         }
     }
 }

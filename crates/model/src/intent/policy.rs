@@ -268,6 +268,12 @@ impl EndpointSelector {
     /// Every pod.
     pub const EVERY_POD: Self = Self { namespace: None, requirements: Vec::new() };
 
+    /// Whether a requirement names what is selected by a `reserved:` label: then it need not be a pod.
+    #[must_use]
+    pub fn names_reserved(&self) -> bool {
+        self.requirements.iter().any(names_reserved)
+    }
+
     /// Whether an endpoint with these labels is selected: a pod, or something else that a requirement names by a
     /// `reserved:` label.
     #[must_use]
@@ -276,7 +282,7 @@ impl EndpointSelector {
             (Some(namespace), Some(own)) => namespace == own,
             (Some(_), None) => true,
             (None, Some(_)) => false,
-            (None, None) => self.requirements.iter().any(names_reserved),
+            (None, None) => self.names_reserved(),
         };
         in_scope && self.requirements.iter().all(|requirement| holds(requirement, labels))
     }

@@ -1,0 +1,88 @@
+//! The named ports of the pods behind each identity.
+
+use super::resolved::PortName;
+use foldhash::{HashMap, HashSet};
+use std::borrow::Borrow;
+use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use weft_model::id::Identity;
+use weft_model::intent::RemoteEndpoint;
+
+/// An endpoint under its pod's UID.
+#[derive(Clone, Debug)]
+struct ByUid(Arc<RemoteEndpoint>);
+
+impl Borrow<str> for ByUid {
+    fn borrow(&self) -> &str {
+        &self.0.pod_uid
+    }
+}
+
+impl PartialEq for ByUid {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.pod_uid == other.0.pod_uid
+    }
+}
+
+impl Eq for ByUid {}
+
+impl Hash for ByUid {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.pod_uid.as_str().hash(state);
+    }
+}
+
+/// The endpoints of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Pods {
+    all: HashSet<ByUid>,
+    by_identity: HashMap<Identity, Vec<Arc<RemoteEndpoint>>>,
+}
+
+impl Pods {
+    /// An endpoint is there. Returns the identities whose named ports may have changed.
+    pub fn put(&mut self, pod: Arc<RemoteEndpoint>) -> BTreeSet<Identity> {
+        if self.all.get(pod.pod_uid.as_str()).is_some_and(|known| known.0 == pod) {
+            return BTreeSet::new();
+        }
+        let mut changed = self.remove(&pod.pod_uid);
+        changed.insert(pod.identity);
+        self.by_identity.entry(pod.identity).or_default().push(Arc::clone(&pod));
+        self.all.insert(ByUid(pod));
+        changed
+    }
+
+    /// It is gone.
+    pub fn remove(&mut self, uid: &str) -> BTreeSet<Identity> {
+        let Some(ByUid(pod)) = self.all.take(uid) else { return BTreeSet::new() };
+        if let Some(pods) = self.by_identity.get_mut(&pod.identity) {
+            pods.retain(|other| other.pod_uid != uid);
+            if pods.is_empty() {
+                self.by_identity.remove(&pod.identity);
+            }
+        }
+        BTreeSet::from([pod.identity])
+    }
+
+    /// Endpoints of an identity.
+    pub fn of(&self, identity: Identity) -> &[Arc<RemoteEndpoint>] {
+        self.by_identity.get(&identity).map_or(&[], Vec::as_slice)
+    }
+
+    /// The numbers that a name has in an identity's pods, if it has the same in all of them.
+    pub fn common(&self, identity: Identity, name: &PortName) -> Option<Vec<u16>> {
+        let mut pods = self.of(identity).iter();
+        let first = pods.next().map(|pod| numbers(pod, name)).unwrap_or_default();
+        pods.all(|pod| numbers(pod, name) == first).then_some(first)
+    }
+}
+
+/// The numbers that a name has in a pod, sorted.
+pub fn numbers(pod: &RemoteEndpoint, name: &PortName) -> Vec<u16> {
+    let ports = pod.named_ports.iter().filter(|port| port.protocol == name.0 && port.name == name.1);
+    let mut numbers: Vec<u16> = ports.map(|port| port.port).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
