@@ -16,7 +16,7 @@ mod tests;
 
 pub(crate) use objects::identity_object;
 pub use objects::{identity, namespace, node, pod, slice, slice_endpoint};
-pub use policy::{policy, policy_name};
+pub use policy::{api_version, object, policy, policy_name};
 pub use service::{backends, cidr_group, service};
 
 use weft_model::intent::Covers;
@@ -29,6 +29,8 @@ pub struct Settings {
     pub cidr_covers: Covers,
     /// Whether cilium.io policies may name protocols without ports, such as VRRP.
     pub extended_protocols: bool,
+    /// Whether policies may apply to nodes.
+    pub host_firewall: bool,
 }
 
 /// Why an object cannot be used: `spec.egress[0].ports[1].port: ...`.
@@ -73,6 +75,11 @@ impl Problems {
     pub fn first(&self) -> &Problem {
         &self.first
     }
+}
+
+impl Settings {
+    /// All that may be written in policies, wherever it is switched on.
+    pub const EVERYTHING: Self = Self { cidr_covers: Covers::WORLD, extended_protocols: true, host_firewall: true };
 }
 
 impl std::error::Error for Problems {}

@@ -102,6 +102,9 @@ fn subject(scope: Scope<'_>, path: Path<'_>, map: &Map<String, Value>) -> Read<S
         (None, Some(_)) if scope.namespace.is_some() => {
             node_at.fail("expected only in a CiliumClusterwideNetworkPolicy: nodes have no namespace")
         }
+        (None, Some(_)) if !scope.settings.host_firewall => {
+            node_at.fail("expected only where the host firewall is switched on")
+        }
         (None, Some(value)) => selector::nodes(node_at, value).map(Subject::Nodes),
         (Some(_), Some(_)) => node_at.fail("cannot stand beside endpointSelector, expected one of them"),
         (None, None) => path.fail("expected an endpointSelector (or, for the cluster, a nodeSelector)"),

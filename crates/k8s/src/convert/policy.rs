@@ -1,8 +1,25 @@
 //! A policy object of any kind.
 
-use super::{Problems, Settings, cilium, cluster_policy, network_policy};
-use crate::wire::WirePolicy;
-use weft_model::intent::{ObjectName, Policy, PolicyKind, PolicyName};
+use super::{Problem, Problems, Settings, cidr_group, cilium, cluster_policy, field, network_policy};
+use crate::wire::{CILIUM_V2, WireCidrGroup, WirePolicy};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use weft_model::intent::{Change, ObjectName, Policy, PolicyKind, PolicyName};
+
+/// Namespace of an object that names none.
+const DEFAULT_NAMESPACE: &str = "default";
+/// Kind of a group of prefixes.
+pub(crate) const CIDR_GROUP: &str = "CiliumCIDRGroup";
+
+/// Group and version of a kind.
+#[must_use]
+pub const fn api_version(kind: PolicyKind) -> &'static str {
+    match kind {
+        PolicyKind::NetworkPolicy => "networking.k8s.io/v1",
+        PolicyKind::CiliumNetworkPolicy | PolicyKind::CiliumClusterwideNetworkPolicy => CILIUM_V2,
+        PolicyKind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
+    }
+}
 
 /// What names a policy object.
 #[must_use]
@@ -27,4 +44,60 @@ pub fn policy(kind: PolicyKind, object: &WirePolicy, settings: Settings) -> Resu
     };
     let (uid, resource_version) = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
     Ok(Policy { name, uid, resource_version, specs })
+}
+
+/// A policy of any kind, or a CiliumCIDRGroup, as people write it: with `apiVersion` and `kind`, and no field that the
+/// kind does not have.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn object(object: &Value, settings: &Settings) -> Result<Change, Problems> {
+    let text = |name: &'static str| object[name].as_str().unwrap_or_default();
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    if kind == CIDR_GROUP && matches!(version, CILIUM_V2 | "cilium.io/v2alpha1") {
+        known(object, &["spec"])?;
+        let group: WireCidrGroup = parse(object)?;
+        named(&group.metadata.name)?;
+        return cidr_group(group).map(Change::CidrGroup);
+    }
+    let Some(policy_kind) = PolicyKind::ALL.into_iter().find(|known| known.name() == kind) else {
+        let names = PolicyKind::ALL.map(PolicyKind::name).join(", ");
+        return Err(Problem::new("kind", format!("{kind:?}, expected one of: {names}, {CIDR_GROUP}")).into());
+    };
+    let expected = api_version(policy_kind);
+    if version != expected {
+        return Err(Problem::new("apiVersion", format!("{version:?}, expected {expected}")).into());
+    }
+    let is_cilium = expected == CILIUM_V2;
+    known(object, if is_cilium { &["spec", "specs"] } else { &["spec"] })?;
+    let mut wire: WirePolicy = parse(object)?;
+    named(&wire.metadata.name)?;
+    if policy_kind.is_namespaced() && wire.metadata.namespace.is_empty() {
+        DEFAULT_NAMESPACE.clone_into(&mut wire.metadata.namespace);
+    }
+    policy(policy_kind, &wire, *settings).map(Change::Policy)
+}
+
+fn known(object: &Value, parts: &[&str]) -> Result<(), Problems> {
+    let map = object.as_object().into_iter().flatten();
+    let is_known = |name: &str| matches!(name, "apiVersion" | "kind" | "metadata" | "status") || parts.contains(&name);
+    let unknown = map.filter(|(name, _)| !is_known(name));
+    let complain = |name: &String| {
+        let expected = format!("unknown field, expected one of: apiVersion, kind, metadata, {}", parts.join(", "));
+        Problem::new(name, expected)
+    };
+    Problems::new(unknown.map(|(name, _)| complain(name)).collect()).map_or(Ok(()), Err)
+}
+
+fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, Problems> {
+    if !object["metadata"].is_object() {
+        let found = field::kind(&object["metadata"]);
+        return Err(Problem::new("metadata", format!("expected an object, found {found}")).into());
+    }
+    // Only the metadata have types; the rest is judged field by field.
+    T::deserialize(object).map_err(|error| Problem::new("metadata", error.to_string()).into())
+}
+
+fn named(name: &str) -> Result<(), Problems> {
+    if name.is_empty() { Err(Problem::new("metadata.name", "required").into()) } else { Ok(()) }
 }

@@ -5,6 +5,7 @@ mod cluster_policy;
 mod network_policy;
 mod objects;
 
+use super::object as object_of;
 use super::*;
 use crate::wire::{
     CiliumEndpointSlice, CiliumIdentity, Metadata, WireCidrGroup, WireEndpointSlice, WireNode, WirePod, WirePolicy,
@@ -14,10 +15,10 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use weft_model::intent::{PolicyKind, Spec};
+use weft_model::intent::{Change, PolicyKind, Spec};
 use weft_model::selector::Requirement;
 
-const EVERYTHING: Settings = Settings { cidr_covers: Covers::ALL, extended_protocols: true };
+const EVERYTHING: Settings = Settings { cidr_covers: Covers::ALL, ..Settings::EVERYTHING };
 
 fn read(kind: PolicyKind, object: &Value, settings: Settings) -> Result<Vec<Spec>, Problems> {
     let mut wire: WirePolicy = serde_json::from_value(object.clone()).expect("an object");
@@ -53,6 +54,38 @@ fn is(key: &str, value: &str) -> Requirement {
 
 fn net(text: &str) -> IpNet {
     text.parse().expect("a prefix")
+}
+
+#[test]
+fn objects_as_people_write_them() {
+    let policy = |change: fn(&mut Value)| {
+        let mut object = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "p"},
+            "spec": {"endpointSelector": {}, "ingress": [{}]}, "status": {}});
+        change(&mut object);
+        object_of(&object, &Settings::default()).map_err(|problems| problems.to_string())
+    };
+    let Ok(Change::Policy(read)) = policy(|_| {}) else { panic!("not read") };
+    assert_eq!(read.name.to_string(), "CiliumNetworkPolicy default/p");
+    let Ok(Change::Policy(read)) = policy(|object| object["metadata"]["namespace"] = json!("n")) else { panic!() };
+    assert_eq!(read.name.path(), "n/p");
+    let group = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": {"name": "g"},
+        "spec": {"externalCIDRs": ["10.0.0.0/8"]}});
+    assert!(matches!(object_of(&group, &Settings::default()), Ok(Change::CidrGroup(_))));
+    type Spoil = fn(&mut Value);
+    let table: [(Spoil, &str); 8] = [
+        (|o| o["kind"] = json!("CiliumNetworkPolcy"), "kind: \"CiliumNetworkPolcy\", expected one of: NetworkPolicy"),
+        (|o| o["apiVersion"] = json!("cilium.io/v1"), "apiVersion: \"cilium.io/v1\", expected cilium.io/v2"),
+        (|o| o["sepc"] = json!({}), "sepc: unknown field, expected one of: apiVersion, kind, metadata, spec, specs"),
+        (|o| o["metadata"] = json!({}), "metadata.name: required"),
+        (|o| o["metadata"] = json!([]), "metadata: expected an object, found a list"),
+        (|o| o["metadata"]["labels"] = json!({"a": 1}), "metadata: "),
+        (|o| o["spec"] = json!(null), "spec: required"),
+        (|o| *o = json!(7), "kind: \"\", expected"),
+    ];
+    for (change, expected) in table {
+        let problem = policy(change).expect_err(expected);
+        assert!(problem.starts_with(expected), "{problem}");
+    }
 }
 
 /// Any JSON, with a liking for the words of policies.
@@ -166,6 +199,11 @@ proptest! {
                 let _ = policy(kind, &object, settings);
             }
         }
+        for (kind, version) in PolicyKind::ALL.map(|kind| (kind.name(), api_version(kind))) {
+            let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "x"}, "spec": spec});
+            let _ = object_of(&object, &EVERYTHING);
+        }
+        let _ = object_of(&spec, &EVERYTHING);
         let object = WireCidrGroup { metadata: Metadata::default(), spec: spec.clone() };
         let _ = cidr_group(object);
         let text = json!({"metadata": {"name": "x"}, "spec": spec, "status": spec, "endpoints": spec}).to_string();

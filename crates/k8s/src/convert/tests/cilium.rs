@@ -99,7 +99,9 @@ fn subjects() {
     let nodes = json!({"nodeSelector": {"matchLabels": {"node-role.kubernetes.io/worker": "", "k8s:zone": "a"}},
         "ingress": [{}]});
     let wanted = Selector { requirements: vec![is("zone", "a"), is("node-role.kubernetes.io/worker", "")] };
-    assert_eq!(good(CCNP, nodes).subject, Subject::Nodes(wanted));
+    let specs = read(CCNP, &json!({"spec": nodes}), EVERYTHING).expect("usable");
+    assert_eq!(specs[0].subject, Subject::Nodes(wanted));
+    assert!(bad_spec(CCNP, json!({"spec": nodes})).contains("spec.nodeSelector: expected only where the host"));
 }
 
 #[test]
