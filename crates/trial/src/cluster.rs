@@ -3,7 +3,7 @@
 use crate::feed::{self, News, Numbers, View};
 use std::collections::BTreeMap;
 use weft_control::expand::Expander;
-use weft_control::policy::{Change, Direction, Engine, Limits, lookup};
+use weft_control::policy::{Change, Direction, Engine, Limits};
 use weft_model::desired::{Action, Verdict};
 use weft_model::id::{EndpointId, Identity, PolicyId};
 use weft_oracle::{End, Packet, Random, World};
@@ -128,9 +128,7 @@ impl Agent {
             return Decision::Open;
         }
         let compiled = self.engine.compiled(policy).expect("endpoints name policies that exist");
-        let prefix = self.engine.prefix_of(address).map(|number| number.in_scope(identity.scope()));
-        let class = |number: Identity| self.engine.class_of(number);
-        let verdict = lookup(compiled, class(identity), prefix.and_then(class), packet.protocol, packet.port);
+        let verdict = self.engine.lookup(compiled, identity, address, packet.protocol, packet.port);
         Decision::Asked(verdict, compiled.default_allow)
     }
 }
@@ -173,8 +171,6 @@ impl Cluster {
     /// Whether the packet passes.
     #[must_use]
     pub fn verdict(&self, world: &World, packet: &Packet) -> bool {
-        [Direction::Egress, Direction::Ingress]
-            .iter()
-            .all(|direction| self.decide(world, packet, *direction).allowed())
+        [Direction::Egress, Direction::Ingress].iter().all(|direction| self.decide(world, packet, *direction).allowed())
     }
 }

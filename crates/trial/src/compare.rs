@@ -115,8 +115,7 @@ fn check(
     for subject in subjects {
         for other in &ends {
             for direction in DIRECTIONS {
-                let (from, to) =
-                    if direction == Direction::Egress { (subject, *other) } else { (*other, subject) };
+                let (from, to) = if direction == Direction::Egress { (subject, *other) } else { (*other, subject) };
                 for _ in 0..PACKETS {
                     let v6 = world.settings.dual_stack && random.chance(50);
                     if world.address(from, v6).is_none() || world.address(to, v6).is_none() {
