@@ -1,6 +1,6 @@
 # The front door. `make` alone says what there is.
 .SILENT:
-.PHONY: help up down test bench check audit build setup root fuzz-policy
+.PHONY: help up down test bench check audit build setup root fuzz-policy fuzz-yaml fuzz-packets
 
 # One profile for the tests, another for running: debug and release.
 PROGRAMS := -p weft-cli -p weft-agent -p weft-operator -p weft-cni
@@ -60,6 +60,16 @@ check:
 # Random worlds through the policy compiler and the oracle; a difference is shown in the smallest world that has it.
 fuzz-policy:
 	cargo run --quiet --release -p weft-trial -- --seconds $(SECONDS)
+
+# Both need cargo-fuzz and a nightly tool chain (`scripts/setup.sh fuzz`).
+fuzz-yaml:
+	scripts/setup.sh fuzz
+	cargo +nightly fuzz run policy_yaml -s none -- -max_total_time=$(SECONDS) -max_len=8192 -timeout=10
+
+fuzz-packets: root
+	scripts/setup.sh fuzz
+	cargo xtask build-ebpf
+	cargo +nightly fuzz run packets -s none -- -max_total_time=$(SECONDS) -max_len=512 -timeout=10
 
 # Asks the network for known vulnerabilities.
 audit:

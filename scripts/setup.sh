@@ -4,6 +4,7 @@
 #   scripts/setup.sh          to build and run
 #   scripts/setup.sh test     also what the tests and benchmarks compare with
 #   scripts/setup.sh check    also what `make check` calls
+#   scripts/setup.sh fuzz     also cargo-fuzz, for which a nightly tool chain of rustup must be there
 set -euo pipefail
 
 BPF_LINKER=0.13.0
@@ -15,7 +16,7 @@ die() { echo "setup: $*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-case $what in build | test | check) ;; *) die "$what: expected build, test or check" ;; esac
+case $what in build | test | check | fuzz) ;; *) die "$what: expected build, test, check or fuzz" ;; esac
 [ "$(uname -s)" = Linux ] || die "Weft needs Linux"
 [ -r /sys/kernel/btf/vmlinux ] || die "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF), which Weft needs"
 have cargo || die "no cargo: install a Rust tool chain first (https://rustup.rs)"
@@ -112,4 +113,12 @@ fi
 if [ "$what" = check ] && ! have cargo-deny; then
   say "cargo install cargo-deny (some minutes)"
   cargo install --quiet --locked cargo-deny --version 0.20.2
+fi
+
+if [ "$what" = fuzz ]; then
+  cargo +nightly --version >/dev/null 2>&1 || die "fuzzing needs a nightly tool chain: rustup toolchain install nightly"
+  if ! have cargo-fuzz; then
+    say "cargo install cargo-fuzz"
+    cargo install --quiet --locked cargo-fuzz --version 0.13.2
+  fi
 fi

@@ -205,6 +205,3 @@ fn reason(decision: &Decision, judgement: &Judgement, direction: Direction, left
         _ => format!("isolated for {direction} by {policies}, and no rule allows it{left}"),
     }
 }
-
-#[cfg(test)]
-mod tests;

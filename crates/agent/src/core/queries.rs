@@ -5,7 +5,7 @@ use weft_api::agent as api;
 use weft_api::flow::PolicyRef;
 use weft_control::policy::{Direction, RuleRef};
 use weft_model::id::{EndpointId, Identity, RuleId};
-use weft_model::intent::{ObjectName, Source};
+use weft_model::intent::{ObjectName, PolicyName, Source};
 
 impl Core {
     /// How the node is, but for what only the kernel knows (drops).
@@ -38,9 +38,12 @@ impl Core {
                 let name = match source {
                     Source::Pods => "pods of this node",
                     Source::Namespaces => "namespaces",
-                    Source::Policies => "network policies",
+                    Source::Policies(kind) => kind.name(),
+                    Source::CidrGroups => "CIDR groups",
+                    Source::Services => "services",
+                    Source::Backends => "endpoint slices of services",
                     Source::Identities => "identities",
-                    Source::Slices => "endpoint slices",
+                    Source::Slices => "slices of endpoints",
                     Source::Nodes => "nodes",
                 };
                 format!("{name} from the API server")

@@ -115,7 +115,7 @@ impl Core {
             size(map_name::POLICY_ENTRIES),
             size(map_name::POLICY_CLASSES),
             size(map_name::PEERS),
-            size(map_name::CIDRS),
+            size(map_name::PREFIXES),
         ));
         self.policy.engine.adopt(&policies, &cidrs, &peers);
         self.ipcache_written = self.dataplane.ipcache()?;
