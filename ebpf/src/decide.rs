@@ -3,14 +3,14 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use weft_abi::{
-    Addr, DropReason, EndpointInfo, FlowEntry, NodeConfig, Path, config_flags, endpoint_flags, flow_flags, identity,
-    ipcache_flags, path_action,
+    Addr, DropReason, ENDPOINT_ID_HOST, EndpointInfo, FlowEntry, NodeConfig, Path, config_flags, endpoint_flags,
+    flow_flags, identity, ipcache_flags, path_action,
 };
 
 use crate::maps::{ENDPOINTS, FLOWS, IPCACHE, ROUTES};
-use crate::packet::{Scratch, Skb, TUNNELLED, UNMASQUERADED, clear};
+use crate::packet::{End, Scratch, Skb, TUNNELLED, UNMASQUERADED, clear};
 use crate::track::{next_flags, now_s};
-use crate::{Hook, nat, policy, route};
+use crate::{Hook, host, nat, notify, policy, route};
 
 /// Decides the connection that the packet belongs to and leaves the way of this packet in `s.path`.
 #[inline(never)]
@@ -54,13 +54,14 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry, l
         }
         return Err(reason);
     }
-    if matches!(hook, Hook::FromDevice) && s.path.action == path_action::STACK {
+    if matches!(hook, Hook::FromDevice) && s.path.action == path_action::STACK && s.host == 0 {
         // Through this node, to nobody of ours: not tracked here.
         return Ok(());
     }
     s.entry.flags = next_flags(&s.packet, s.entry.flags, forward);
     s.path.in_ifindex = s.packet.ifindex;
-    if s.path.action == path_action::MASQUERADE {
+    // Only pods are masqueraded; the verifier need not look into it for the other programs.
+    if matches!(hook, Hook::FromPod) && s.path.action == path_action::MASQUERADE {
         nat::reserve(s, config)?;
     }
     if s.path.action == path_action::TUNNEL {
@@ -96,8 +97,16 @@ fn insert(s: &mut Scratch, forward: bool) -> Result<(), DropReason> {
         // Another CPU was faster, or the collector is about to remove an expired one: this packet was judged and
         // passes; the next one finds the entry or makes it.
         Err(error) if error as i32 == EEXIST => Ok(()),
+        // The node must stay within reach when its pods have filled the table; answers are then judged as well.
+        Err(_) if is_node_alone(&s.entry) => Ok(()),
         Err(_) => Err(DropReason::CtInsertFailed),
     }
+}
+
+/// The node itself is one end of the connection, and no pod of its is the other.
+#[inline(always)]
+fn is_node_alone(entry: &FlowEntry) -> bool {
+    matches!((entry.source_endpoint, entry.destination_endpoint), (ENDPOINT_ID_HOST, 0) | (0, ENDPOINT_ID_HOST))
 }
 
 #[inline(always)]
@@ -171,101 +180,173 @@ pub fn who(address: &Addr, config: &NodeConfig) -> (u32, u32) {
     (world, 0)
 }
 
-/// Asks the policies of both ends, as far as they are on this node, about the originator's packet.
-#[inline(never)]
+/// Asks the policies of both ends, as far as they are on this node, about the originator's packet. In parts that leave
+/// what they found in the scratch memory: the verifier forgets on which way they came to it.
+#[inline(always)]
 fn judge(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward: bool) -> Result<(), DropReason> {
-    let source = endpoint(&s.packet.source);
-    let destination = endpoint(&s.packet.destination);
-    // Nobody speaks for another one, RFC 2827.
-    match (hook, source) {
-        (Hook::FromPod, Some(info)) if info.ifindex == s.packet.ifindex => {}
-        (Hook::FromPod, _) | (Hook::FromDevice, Some(_)) => return Err(DropReason::InvalidSourceIp),
-        _ => {}
-    }
-    if matches!(hook, Hook::FromDevice) && (s.packet.source == config.node_v4 || s.packet.source == config.node_v6) {
-        return Err(DropReason::InvalidSourceIp);
-    }
-    if matches!(hook, Hook::ToPod) && !destination.is_some_and(|info| info.ifindex == s.packet.ifindex) {
-        // This link leads to another pod, or to none.
-        return Err(DropReason::Unroutable);
-    }
-    let source_identity = match source {
-        Some(info) => info.identity,
-        None if s.packet.flags & TUNNELLED != 0 => s.packet.tunnel_identity,
-        None => {
-            let (found, flags) = who(&s.packet.source, config);
-            let node_itself =
-                flags & (ipcache_flags::NODE | ipcache_flags::LOCAL) == ipcache_flags::NODE | ipcache_flags::LOCAL;
-            // Nobody outside has an address of this node's; and where pods come by tunnel, none comes without.
-            let pod = found == identity::UNKNOWN || found >= identity::ALLOCATED_MIN;
-            if matches!(hook, Hook::FromDevice)
-                && (flags & ipcache_flags::LOCAL != 0 || config.tunnel_ifindex != 0 && pod)
-            {
-                return Err(DropReason::InvalidSourceIp);
-            }
-            if matches!(hook, Hook::ToPod) && (node_itself || has_socket(skb)) { identity::HOST } else { found }
+    destination(skb, s, hook, config)?;
+    source(skb, s, hook, config)?;
+    ask(s, config, forward)
+}
+
+/// Who the packet is for.
+#[inline(never)]
+fn destination(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+    s.host = 0;
+    if let Some(info) = endpoint(&s.packet.destination) {
+        if matches!(hook, Hook::ToPod) && info.ifindex != s.packet.ifindex {
+            // This link leads to another pod.
+            return Err(DropReason::Unroutable);
         }
-    };
-    let destination_identity = match destination {
-        Some(info) => info.identity,
-        None => who(&s.packet.destination, config).0,
-    };
-    s.source_identity = source_identity;
-    s.destination_identity = destination_identity;
-    s.source_endpoint = source.map_or(0, |info| info.id);
-    s.destination_endpoint = destination.map_or(0, |info| info.id);
-    if source.is_some_and(|info| info.flags & endpoint_flags::BLOCKED != 0)
-        || destination.is_some_and(|info| info.flags & endpoint_flags::BLOCKED != 0)
-    {
-        return Err(DropReason::EndpointNotReady);
-    }
-    // The originator's and the responder's side of the connection, whichever way this packet goes.
-    let (origin, responder) = if forward { (source, destination) } else { (destination, source) };
-    let known = s.entry.source_identity;
-    let (mut origin_identity, responder_identity) =
-        if forward { (source_identity, destination_identity) } else { (destination_identity, source_identity) };
-    if !forward && origin.is_none() && config.tunnel_ifindex != 0 && known != 0 {
-        // A tunnel told who the originator is.
-        origin_identity = known;
-    }
-    s.entry.source_identity = origin_identity;
-    s.entry.destination_identity = responder_identity;
-    s.entry.source_endpoint = origin.map_or(0, |info| info.id);
-    s.entry.destination_endpoint = responder.map_or(0, |info| info.id);
-    let port = if forward { s.packet.destination_port } else { s.packet.source_port };
-    let itself = s.entry.source_endpoint != 0 && s.entry.source_endpoint == s.entry.destination_endpoint;
-    let (origin_address, responder_address): (*const Addr, *const Addr) = if forward {
-        (&raw const s.packet.source, &raw const s.packet.destination)
-    } else {
-        (&raw const s.packet.destination, &raw const s.packet.source)
-    };
-    if itself {
+        s.to = End::pod(info);
+        s.destination_identity = info.identity;
+        s.destination_endpoint = info.id;
         return Ok(());
     }
-    if let Some(info) = origin {
-        if info.policy_egress != 0 {
-            s.egress = 1;
-            policy::judge(s, info.policy_egress, responder_identity, responder_address, port)?;
-            s.entry.egress_rule = s.rule;
-        }
-    }
-    if let Some(info) = responder {
-        if info.policy_ingress != 0 && origin_identity != identity::HOST {
-            s.egress = 0;
-            let verdict = policy::judge(s, info.policy_ingress, origin_identity, origin_address, port);
-            if verdict == Err(DropReason::PolicyDenied) && origin_identity == identity::UNKNOWN {
-                return Err(DropReason::UnknownSender);
+    let to_host = host::is_subject(config)
+        && match hook {
+            Hook::FromPod => host::is_own(&s.packet.destination, config),
+            Hook::FromDevice => {
+                s.packet.flags & UNMASQUERADED == 0
+                    && (host::is_own(&s.packet.destination, config) || !route::is_forwarded(skb, s))
             }
-            verdict?;
-            s.entry.ingress_rule = s.rule;
-        }
+            _ => false,
+        };
+    if matches!(hook, Hook::ToPod) {
+        // This link leads to none.
+        return Err(DropReason::Unroutable);
+    }
+    if to_host {
+        s.host = 1;
+        s.to = End::host(config);
+        s.destination_identity = identity::HOST;
+        s.destination_endpoint = ENDPOINT_ID_HOST;
+    } else {
+        s.to = End::NONE;
+        s.destination_identity = who(&s.packet.destination, config).0;
+        s.destination_endpoint = 0;
     }
     Ok(())
 }
 
+/// Who the packet is from; after its destination. Nobody speaks for another one, RFC 2827.
+#[inline(never)]
+fn source(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+    if let Some(info) = endpoint(&s.packet.source) {
+        if matches!(hook, Hook::FromDevice) || matches!(hook, Hook::FromPod) && info.ifindex != s.packet.ifindex {
+            return Err(DropReason::InvalidSourceIp);
+        }
+        s.from = End::pod(info);
+        s.source_identity = info.identity;
+        s.source_endpoint = info.id;
+        return Ok(());
+    }
+    if matches!(hook, Hook::FromPod)
+        || matches!(hook, Hook::FromDevice) && (s.packet.source == config.node_v4 || s.packet.source == config.node_v6)
+    {
+        return Err(DropReason::InvalidSourceIp);
+    }
+    s.source_identity = if matches!(hook, Hook::ToDevice) {
+        identity::HOST
+    } else if s.packet.flags & TUNNELLED != 0 {
+        s.packet.tunnel_identity
+    } else {
+        let (found, flags) = who(&s.packet.source, config);
+        let node_itself =
+            flags & (ipcache_flags::NODE | ipcache_flags::LOCAL) == ipcache_flags::NODE | ipcache_flags::LOCAL;
+        // Nobody outside has an address of this node's; and where pods come by tunnel, none comes without.
+        let pod = found == identity::UNKNOWN || found >= identity::ALLOCATED_MIN;
+        let untold = matches!(hook, Hook::FromDevice) && config.tunnel_ifindex != 0 && pod;
+        if matches!(hook, Hook::FromDevice) && flags & ipcache_flags::LOCAL != 0 || untold && s.host == 0 {
+            return Err(DropReason::InvalidSourceIp);
+        }
+        if matches!(hook, Hook::ToPod) && (node_itself || has_socket(skb)) {
+            identity::HOST
+        } else if untold {
+            // To the node pods may come so, but nobody vouches for them.
+            identity::UNKNOWN
+        } else {
+            found
+        }
+    };
+    let from_host = host::is_subject(config)
+        && (matches!(hook, Hook::ToDevice) || matches!(hook, Hook::ToPod) && s.source_identity == identity::HOST);
+    if from_host {
+        s.host = 1;
+        s.from = End::host(config);
+        s.source_endpoint = ENDPOINT_ID_HOST;
+    } else {
+        s.from = End::NONE;
+        s.source_endpoint = 0;
+    }
+    Ok(())
+}
+
+/// Asks the policies of the originator and the responder of the connection, whichever way this packet goes.
+#[inline(never)]
+fn ask(s: &mut Scratch, config: &NodeConfig, forward: bool) -> Result<(), DropReason> {
+    if (s.from.flags | s.to.flags) & endpoint_flags::BLOCKED != 0 {
+        return Err(DropReason::EndpointNotReady);
+    }
+    let known = s.entry.source_identity;
+    let (origin, responder) = if forward { (s.from, s.to) } else { (s.to, s.from) };
+    (s.entry.source_endpoint, s.entry.destination_endpoint) =
+        if forward { (s.source_endpoint, s.destination_endpoint) } else { (s.destination_endpoint, s.source_endpoint) };
+    (s.entry.source_identity, s.entry.destination_identity) =
+        if forward { (s.source_identity, s.destination_identity) } else { (s.destination_identity, s.source_identity) };
+    if !forward && origin.is_pod == 0 && config.tunnel_ifindex != 0 && known != 0 {
+        // A tunnel told who the originator is.
+        s.entry.source_identity = known;
+    }
+    if s.entry.source_endpoint != 0 && s.entry.source_endpoint == s.entry.destination_endpoint {
+        // A pod and itself.
+        return Ok(());
+    }
+    s.asked.port = if forward { s.packet.destination_port } else { s.packet.source_port };
+    // To its own pods the node may always speak.
+    let to_own_pod = origin.is_pod == 0 && responder.is_pod == 1;
+    if origin.egress != 0 && !to_own_pod {
+        s.egress = 1;
+        s.asked.policy = origin.egress;
+        s.asked.identity = s.entry.destination_identity;
+        s.asked.address = if forward { s.packet.destination } else { s.packet.source };
+        let verdict = policy::judge(s);
+        audited(s, verdict, origin.flags)?;
+        s.entry.egress_rule = s.rule;
+    }
+    if responder.ingress != 0 && !(to_own_pod && s.entry.source_identity == identity::HOST) {
+        s.egress = 0;
+        s.asked.policy = responder.ingress;
+        s.asked.identity = s.entry.source_identity;
+        s.asked.address = if forward { s.packet.source } else { s.packet.destination };
+        let mut verdict = policy::judge(s);
+        if verdict == Err(DropReason::PolicyDenied) && s.asked.identity == identity::UNKNOWN {
+            verdict = Err(DropReason::UnknownSender);
+        }
+        audited(s, verdict, responder.flags)?;
+        s.entry.ingress_rule = s.rule;
+    }
+    Ok(())
+}
+
+/// Lets pass, reported, what a policy in audit mode denies.
+#[inline(always)]
+fn audited(s: &mut Scratch, verdict: Result<(), DropReason>, flags: u16) -> Result<(), DropReason> {
+    use DropReason::{PolicyDenied, PolicyDenyRule, UnknownSender};
+    match verdict {
+        Err(reason @ (PolicyDenied | PolicyDenyRule | UnknownSender)) if flags & endpoint_flags::AUDIT != 0 => {
+            notify::audited(s, reason as u32);
+            // No rule allowed it.
+            s.rule = 0;
+            Ok(())
+        }
+        _ => verdict,
+    }
+}
+
 /// The packet was made on this node: it has a socket.
 #[inline(always)]
-fn has_socket(skb: Skb) -> bool {
+pub fn has_socket(skb: Skb) -> bool {
     // SAFETY: the context is valid.
     !unsafe { core::ptr::read_volatile(&raw const (*skb).__bindgen_anon_2.sk) }.is_null()
 }

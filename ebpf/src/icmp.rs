@@ -9,6 +9,54 @@ use crate::packet::{ECHO, ETH, ICMP, ICMPV6, SCTP, Scratch, Skb, TCP, UDP, load}
 use crate::track::{canonical, fresh};
 use crate::{Hook, decide, nat, route};
 
+/// Whether a message other than echo answers another one, whose type is the one before: timestamp, information, address
+/// mask; node information.
+#[inline(always)]
+const fn is_answer(protocol: u8, kind: u8) -> bool {
+    if protocol == ICMP { matches!(kind, 14 | 16 | 18) } else { kind == 140 }
+}
+
+/// What stands for ports in the tuple of a message other than echo: the type, at the responder's end. So each type is a
+/// connection of its own, and an answer belongs to its question's.
+#[inline(always)]
+pub const fn ports(protocol: u8, kind: u8) -> (u16, u16) {
+    if is_answer(protocol, kind) { ((kind as u16 - 1).to_be(), 0) } else { (0, (kind as u16).to_be()) }
+}
+
+/// The reverse of [`ports`], for a fragment that has its tuple from the first one. Equal ports are the id of an echo.
+#[inline(always)]
+pub fn of_fragment(s: &mut Scratch) {
+    let (source, destination) = (u16::from_be(s.packet.source_port), u16::from_be(s.packet.destination_port));
+    if source == destination {
+        s.packet.flags |= ECHO;
+        s.packet.icmp_type = echo_type(s.packet.protocol);
+    } else {
+        s.packet.icmp_type = if destination != 0 { destination as u8 } else { source.wrapping_add(1) as u8 };
+    }
+}
+
+/// The type that policies are asked about: that of the originator's message.
+#[inline(always)]
+pub fn judged_type(s: &Scratch) -> u32 {
+    let (protocol, kind) = (s.packet.protocol, s.packet.icmp_type);
+    let kind = if s.reply == 0 {
+        kind
+    } else if s.packet.flags & ECHO != 0 {
+        echo_type(protocol)
+    } else if is_answer(protocol, kind) {
+        kind.wrapping_sub(1)
+    } else {
+        kind
+    };
+    u32::from(kind)
+}
+
+/// Echo request.
+#[inline(always)]
+const fn echo_type(protocol: u8) -> u8 {
+    if protocol == ICMP { 8 } else { 128 }
+}
+
 /// Offsets in the frame of the quoted packet's source address and transport header.
 struct Quote {
     source: u32,
@@ -94,6 +142,18 @@ fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<
     Ok(())
 }
 
+/// Whether the error quotes a packet of its receiver's, of a connection that is tracked and allowed.
+#[inline(never)]
+pub fn is_about_tracked(skb: Skb, s: &mut Scratch) -> bool {
+    s.saved = s.packet;
+    let understood = quoted(skb, s).is_ok();
+    canonical(&s.packet, flow_kind::FLOW, &mut s.key);
+    let sender = s.packet.source;
+    s.packet = s.saved;
+    // SAFETY: read at once.
+    understood && sender == s.packet.destination && unsafe { FLOWS.get(&s.key) }.is_some_and(fresh)
+}
+
 /// Puts the quoted packet's tuple into `s.packet`.
 #[inline(always)]
 fn quoted(skb: Skb, s: &mut Scratch) -> Result<Quote, DropReason> {
@@ -130,6 +190,7 @@ fn quoted(skb: Skb, s: &mut Scratch) -> Result<Quote, DropReason> {
         }
         ICMP if matches!(bytes[0], 0 | 8) => echo(s, header[1]),
         ICMPV6 if matches!(bytes[0], 128 | 129) => echo(s, header[1]),
+        ICMP | ICMPV6 => (s.packet.source_port, s.packet.destination_port) = ports(s.packet.protocol, bytes[0]),
         _ => {
             s.packet.source_port = 0;
             s.packet.destination_port = 0;

@@ -5,7 +5,7 @@
 //! | `weft_from_pod` | tcx ingress of a pod's link, host side | everything a pod sends |
 //! | `weft_to_pod` | tcx egress of the same | what the node's stack sends to the pod |
 //! | `weft_from_device` | tcx ingress of the node's device | everything from the network, tunnels included |
-//! | `weft_to_device` | tcx egress of the same | what leaves the node |
+//! | `weft_to_device` | tcx egress of the same | what leaves the node: of interest while the node itself has policies |
 //! | `weft_from_tunnel`, `weft_to_tunnel` | tcx of the VXLAN device | what the device unwraps, what the stack sends to pods elsewhere |
 //! | `weft_collect` | run by the agent | expired connections |
 #![no_std]
@@ -16,6 +16,7 @@
 mod collect;
 mod decide;
 mod forward;
+mod host;
 mod icmp;
 mod maps;
 mod nat;
@@ -46,6 +47,8 @@ pub enum Hook {
     ToPod,
     /// It came from the network.
     FromDevice,
+    /// The node sends it to the network.
+    ToDevice,
 }
 
 const ARP: u16 = 0x0806;
@@ -57,8 +60,10 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return TC_ACT_SHOT as i32 };
     // SAFETY: this CPU's own memory; programs of these hooks do not nest.
     let s = unsafe { &mut *scratch };
-    s.egress = u8::from(matches!(hook, Hook::FromPod));
+    s.egress = u8::from(matches!(hook, Hook::FromPod | Hook::ToDevice));
     s.reply = 0;
+    s.audited = 0;
+    s.host = 0;
     s.source_identity = 0;
     s.destination_identity = 0;
     s.source_endpoint = 0;
@@ -146,10 +151,8 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     }
     packet::parse(skb, s, ethertype)?;
     let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
-    if s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6 {
-        if s.packet.flags & ICMP_ERROR != 0 {
-            return if icmp::related(skb, s, Hook::FromDevice, config)? { forward::send(skb, s) } else { s.act(PASS) };
-        }
+    let mut for_node = s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6;
+    if for_node && s.packet.flags & ICMP_ERROR == 0 {
         if s.packet.protocol == UDP
             && s.packet.destination_port == config.tunnel_port_be
             && config.tunnel_ifindex != 0
@@ -161,29 +164,43 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             // Whether this program or the tunnel's device unwraps a packet: both are one way in, and another one than
             // the bare network.
             s.packet.ifindex = config.tunnel_ifindex;
-            if for_node(skb, s, config) {
-                return s.act(PASS);
-            }
+            for_node = addressed_to_node(skb, s, config);
         } else {
             nat::inbound(skb, s, config)?;
-            if s.packet.flags & UNMASQUERADED == 0 {
-                return s.act(PASS);
-            }
+            for_node = s.packet.flags & UNMASQUERADED == 0;
         }
-    } else if is_multicast(&s.packet.destination) || neighbour::is_discovery(s) {
+    } else if !for_node && (is_multicast(&s.packet.destination) || neighbour::is_discovery(s)) {
         return s.act(PASS);
     }
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
         return forward::send(skb, s);
+    }
+    if for_node && !host::is_judged(skb, s, config) {
+        return s.act(PASS);
     }
     track::track(skb, s, Hook::FromDevice, config)
 }
 
 /// See the table above.
 #[classifier]
-pub fn weft_to_device(_ctx: TcContext) -> i32 {
-    // The node's own traffic is the node's own business; pods' packets were judged before they came here.
-    PASS
+pub fn weft_to_device(ctx: TcContext) -> i32 {
+    // Unless policies say otherwise the node's own traffic is the node's own business; pods' packets were judged before
+    // they came here.
+    match track::config() {
+        Some(config) if host::is_subject(config) => run(ctx.skb.skb, Hook::ToDevice, to_device),
+        _ => PASS,
+    }
+}
+
+#[inline(always)]
+fn to_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let ethertype = packet::load_head(skb, s)?;
+    if !matches!(ethertype, 0x0800 | 0x86dd) {
+        return s.act(PASS);
+    }
+    packet::parse(skb, s, ethertype)?;
+    let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
+    host::outbound(skb, s, config)
 }
 
 /// See the table above.
@@ -216,18 +233,19 @@ fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         return Err(DropReason::UnknownSender);
     }
     tunnel::inner(skb, s, key.tunnel_id)?;
-    if for_node(skb, s, config) {
-        return s.act(PASS);
-    }
+    let for_node = addressed_to_node(skb, s, config);
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
         return forward::send(skb, s);
+    }
+    if for_node && !host::is_judged(skb, s, config) {
+        return s.act(PASS);
     }
     track::track(skb, s, Hook::FromDevice, config)
 }
 
-/// A packet out of the tunnel for the node itself goes to the stack.
+/// Whether a packet out of the tunnel is for the node itself; if so, the stack must see it so.
 #[inline(always)]
-fn for_node(skb: Skb, s: &Scratch, config: &weft_abi::NodeConfig) -> bool {
+fn addressed_to_node(skb: Skb, s: &Scratch, config: &weft_abi::NodeConfig) -> bool {
     let own = s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6;
     if own {
         // SAFETY: no pointers but the context; 0 is PACKET_HOST.
@@ -276,6 +294,9 @@ fn to_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     // SAFETY: the key lives for the call.
     if unsafe { bpf_skb_set_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags) } != 0 {
         return Err(DropReason::NoTunnelKey);
+    }
+    if host::is_subject(config) && decide::endpoint(&s.packet.source).is_none() {
+        return host::send(skb, s, config);
     }
     s.act(PASS)
 }

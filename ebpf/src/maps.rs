@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use weft_abi::{
     Addr, CidrValue, ENDPOINT_ID_MAX, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo,
-    MetricKey, MetricValue, NodeConfig, PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, RouteInfo,
+    MetricKey, MetricValue, NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, RouteInfo,
 };
 
 use crate::notify::Bucket;
@@ -16,11 +16,13 @@ pub static ENDPOINTS: HashMap<Addr, EndpointInfo> = HashMap::with_max_entries(81
 #[map]
 pub static IPCACHE: HashMap<Addr, IpcacheInfo> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 #[map]
-pub static CIDRS: LpmTrie<Addr, CidrValue> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub static PREFIXES: LpmTrie<Addr, CidrValue> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
 pub static ROUTES: LpmTrie<Addr, RouteInfo> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
-pub static POLICY_PEERS: HashMap<PolicyPeerKey, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub static PEERS: HashMap<u32, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_CLASSES: HashMap<PolicyClassKey, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 #[map]
 pub static POLICY_ENTRIES: HashMap<PolicyEntryKey, PolicyEntryValue> =
     HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);

@@ -42,7 +42,7 @@ pub fn forwarded(s: &Scratch) {
 #[inline(never)]
 pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> i32 {
     let by_policy = matches!(reason, 133 | 172 | 181);
-    let egress = if by_policy { s.egress == 1 } else { matches!(hook, Hook::FromPod) };
+    let egress = if by_policy { s.egress == 1 } else { matches!(hook, Hook::FromPod | Hook::ToDevice) };
     s.egress = u8::from(egress);
     count(reason as u8, egress, skb_len(skb).wrapping_sub(crate::packet::ETH));
     if !by_policy {
@@ -58,6 +58,14 @@ pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> i32 {
 pub fn silently(s: &mut Scratch, reason: DropReason) -> Result<(), DropReason> {
     count(reason as u8, true, s.packet.length);
     s.act(TC_ACT_SHOT as i32)
+}
+
+/// Counts and reports what a policy in audit mode denies and what passes all the same.
+#[inline(never)]
+pub fn audited(s: &mut Scratch, reason: u32) -> i32 {
+    count(MetricKey::AUDITED, s.egress == 1, s.packet.length);
+    s.audited = 1;
+    send(s, event_kind::POLICY_VERDICT, verdict::AUDIT, reason as u8)
 }
 
 /// Reports a connection that was just decided.
@@ -84,7 +92,7 @@ pub fn trace(_skb: Skb, s: &mut Scratch, entry: &mut FlowEntry, hook: Hook) {
     s.destination_identity = if forward { b } else { a };
     s.source_endpoint = if forward { a_endpoint } else { b_endpoint };
     s.destination_endpoint = if forward { b_endpoint } else { a_endpoint };
-    s.egress = u8::from(matches!(hook, Hook::FromPod));
+    s.egress = u8::from(matches!(hook, Hook::FromPod | Hook::ToDevice));
     s.policy = 0;
     s.rule = if entry.ingress_rule != 0 { entry.ingress_rule } else { entry.egress_rule };
     send(s, event_kind::TRACE, verdict::FORWARDED, 0);

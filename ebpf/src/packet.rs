@@ -5,9 +5,13 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
-use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, FragmentKey, FragmentValue, Path};
+use weft_abi::{
+    Addr, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, NodeConfig, Path, config_flags,
+    endpoint_flags,
+};
 
 use crate::maps::FRAGMENTS;
+use crate::policy::Search;
 
 /// Bytes of Ethernet.
 pub const ETH: u32 = 14;
@@ -66,6 +70,49 @@ pub struct Packet {
     pub pad: [u8; 2],
 }
 
+/// What policies there are at one end of a packet's way.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct End {
+    pub ingress: u32,
+    pub egress: u32,
+    /// [`endpoint_flags`].
+    pub flags: u16,
+    /// 1: a pod of this node.
+    pub is_pod: u8,
+    pub pad: u8,
+}
+
+impl End {
+    /// Not of this node, or not subject to policies.
+    pub const NONE: Self = Self { ingress: 0, egress: 0, flags: 0, is_pod: 0, pad: 0 };
+
+    #[inline(always)]
+    pub fn pod(info: &EndpointInfo) -> Self {
+        Self { ingress: info.policy_ingress, egress: info.policy_egress, flags: info.flags, is_pod: 1, pad: 0 }
+    }
+
+    /// The node itself.
+    #[inline(always)]
+    pub fn host(config: &NodeConfig) -> Self {
+        let flags = if config.flags & config_flags::HOST_AUDIT != 0 { endpoint_flags::AUDIT } else { 0 };
+        Self { ingress: config.host_ingress, egress: config.host_egress, flags, is_pod: 0, pad: 0 }
+    }
+}
+
+/// What a policy is asked.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Asked {
+    pub policy: u32,
+    /// Identity and address of the other end.
+    pub identity: u32,
+    pub address: Addr,
+    /// The responder's port, as it lies in the packet; of ICMP the type counts instead.
+    pub port: u16,
+    pub pad: u16,
+}
+
 /// Working memory of one packet; a program has 512 bytes of stack, so it lives in a per-CPU map.
 #[repr(C, align(8))]
 pub struct Scratch {
@@ -86,7 +133,14 @@ pub struct Scratch {
     /// 1: the direction of `policy` is egress.
     pub egress: u8,
     pub reply: u8,
-    pub pad: [u8; 2],
+    /// 1: a policy in audit mode denies the packet, and that was reported.
+    pub audited: u8,
+    /// 1: one end is the node itself, which is subject to policies.
+    pub host: u8,
+    pub from: End,
+    pub to: End,
+    pub asked: Asked,
+    pub search: Search,
     pub fragment: FragmentKey,
     /// What the program shall return. Functions give it here and return `Result<(), DropReason>`, which is one byte:
     /// a larger result is a pair of registers, one half of which is undefined, and the verifier sees that.
@@ -280,7 +334,8 @@ fn parse_v6(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     extensions(skb, s, next)
 }
 
-/// RFC 8200 section 4: walks up to four extension headers.
+/// RFC 8200 section 4: walks up to four extension headers. Authentication (RFC 4302) is a protocol here, as it is for
+/// IPv4: policies name it.
 #[inline(never)]
 fn extensions(skb: Skb, s: &mut Scratch, first: u8) -> Result<(), DropReason> {
     let mut next = first;
@@ -292,12 +347,6 @@ fn extensions(skb: Skb, s: &mut Scratch, first: u8) -> Result<(), DropReason> {
                 let header: [u8; 2] = load(skb, offset)?;
                 next = header[0];
                 offset += (u32::from(header[1]) + 1) * 8;
-            }
-            // Authentication (RFC 4302).
-            51 => {
-                let header: [u8; 2] = load(skb, offset)?;
-                next = header[0];
-                offset += (u32::from(header[1]) + 2) * 4;
             }
             44 => {
                 let header: [u32; 2] = load(skb, offset)?;
@@ -317,7 +366,7 @@ fn extensions(skb: Skb, s: &mut Scratch, first: u8) -> Result<(), DropReason> {
             _ => break,
         }
     }
-    if matches!(next, 0 | 43 | 44 | 51 | 60) || offset > 2048 {
+    if matches!(next, 0 | 43 | 44 | 60) || offset > 2048 {
         return Err(DropReason::Ipv6ExtensionHeader);
     }
     if next == ICMP {
@@ -357,7 +406,7 @@ fn later_fragment(s: &mut Scratch) -> Result<(), DropReason> {
         s.packet.source_port = ports.source_port_be;
         s.packet.destination_port = ports.destination_port_be;
         if matches!(s.packet.protocol, ICMP | ICMPV6) {
-            s.packet.flags |= ECHO;
+            crate::icmp::of_fragment(s);
         }
     } else {
         s.packet.flags |= UNKNOWN_PORTS;
@@ -401,8 +450,11 @@ fn transport(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             s.packet.source_port = id;
             s.packet.destination_port = id;
             s.packet.flags |= ECHO;
-        } else if error {
-            s.packet.flags |= ICMP_ERROR;
+        } else {
+            (s.packet.source_port, s.packet.destination_port) = crate::icmp::ports(s.packet.protocol, ports[0]);
+            if error {
+                s.packet.flags |= ICMP_ERROR;
+            }
         }
     } else {
         s.packet.source_port = u16::from_ne_bytes([ports[0], ports[1]]);

@@ -1,93 +1,132 @@
-//! The two-step lookup: peer -> class, then class and port shape -> verdict.
+//! The policy lookup: peer -> peer class -> class of the policy, then class and port shape -> verdict.
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use weft_abi::{CidrValue, DropReason, PolicyEntryKey, PolicyPeerKey, policy_action, policy_flags};
-
-use crate::maps::{CIDRS, POLICY_ENTRIES, POLICY_INFO, POLICY_PEERS};
-use crate::packet::{SCTP, Scratch, TCP, UDP, UNKNOWN_PORTS};
 use aya_ebpf::maps::lpm_trie::Key;
-use weft_abi::Addr;
+use weft_abi::{
+    CidrValue, DropReason, PRECEDENCE_ADMIN, PolicyClassKey, PolicyEntryKey, identity, policy_action, policy_flags,
+};
 
-/// Judges the packet by `policy`; `peer_identity` and `peer` are the other end's, `port` is the responder's, as it
-/// lies in the packet. The rule that decided is left in `s.rule`.
+use crate::icmp::judged_type;
+use crate::maps::{PEERS, POLICY_CLASSES, POLICY_ENTRIES, POLICY_INFO, PREFIXES};
+use crate::packet::{ICMP, ICMPV6, SCTP, Scratch, TCP, UDP, UNKNOWN_PORTS};
+
+/// Answers what `s.asked` says. The rule that decided is left in `s.rule`.
+///
+/// A fragment whose first one was not seen has no ports. It passes if what is said of all ports at once allows it, or
+/// says nothing while there are rules for the peer: the receiver can do nothing with it before it has the first one, and
+/// that one is judged in full.
 #[inline(never)]
-pub fn judge(s: &mut Scratch, policy: u32, peer_identity: u32, peer: *const Addr, port: u16) -> Result<(), DropReason> {
+pub fn judge(s: &mut Scratch) -> Result<(), DropReason> {
+    let policy = s.asked.policy;
     s.policy = policy;
     s.rule = 0;
     // SAFETY: values of these maps are replaced, never changed in place.
     let Some(info) = (unsafe { POLICY_INFO.get(&policy) }) else { return Err(DropReason::EndpointNotReady) };
-    let (shapes, any_peer) = (info.shapes, info.flags & policy_flags::ANY_PEER != 0);
-    // SAFETY: the caller's pointer is to an address in the scratch memory.
-    let peer = unsafe { *peer };
-    let by_identity = class(policy, peer_identity);
-    let by_prefix = match CIDRS.get(&Key::new(128, peer)) {
-        // Identity 0 keeps `::/0` from matching IPv4.
-        Some(CidrValue { identity }) if *identity != 0 => class(policy, *identity),
+    let flags = info.flags;
+    // Whoever is not known is in no class.
+    let peer = s.asked.identity;
+    let by_identity = if peer == identity::UNKNOWN { 0 } else { class(policy, peer, info.rest) };
+    let by_prefix = match PREFIXES.get(&Key::new(128, s.asked.address)) {
+        // Number 0 keeps `::/0` from matching IPv4.
+        Some(CidrValue { identity }) if *identity != 0 => class(policy, *identity | identity::scope(peer), 0),
         _ => 0,
     };
-    if s.packet.flags & UNKNOWN_PORTS != 0 {
-        // A fragment without its first one: pass if any rule is for this peer; the first one is judged in full.
-        return if any_peer || by_identity != 0 || by_prefix != 0 { Ok(()) } else { Err(DropReason::PolicyDenied) };
-    }
-    let ported = matches!(s.packet.protocol, TCP | UDP | SCTP);
-    let mut search = Search {
-        key: PolicyEntryKey { policy, class: 0, port_be: 0, port_prefix_len: 0, protocol: 0 },
-        shapes,
-        port: if ported { u32::from(u16::from_be(port)) } else { 0 },
-        protocol: u32::from(s.packet.protocol),
-        precedence: 0,
-        action: 0,
-        rule: 0,
+    let portless = s.packet.flags & UNKNOWN_PORTS != 0;
+    let port = match s.packet.protocol {
+        TCP | UDP | SCTP => u32::from(u16::from_be(s.asked.port)),
+        ICMP | ICMPV6 => judged_type(s),
+        _ => 0,
     };
-    if any_peer {
-        search.run(0);
-    }
-    if by_identity != 0 {
-        search.run(by_identity);
-    }
-    if by_prefix != 0 {
-        search.run(by_prefix);
-    }
-    s.rule = search.rule;
-    match search.action {
+    let search = &mut s.search;
+    search.key.policy = policy;
+    search.shapes = if portless { info.shapes & ALL_PORTS } else { info.shapes };
+    search.port = port;
+    search.protocol = u32::from(s.packet.protocol);
+    // One by one: all at once is a loop over bytes.
+    (search.best.action, search.best.rule) = (0, 0);
+    (search.below.action, search.below.rule) = (0, 0);
+    search.any_peer = flags & policy_flags::ANY_PEER;
+    search.by_identity = by_identity;
+    search.by_prefix = by_prefix;
+    let said = search.any_peer | by_identity | by_prefix != 0;
+    search.run();
+    let best = if s.search.best.action == policy_action::PASS { s.search.below } else { s.search.best };
+    s.rule = best.rule;
+    match best.action {
         policy_action::ALLOW => Ok(()),
-        policy_action::DENY => Err(DropReason::PolicyDenyRule),
-        _ => Err(DropReason::PolicyDenied),
+        0 => {
+            if flags & policy_flags::DEFAULT_ALLOW != 0 || portless && said {
+                Ok(())
+            } else {
+                Err(DropReason::PolicyDenied)
+            }
+        }
+        _ => Err(DropReason::PolicyDenyRule),
     }
 }
 
-/// Looking for the best entry: what of the packet counts, and the best so far.
+/// An entry that matches.
 #[repr(C)]
-struct Search {
-    key: PolicyEntryKey,
-    shapes: u32,
-    port: u32,
-    protocol: u32,
+#[derive(Clone, Copy)]
+struct Best {
     precedence: u32,
     action: u32,
     rule: u32,
 }
 
+/// Looking for the best entry, in the scratch memory: what of the packet counts, and the best so far, of all and of the tiers below the first.
+#[repr(C)]
+pub struct Search {
+    key: PolicyEntryKey,
+    shapes: u32,
+    port: u32,
+    protocol: u32,
+    /// Which classes: not 0 if that of any peer has entries; the peer's, by its identity and by its address.
+    any_peer: u32,
+    by_identity: u32,
+    by_prefix: u32,
+    best: Best,
+    below: Best,
+}
+
 impl Search {
     /// Looks into every shape that the policy uses. By callback: the verifier walks it once, not for every shape.
     #[inline(always)]
-    fn run(&mut self, class: u32) {
-        self.key.class = class;
+    fn run(&mut self) {
+        // The argument must lie on the stack.
+        let mut this = core::ptr::from_mut(self);
         // SAFETY: a callback of the right shape and its argument, which outlives the call.
         unsafe {
-            bpf_loop(SHAPES, shape as *mut c_void, core::ptr::from_mut(self).cast(), 0);
+            bpf_loop(SHAPES, shape as *mut c_void, (&raw mut this).cast(), 0);
+        }
+    }
+
+    /// Looks at the entry of a class.
+    #[inline(always)]
+    fn probe(&mut self, class: u32) {
+        self.key.class = class;
+        // SAFETY: copied at once; entries are replaced, never changed in place.
+        let Some(value) = (unsafe { POLICY_ENTRIES.get(&self.key) }) else { return };
+        let found = Best { precedence: value.precedence, action: value.action, rule: value.rule };
+        if self.best.action == 0 || found.precedence > self.best.precedence {
+            self.best = found;
+        }
+        if found.precedence < PRECEDENCE_ADMIN && (self.below.action == 0 || found.precedence > self.below.precedence) {
+            self.below = found;
         }
     }
 }
 
 /// Any protocol, and port prefixes of 0 to 16 bits.
 const SHAPES: u32 = 18;
+/// Those of them that do not ask for a port.
+const ALL_PORTS: u32 = weft_abi::policy_shape::ANY | weft_abi::policy_shape::port_prefix(0);
 
 unsafe extern "C" fn shape(n: u32, search: *mut c_void) -> i64 {
     // SAFETY: the argument of the loop.
-    let search = unsafe { &mut *search.cast::<Search>() };
+    let search = unsafe { &mut **search.cast::<*mut Search>() };
     if search.shapes >> (n & 31) & 1 == 0 {
         return 0;
     }
@@ -102,19 +141,23 @@ unsafe extern "C" fn shape(n: u32, search: *mut c_void) -> i64 {
         search.key.port_prefix_len = bits as u8;
         search.key.port_be = ((search.port & mask) as u16).to_be();
     }
-    // SAFETY: copied at once; entries are replaced, never changed in place.
-    if let Some(value) = unsafe { POLICY_ENTRIES.get(&search.key) } {
-        if search.action == 0 || value.precedence > search.precedence {
-            search.precedence = value.precedence;
-            search.action = value.action;
-            search.rule = value.rule;
-        }
+    if search.any_peer != 0 {
+        search.probe(0);
+    }
+    if search.by_identity != 0 {
+        search.probe(search.by_identity);
+    }
+    if search.by_prefix != 0 {
+        search.probe(search.by_prefix);
     }
     0
 }
 
+/// The policy's class of a peer; `rest` for one that has a peer class of which the policy says nothing.
 #[inline(always)]
-fn class(policy: u32, peer: u32) -> u32 {
+fn class(policy: u32, peer: u32, rest: u32) -> u32 {
     // SAFETY: a u32, copied at once.
-    unsafe { POLICY_PEERS.get(&PolicyPeerKey { policy, peer }) }.copied().unwrap_or(0)
+    let Some(peer_class) = unsafe { PEERS.get(&peer) }.copied() else { return 0 };
+    // SAFETY: as above.
+    unsafe { POLICY_CLASSES.get(&PolicyClassKey { policy, peer_class }) }.copied().unwrap_or(rest)
 }

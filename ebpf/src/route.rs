@@ -15,7 +15,7 @@ use crate::packet::{Scratch, Skb, TUNNELLED, UNMASQUERADED};
 pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward: bool) -> Result<(), DropReason> {
     s.path = STACK;
     s.next_hop = Addr::NONE;
-    if matches!(hook, Hook::ToPod) {
+    if matches!(hook, Hook::ToPod | Hook::ToDevice) {
         return Ok(());
     }
     if let Some(info) = endpoint(&s.packet.destination) {
@@ -78,6 +78,30 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward
         s.path.action = path_action::MASQUERADE;
     }
     Ok(())
+}
+
+/// Whether the node's routing table sends a packet that came from the network on; else it is for the node itself.
+#[inline(never)]
+pub fn is_forwarded(skb: Skb, s: &Scratch) -> bool {
+    const SKIP_NEIGH: u32 = 16;
+    let mut query: FibLookup = unsafe {
+        // SAFETY: all zero is a valid query.
+        core::mem::zeroed()
+    };
+    query.ifindex = s.packet.ifindex;
+    if s.packet.version == 4 {
+        query.family = 2;
+        query.__bindgen_anon_3.ipv4_src = s.packet.source.0[3];
+        query.__bindgen_anon_4.ipv4_dst = s.packet.destination.0[3];
+    } else {
+        query.family = 10;
+        query.__bindgen_anon_3.ipv6_src = s.packet.source.0;
+        query.__bindgen_anon_4.ipv6_dst = s.packet.destination.0;
+    }
+    // SAFETY: the query lives on the stack for the call.
+    let answer = unsafe { bpf_fib_lookup(skb.cast(), &raw mut query, size_of::<FibLookup>() as i32, SKIP_NEIGH) };
+    // Found; found, with a neighbour that is not resolved yet; found, and the packet too big for it.
+    matches!(answer, 0 | 7 | 8)
 }
 
 /// The underlay has one family; a node known by its other address is the same node.

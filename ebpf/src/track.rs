@@ -107,9 +107,22 @@ pub fn closing(flags: u16) -> bool {
 /// Finds or makes the packet's connection and sends the packet on its way.
 #[inline(always)]
 pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+    follow(skb, s, hook, config, |s, entry| forward::go(skb, s, Some(entry), config), |s| forward::send(skb, s))
+}
+
+/// Finds or makes the packet's connection; `go` is for the packet of one that is decided already, `send` for the others.
+#[inline(always)]
+pub fn follow(
+    skb: Skb,
+    s: &mut Scratch,
+    hook: Hook,
+    config: &NodeConfig,
+    go: impl FnOnce(&mut Scratch, &mut FlowEntry) -> Result<(), DropReason>,
+    send: impl FnOnce(&mut Scratch) -> Result<(), DropReason>,
+) -> Result<(), DropReason> {
     if s.packet.flags & UNKNOWN_PORTS != 0 {
         decide::untracked(skb, s, hook, config)?;
-        return forward::send(skb, s);
+        return send(s);
     }
     let low = canonical(&s.packet, flow_kind::FLOW, &mut s.key);
     let mut existing = FLOWS.get_ptr_mut(&s.key);
@@ -131,7 +144,7 @@ pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Resu
             if config.flags & config_flags::OBSERVE != 0 {
                 notify::trace(skb, s, entry, hook);
             }
-            return forward::go(skb, s, Some(entry), config);
+            return go(s, entry);
         }
         // SAFETY: as above.
         if unsafe { core::ptr::read_volatile(&raw const entry.last_seen_s) } == FlowEntry::DELETING {
@@ -139,10 +152,10 @@ pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Resu
         }
     }
     decide::decide(skb, s, hook, existing.unwrap_or(core::ptr::null_mut()), u8::from(low))?;
-    if config.flags & config_flags::OBSERVE != 0 {
+    if config.flags & config_flags::OBSERVE != 0 && s.audited == 0 {
         notify::verdict(skb, s, hook);
     }
-    forward::send(skb, s)
+    send(s)
 }
 
 /// Notes the packet on its connection; false: the collector has claimed it.

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use weft_abi::{Addr, DropReason, FlowEntry, IpcacheInfo, flow_flags, flow_kind, identity, path_action};
 use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT};
 use weft_tests::packet::site::{
-    FAMILIES, Family, HOST_MAC_B, ID_A, ID_B, ID_C, MAC_B, POD_A, POD_B, Routing, addr, allow, allow_port, from_a,
-    from_b, from_wire, isolate, on_node, put_cidr, put_policy,
+    FAMILIES, Family, HOST_MAC_B, ID_A, ID_B, ID_C, MAC_B, POD_A, POD_B, Routing, addr, allow, allow_port, cidr, deny,
+    from_a, from_b, from_wire, isolate, on_node, put_cidr, put_policy,
 };
 use weft_tests::packet::{ACK, FIN, RST, SCTP, SYN, TCP, UDP, ip, quoted, read};
 
@@ -98,8 +98,7 @@ fn both_ends_policies_are_asked_and_deny_beats_allow() {
         kernel.bump(&[1, 2])?;
         delivered_to_b(&from_a(kernel, &packet.tcp(1, 80, SYN, b""))?);
         assert_eq!(from_a(kernel, &packet.tcp(1, 81, SYN, b""))?.action, DROP);
-        let deny = weft_tests::packet::site::Rule { peer: ID_B, protocol: TCP, port: 80, allow: false };
-        put_policy(kernel, 22, &[allow(ID_B), deny])?;
+        put_policy(kernel, 22, &[allow(ID_B), deny(ID_B).port(TCP, 80)])?;
         isolate(kernel, f.a, 0, 22)?;
         kernel.bump(&[1])?;
         kernel.drain();
@@ -246,9 +245,9 @@ fn a_link_takes_what_is_for_its_own_pod() {
 #[test]
 fn prefixes_match_whoever_has_the_address() {
     both(|kernel, f| {
-        let number = identity::CIDR_SCOPE + 5;
+        let number = cidr(5);
         put_cidr(kernel, if f.v6 { "fd44:0:0:1::/64" } else { "10.244.1.0/24" }, number)?;
-        put_policy(kernel, 70, &[allow_port(number, TCP, 80)])?;
+        put_policy(kernel, 70, &[allow_port(number | identity::SCOPE_POD, TCP, 80)])?;
         isolate(kernel, f.b, 70, 0)?;
         kernel.bump(&[2])?;
         delivered_to_b(&from_a(kernel, &ip(f.a, f.b).tcp(1, 80, SYN, b""))?);

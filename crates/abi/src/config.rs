@@ -10,6 +10,10 @@ pub struct NodeConfig {
     pub revision: u32,
     /// [`config_flags`].
     pub flags: u32,
+    /// Policy for packets to the node itself, where [`config_flags::HOST_POLICY`] is set; 0: not isolated.
+    pub host_ingress: u32,
+    /// The same for packets that the node itself makes.
+    pub host_egress: u32,
     /// The node's device.
     pub device_ifindex: u32,
     /// The VXLAN device, 0: native routing.
@@ -56,4 +60,8 @@ pub mod config_flags {
     pub const DUAL_STACK: u32 = 8;
     /// The device has no link-layer header (no MAC).
     pub const DEVICE_L3: u32 = 16;
+    /// The node itself is subject to policies: its traffic is judged and tracked.
+    pub const HOST_POLICY: u32 = 32;
+    /// What the node's policies would drop is reported and passes.
+    pub const HOST_AUDIT: u32 = 64;
 }

@@ -28,6 +28,8 @@ pub struct EndpointInfo {
 pub mod endpoint_flags {
     /// Everything to and from the endpoint is dropped (its policy could not be put in force).
     pub const BLOCKED: u16 = 1;
+    /// What the endpoint's policies would drop is reported and passes.
+    pub const AUDIT: u16 = 2;
 }
 
 /// Who has an address. Key: the [`Addr`].
@@ -64,7 +66,8 @@ pub struct LpmKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct CidrValue {
-    /// The prefix's number: an identity of scope [`crate::identity::CIDR_SCOPE`].
+    /// The prefix's number: an identity of scope [`crate::identity::CIDR_SCOPE`], as it counts for the world
+    /// ([`crate::identity::scope`] is added to it).
     pub identity: u32,
 }
 

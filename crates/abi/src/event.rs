@@ -38,7 +38,7 @@ pub struct Event {
     pub kind: u8,
     /// [`verdict`].
     pub verdict: u8,
-    /// [`crate::DropReason`] number, 0: forwarded.
+    /// [`crate::DropReason`] number, also of what an audit let pass; 0: forwarded.
     pub reason: u8,
     /// IP protocol.
     pub protocol: u8,
@@ -70,6 +70,8 @@ pub mod verdict {
     pub const FORWARDED: u8 = 1;
     /// Dropped.
     pub const DROPPED: u8 = 2;
+    /// Passed, though a policy in audit mode denies it; `reason` says how.
+    pub const AUDIT: u8 = 4;
 }
 
 const _: () = assert!(size_of::<Event>() == 88);

@@ -13,7 +13,8 @@ pub struct FlowKey {
     pub low: Addr,
     /// The other one.
     pub high: Addr,
-    /// Port of `low`, network order; for ICMP echo the id at both ends; 0 without ports.
+    /// Port of `low`, network order; for ICMP echo the id at both ends, for other ICMP the type of the question at the
+    /// responder's end; 0 without ports.
     pub low_port_be: u16,
     /// Port of `high`.
     pub high_port_be: u16,
@@ -91,9 +92,10 @@ pub struct FlowEntry {
     /// The revision under which the verdict was given. It holds while it is not older than the generations of the
     /// node (slot 0) and of both endpoints; else the next packet decides again.
     pub revision: u32,
-    /// Endpoint id of the originator if it is local, else 0.
+    /// Endpoint id of the originator if it is local, else 0; [`crate::ENDPOINT_ID_HOST`] while the node is subject to
+    /// policies.
     pub source_endpoint: u16,
-    /// Endpoint id of the responder if it is local, else 0.
+    /// Endpoint id of the responder, likewise.
     pub destination_endpoint: u16,
     /// [`flow_flags`].
     pub flags: u16,
@@ -183,6 +185,8 @@ pub struct MetricKey;
 impl MetricKey {
     /// Entries of the array.
     pub const MAX: u32 = 512;
+    /// In place of a reason: what passed though a policy in audit mode denies it. It is counted as forwarded, too.
+    pub const AUDITED: u8 = 1;
 
     /// The index.
     #[inline(always)]

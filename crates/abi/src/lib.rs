@@ -25,14 +25,18 @@ pub use flow::{
     FlowEntry, FlowKey, FragmentKey, FragmentValue, MetricKey, MetricValue, Path, flow_flags, flow_kind, path_action,
 };
 pub use policy::{
-    PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, policy_action, policy_flags, policy_shape,
+    PRECEDENCE_ADMIN, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, policy_action, policy_flags,
+    policy_shape,
 };
 
 /// Version of all layouts in this crate together. It is part of the pin directory's name.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Highest endpoint number of a node; slot 0 of the generation array is the node's own.
 pub const ENDPOINT_ID_MAX: u16 = 4095;
+
+/// Endpoint number of the node itself, as a subject of policies. Never a pod's.
+pub const ENDPOINT_ID_HOST: u16 = ENDPOINT_ID_MAX;
 
 /// MAC of every node's VXLAN device: one for all, so that whatever a node wraps is addressed to the device that
 /// unwraps it, and no neighbour table is needed. Locally administered.
@@ -45,12 +49,14 @@ pub mod map_name {
     /// [`crate::Addr`] -> [`crate::IpcacheInfo`]: pods and nodes of the cluster, exact.
     pub const IPCACHE: &str = "IPCACHE";
     /// [`crate::LpmKey`] -> [`crate::CidrValue`]: the prefixes that policies name.
-    pub const CIDRS: &str = "CIDRS";
+    pub const PREFIXES: &str = "PREFIXES";
     /// [`crate::LpmKey`] -> [`crate::RouteInfo`]: pod CIDRs and prefixes that are not masqueraded.
     pub const ROUTES: &str = "ROUTES";
-    /// [`crate::PolicyPeerKey`] -> u32 class: first step of the policy lookup.
-    pub const POLICY_PEERS: &str = "POLICY_PEERS";
-    /// [`crate::PolicyEntryKey`] -> [`crate::PolicyEntryValue`]: second step.
+    /// u32 identity or prefix number -> u32 peer class: first step of the policy lookup, the same for all policies.
+    pub const PEERS: &str = "PEERS";
+    /// [`crate::PolicyClassKey`] -> u32 class: second step.
+    pub const POLICY_CLASSES: &str = "POLICY_CLASSES";
+    /// [`crate::PolicyEntryKey`] -> [`crate::PolicyEntryValue`]: third step.
     pub const POLICY_ENTRIES: &str = "POLICY_ENTRIES";
     /// u32 policy id -> [`crate::PolicyInfo`].
     pub const POLICY_INFO: &str = "POLICY_INFO";
@@ -89,10 +95,10 @@ mod pod {
         LpmKey,
         MetricValue,
         NodeConfig,
+        PolicyClassKey,
         PolicyEntryKey,
         PolicyEntryValue,
         PolicyInfo,
-        PolicyPeerKey,
         RouteInfo,
     );
 }

@@ -1,28 +1,34 @@
-//! The two-step policy lookup: (policy, peer) -> class, then (policy, class, protocol, port prefix) -> verdict.
+//! The policy lookup: peer -> peer class, (policy, peer class) -> class, (policy, class, protocol, port prefix) ->
+//! verdict.
 //!
 //! A policy id stands for one direction. Peers are identities and, by their own numbers
-//! ([`crate::identity::CIDR_SCOPE`]), CIDR prefixes. Class 0 holds the rules for any peer and is always probed as well.
-//! Of all entries that match, the highest precedence is the verdict; no entry is a drop.
+//! ([`crate::identity::CIDR_SCOPE`]), CIDR prefixes; what classes they are in is the same for all policies, so that a
+//! new peer is one write. Class 0 holds the rules for any peer and is always probed as well.
+//! Of all entries that match, the highest precedence is the verdict. [`policy_action::PASS`] leaves it to the highest one
+//! below [`PRECEDENCE_ADMIN`]. No entry is a drop, unless the policy says [`policy_flags::DEFAULT_ALLOW`].
 
-/// First step.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub struct PolicyPeerKey {
-    /// Policy id.
-    pub policy: u32,
-    /// Identity of the peer, or the number of the longest matching prefix of its address.
-    pub peer: u32,
-}
+/// Precedences from here on are of the administrator's first tier.
+pub const PRECEDENCE_ADMIN: u32 = 0x8000_0000;
 
 /// Second step.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct PolicyClassKey {
+    /// Policy id.
+    pub policy: u32,
+    /// Peer class, never 0.
+    pub peer_class: u32,
+}
+
+/// Third step.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct PolicyEntryKey {
     /// Policy id.
     pub policy: u32,
-    /// Peer class.
+    /// Class of peers within the policy.
     pub class: u32,
-    /// Destination port, network order, masked to `port_prefix_len` bits.
+    /// Destination port, network order, masked to `port_prefix_len` bits; of ICMP the type of the message.
     pub port_be: u16,
     /// 0..=16; 0: any port.
     pub port_prefix_len: u8,
@@ -48,6 +54,8 @@ pub mod policy_action {
     pub const ALLOW: u32 = 1;
     /// Drop it.
     pub const DENY: u32 = 2;
+    /// Leave it to the entries below [`super::PRECEDENCE_ADMIN`].
+    pub const PASS: u32 = 3;
 }
 
 /// What a lookup must know of a policy.
@@ -58,12 +66,16 @@ pub struct PolicyInfo {
     pub shapes: u32,
     /// [`policy_flags`].
     pub flags: u32,
+    /// Class of the identities that have a peer class of which the policy says nothing; 0: none.
+    pub rest: u32,
 }
 
 /// Flags of [`PolicyInfo`].
 pub mod policy_flags {
     /// Class 0 has entries: some rule is for any peer.
     pub const ANY_PEER: u32 = 1;
+    /// What no entry matches passes.
+    pub const DEFAULT_ALLOW: u32 = 2;
 }
 
 /// Bits of [`PolicyInfo::shapes`].
@@ -78,7 +90,7 @@ pub mod policy_shape {
     }
 }
 
-const _: () = assert!(size_of::<PolicyPeerKey>() == 8);
+const _: () = assert!(size_of::<PolicyClassKey>() == 8);
 const _: () = assert!(size_of::<PolicyEntryKey>() == 12);
 const _: () = assert!(size_of::<PolicyEntryValue>() == 12);
-const _: () = assert!(size_of::<PolicyInfo>() == 8);
+const _: () = assert!(size_of::<PolicyInfo>() == 12);

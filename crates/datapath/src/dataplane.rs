@@ -7,7 +7,7 @@ use crate::page::ConfigPage;
 use crate::pins::PinDir;
 use crate::{Collector, EventReader, Flows, Hooks, Metrics, NodeSettings, ObserveSwitch};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -17,11 +17,13 @@ use weft_abi::{
     NodeConfig, RouteInfo, endpoint_flags, ipcache_flags, map_name, route_flags,
 };
 use weft_model::desired::{
-    CompiledPolicy, Dataplane, DataplaneError, Endpoint, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched,
+    CompiledPolicy, Dataplane, DataplaneError, Endpoint, Host, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched,
 };
-use weft_model::id::{EndpointId, Identity, PolicyId};
+use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId};
 
+mod peers;
 mod policy;
+use peers::Peers;
 use policy::Policies;
 
 /// A node's data path: the maps, the programs and the pin directory. Exactly one exists per directory.
@@ -34,6 +36,7 @@ pub struct Datapath {
     ipcache: Counted<IpcacheInfo>,
     cidrs: Trie<CidrValue>,
     routes: Trie<RouteInfo>,
+    peers: Peers,
     policies: Policies,
     flows: Flows,
     page: Arc<ConfigPage>,
@@ -123,10 +126,11 @@ impl Datapath {
             .map_err(|source| OpenError::System { what: "share the memory of map CONFIG".into(), source })?;
         let endpoints = typed.counted(map_name::ENDPOINTS).map_err(failed)?;
         let ipcache = typed.counted(map_name::IPCACHE).map_err(failed)?;
-        let cidrs = Trie::open(typed.map(map_name::CIDRS)?, CidrValue::default()).map_err(failed)?;
+        let cidrs = Trie::open(typed.map(map_name::PREFIXES)?, CidrValue::default()).map_err(failed)?;
         let routes = Trie::open(typed.map(map_name::ROUTES)?, RouteInfo::default()).map_err(failed)?;
+        let peers = Peers::open(typed.map(map_name::PEERS)?).map_err(failed)?;
         let policies = Policies::open(
-            typed.map(map_name::POLICY_PEERS)?,
+            typed.map(map_name::POLICY_CLASSES)?,
             typed.map(map_name::POLICY_ENTRIES)?,
             typed.map(map_name::POLICY_INFO)?,
         )
@@ -148,6 +152,7 @@ impl Datapath {
             ipcache,
             cidrs,
             routes,
+            peers,
             policies,
             flows: Flows::new(flows, fragments),
             page: Arc::new(page),
@@ -156,6 +161,12 @@ impl Datapath {
             _pins: parts.pins,
         };
         Ok((datapath, parts.adopted))
+    }
+
+    /// The policies of the node itself, as the programs know them.
+    #[must_use]
+    pub fn host(&self) -> Option<Host> {
+        self.page.host()
     }
 
     /// Tells the programs of the node. Decided flows decide again.
@@ -264,6 +275,26 @@ impl Dataplane for Datapath {
         self.policies.read()
     }
 
+    fn put_peers(&mut self, peers: &BTreeMap<Identity, PeerClass>) -> Result<(), DataplaneError> {
+        self.peers.put(peers)
+    }
+
+    fn remove_peers(&mut self, peers: &BTreeSet<Identity>) -> Result<(), DataplaneError> {
+        self.peers.remove(peers)
+    }
+
+    fn peers(&mut self) -> Result<BTreeMap<Identity, PeerClass>, DataplaneError> {
+        self.peers.read()
+    }
+
+    fn set_host(&mut self, host: Option<&Host>) -> Result<(), DataplaneError> {
+        if self.page.set_host(host) {
+            // Decisions taken so far do not say that the node is one end: no later bump of the node alone meets them.
+            self.page.bump([0]);
+        }
+        Ok(())
+    }
+
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), DataplaneError> {
         let info = EndpointInfo {
             ifindex: endpoint.ifindex,
@@ -271,7 +302,8 @@ impl Dataplane for Datapath {
             policy_ingress: endpoint.ingress.0,
             policy_egress: endpoint.egress.0,
             id: endpoint.id.raw(),
-            flags: if endpoint.blocked { endpoint_flags::BLOCKED } else { 0 },
+            flags: if endpoint.blocked { endpoint_flags::BLOCKED } else { 0 }
+                | if endpoint.audit { endpoint_flags::AUDIT } else { 0 },
             pod_mac: endpoint.pod_mac,
             host_mac: endpoint.host_mac,
         };
@@ -311,6 +343,7 @@ impl Dataplane for Datapath {
                 ingress: PolicyId(info.policy_ingress),
                 egress: PolicyId(info.policy_egress),
                 blocked: info.flags & endpoint_flags::BLOCKED != 0,
+                audit: info.flags & endpoint_flags::AUDIT != 0,
             });
             endpoint.addresses.push(address.into());
         }
@@ -387,9 +420,10 @@ impl Dataplane for Datapath {
         let known: BTreeMap<&str, u64> = [
             (map_name::ENDPOINTS, self.endpoints.entries),
             (map_name::IPCACHE, self.ipcache.entries),
-            (map_name::CIDRS, self.cidrs.keys.len() as u64),
+            (map_name::PREFIXES, self.cidrs.keys.len() as u64),
             (map_name::ROUTES, self.routes.keys.len() as u64),
             (map_name::FLOWS, self.flows.len()?),
+            (map_name::PEERS, self.peers.len()),
         ]
         .into_iter()
         .chain(self.policies.entries())

@@ -6,16 +6,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use weft_abi::{
     Addr, CidrValue, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo, LpmKey, MetricValue,
-    NodeConfig, PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, RouteInfo, map_name,
+    NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, RouteInfo, map_name,
 };
 
 /// Key and value sizes that user space relies on, by name.
-const SIZES: [(&str, usize, usize); 13] = [
+const SIZES: [(&str, usize, usize); 14] = [
     (map_name::ENDPOINTS, size_of::<Addr>(), size_of::<EndpointInfo>()),
     (map_name::IPCACHE, size_of::<Addr>(), size_of::<IpcacheInfo>()),
-    (map_name::CIDRS, size_of::<LpmKey>(), size_of::<CidrValue>()),
+    (map_name::PREFIXES, size_of::<LpmKey>(), size_of::<CidrValue>()),
     (map_name::ROUTES, size_of::<LpmKey>(), size_of::<RouteInfo>()),
-    (map_name::POLICY_PEERS, size_of::<PolicyPeerKey>(), size_of::<u32>()),
+    (map_name::PEERS, size_of::<u32>(), size_of::<u32>()),
+    (map_name::POLICY_CLASSES, size_of::<PolicyClassKey>(), size_of::<u32>()),
     (map_name::POLICY_ENTRIES, size_of::<PolicyEntryKey>(), size_of::<PolicyEntryValue>()),
     (map_name::POLICY_INFO, size_of::<u32>(), size_of::<PolicyInfo>()),
     (map_name::FLOWS, size_of::<FlowKey>(), size_of::<FlowEntry>()),

@@ -117,6 +117,17 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         DataplaneError::MapFull { map: self.name, entries, entries_max: u64::from(self.entries_max), wanted }
     }
 
+    /// The kernel counts in its own way and may find a map full a little earlier than we do: then says so.
+    #[must_use]
+    pub fn told_full(&self, error: DataplaneError, entries: u64, wanted: u64) -> DataplaneError {
+        match &error {
+            DataplaneError::System { source, .. } if source.raw_os_error() == Some(libc::E2BIG) => {
+                self.full(entries, wanted)
+            }
+            _ => error,
+        }
+    }
+
     /// Refuses `wanted` more elements beside `entries` if they do not fit.
     ///
     /// # Errors

@@ -7,12 +7,21 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use weft_abi::{ENDPOINT_ID_MAX, NodeConfig, config_flags};
+use weft_model::desired::Host;
+use weft_model::id::PolicyId;
 
 /// Words of a [`NodeConfig`].
 const CONFIG_WORDS: usize = size_of::<NodeConfig>() / size_of::<u32>();
 const _: () = assert!(size_of::<NodeConfig>().is_multiple_of(size_of::<u32>()));
 const _: () = assert!(std::mem::offset_of!(NodeConfig, revision) == 0);
 const _: () = assert!(std::mem::offset_of!(NodeConfig, flags) == 4);
+const _: () = assert!(std::mem::offset_of!(NodeConfig, host_ingress) == 8);
+const _: () = assert!(std::mem::offset_of!(NodeConfig, host_egress) == 12);
+/// Words that are not settings of the node: the revision, the flags (which are both), the node's policies.
+const OTHER_WORDS: usize = 4;
+/// Flags that are not settings of the node.
+const OTHER_FLAGS: u32 = config_flags::OBSERVE | HOST_FLAGS;
+const HOST_FLAGS: u32 = config_flags::HOST_POLICY | config_flags::HOST_AUDIT;
 /// The kernel rounds an array's values up to 8 bytes.
 const GENERATION_STRIDE: usize = 2;
 
@@ -31,13 +40,37 @@ impl ConfigPage {
         Ok(Self { config: SharedWords::map(config, CONFIG_WORDS)?, generations, flags: Mutex::new(()) })
     }
 
-    /// Writes everything but the revision and whether somebody observes.
+    /// Writes everything but the revision, whether somebody observes, and the policies of the node itself.
     pub(crate) fn configure(&self, config: &NodeConfig) {
         let words = to_words(config);
-        for (to, from) in self.config.iter().zip(words).skip(2) {
+        for (to, from) in self.config.iter().zip(words).skip(OTHER_WORDS) {
             to.store(from, Ordering::Relaxed);
         }
-        self.change_flags(|old| (config.flags & !config_flags::OBSERVE) | (old & config_flags::OBSERVE));
+        self.change_flags(|old| (config.flags & !OTHER_FLAGS) | (old & OTHER_FLAGS));
+    }
+
+    /// Makes the node a subject of policies, or not; `true` if it was the other way before.
+    pub(crate) fn set_host(&self, host: Option<&Host>) -> bool {
+        let before = self.config[1].load(Ordering::Relaxed) & config_flags::HOST_POLICY;
+        let Some(host) = host else {
+            self.change_flags(|flags| flags & !HOST_FLAGS);
+            return before != 0;
+        };
+        self.config[2].store(host.ingress.0, Ordering::SeqCst);
+        self.config[3].store(host.egress.0, Ordering::SeqCst);
+        let audit = if host.audit { config_flags::HOST_AUDIT } else { 0 };
+        self.change_flags(|flags| (flags & !HOST_FLAGS) | config_flags::HOST_POLICY | audit);
+        before == 0
+    }
+
+    /// The node's policies.
+    pub(crate) fn host(&self) -> Option<Host> {
+        let config = self.config();
+        (config.flags & config_flags::HOST_POLICY != 0).then_some(Host {
+            ingress: PolicyId(config.host_ingress),
+            egress: PolicyId(config.host_egress),
+            audit: config.flags & config_flags::HOST_AUDIT != 0,
+        })
     }
 
     /// What the programs read.

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! <bpf-dir>/               locked by the agent that owns the node
-//! <bpf-dir>/v1/maps/NAME   v1: weft_abi::LAYOUT_VERSION
-//! <bpf-dir>/v1/links/<device>-{ingress,egress}
-//! <bpf-dir>/v1/programs/<object and maps>/NAME
+//! <bpf-dir>/v2/maps/NAME   v2: weft_abi::LAYOUT_VERSION
+//! <bpf-dir>/v2/links/<device>-{ingress,egress}
+//! <bpf-dir>/v2/programs/<object and maps>/NAME
 //! ```
 
 use crate::open::OpenError;

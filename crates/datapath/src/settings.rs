@@ -64,13 +64,15 @@ pub struct NodeSettings {
 }
 
 impl NodeSettings {
-    /// As the programs read it, with revision 0 and nobody observing.
+    /// As the programs read it, with revision 0, nobody observing, and without policies for the node itself.
     #[must_use]
     pub fn to_abi(&self) -> NodeConfig {
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         let address = |address: Option<IpAddr>| address.map_or(Addr::NONE, Addr::from);
         NodeConfig {
             revision: 0,
+            host_ingress: 0,
+            host_egress: 0,
             flags: flag(self.masquerade_v4, config_flags::MASQUERADE_V4)
                 | flag(self.masquerade_v6, config_flags::MASQUERADE_V6)
                 | flag(self.dual_stack, config_flags::DUAL_STACK)

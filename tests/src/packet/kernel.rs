@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use weft_abi::{
     Addr, CidrValue, DropReason, EndpointInfo, Event, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo,
-    LpmKey, MetricKey, MetricValue, NodeConfig, PolicyEntryKey, PolicyEntryValue, PolicyInfo, PolicyPeerKey, RouteInfo,
-    map_name,
+    LpmKey, MetricKey, MetricValue, NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo,
+    RouteInfo, map_name,
 };
 
 #[path = "../../../xtask/src/stamp.rs"]
@@ -46,7 +46,8 @@ pub struct Kernel {
     pub ipcache: HashMap<MapData, Addr, IpcacheInfo>,
     pub cidrs: LpmTrie<MapData, Addr, CidrValue>,
     pub routes: LpmTrie<MapData, Addr, RouteInfo>,
-    pub peers: HashMap<MapData, PolicyPeerKey, u32>,
+    pub peers: HashMap<MapData, u32, u32>,
+    pub classes: HashMap<MapData, PolicyClassKey, u32>,
     pub entries: HashMap<MapData, PolicyEntryKey, PolicyEntryValue>,
     pub info: HashMap<MapData, u32, PolicyInfo>,
     pub flows: HashMap<MapData, FlowKey, FlowEntry>,
@@ -88,9 +89,10 @@ impl Kernel {
         let mut loader = aya::EbpfLoader::new();
         for name in [
             map_name::IPCACHE,
-            map_name::CIDRS,
+            map_name::PREFIXES,
             map_name::ROUTES,
-            map_name::POLICY_PEERS,
+            map_name::PEERS,
+            map_name::POLICY_CLASSES,
             map_name::POLICY_ENTRIES,
             map_name::FLOWS,
         ] {
@@ -106,8 +108,9 @@ impl Kernel {
         }
         let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
         let (endpoints, ipcache) = (take(map_name::ENDPOINTS)?, take(map_name::IPCACHE)?);
-        let (cidrs, routes) = (take(map_name::CIDRS)?, take(map_name::ROUTES)?);
-        let (peers, entries) = (take(map_name::POLICY_PEERS)?, take(map_name::POLICY_ENTRIES)?);
+        let (cidrs, routes) = (take(map_name::PREFIXES)?, take(map_name::ROUTES)?);
+        let (peers, classes, entries) =
+            (take(map_name::PEERS)?, take(map_name::POLICY_CLASSES)?, take(map_name::POLICY_ENTRIES)?);
         let (info, flows) = (take(map_name::POLICY_INFO)?, take(map_name::FLOWS)?);
         let (fragments, generations) = (take(map_name::FRAGMENTS)?, take(map_name::GENERATIONS)?);
         let (config, events) = (take(map_name::CONFIG)?, take(map_name::EVENTS)?);
@@ -119,6 +122,7 @@ impl Kernel {
             cidrs: cidrs.try_into()?,
             routes: routes.try_into()?,
             peers: peers.try_into()?,
+            classes: classes.try_into()?,
             entries: entries.try_into()?,
             info: info.try_into()?,
             flows: flows.try_into()?,
@@ -191,9 +195,17 @@ impl Kernel {
     /// # Errors
     /// If the map cannot be read.
     pub fn counted(&self, reason: Option<DropReason>) -> Result<u64> {
+        self.counted_as(reason.map_or(0, |reason| reason as u8))
+    }
+
+    /// The same by number.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counted_as(&self, reason: u8) -> Result<u64> {
         let mut packets = 0;
         for egress in [false, true] {
-            let index = MetricKey::index(reason.map_or(0, |reason| reason as u8), egress);
+            let index = MetricKey::index(reason, egress);
             packets += self.metrics.get(&index, 0)?.iter().map(|value| value.packets).sum::<u64>();
         }
         Ok(packets)

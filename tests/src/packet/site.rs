@@ -7,10 +7,12 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use weft_abi::{
-    Addr, CidrValue, EndpointInfo, IpcacheInfo, LpmKey, NodeConfig, PolicyEntryKey, PolicyEntryValue, PolicyInfo,
-    PolicyPeerKey, RouteInfo, config_flags, identity, ipcache_flags, policy_action, policy_flags, policy_shape,
-    route_flags,
+    Addr, CidrValue, EndpointInfo, IpcacheInfo, LpmKey, NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue,
+    PolicyInfo, RouteInfo, config_flags, endpoint_flags, identity, ipcache_flags, policy_action, policy_flags,
+    policy_shape, route_flags,
 };
+use weft_model::desired::precedence;
+use weft_model::intent::RuleAction;
 
 /// Host side of pod A's link.
 pub const POD_A: u32 = 101;
@@ -190,6 +192,8 @@ pub fn fill(kernel: &mut Kernel, routing: Routing) -> Result<()> {
             | config_flags::MASQUERADE_V4
             | config_flags::MASQUERADE_V6
             | config_flags::DUAL_STACK,
+        host_ingress: 0,
+        host_egress: 0,
         device_ifindex: DEVICE,
         tunnel_ifindex: if routing == Routing::Vxlan { TUNNEL } else { 0 },
         node_v4: addr(V4.node),
@@ -244,54 +248,149 @@ pub fn fill(kernel: &mut Kernel, routing: Routing) -> Result<()> {
     Ok(())
 }
 
+/// In place of a peer: every peer that has a class, but none in the policy.
+pub const REST: u32 = u32::MAX;
+
 /// One rule of a policy for tests.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
-    /// Identity or prefix number of the peer, 0: any.
+    /// Identity or prefix number of the peer; 0: any; [`REST`].
     pub peer: u32,
     /// Protocol, 0: any.
     pub protocol: u8,
-    /// Port, 0: any.
+    /// Port, or type of ICMP; 0: any.
     pub port: u16,
-    /// Allow, else deny.
-    pub allow: bool,
+    /// [`policy_action`].
+    pub action: u32,
+    /// Higher wins.
+    pub precedence: u32,
+}
+
+impl Rule {
+    /// The same in the Admin tier, at a place in it.
+    #[must_use]
+    pub fn admin(self, index: u16) -> Self {
+        Self { precedence: precedence::admin(10, index, self.rule_action()), ..self }
+    }
+
+    /// The same in the Baseline tier.
+    #[must_use]
+    pub fn baseline(self, index: u16) -> Self {
+        Self { precedence: precedence::baseline(10, index, self.rule_action()), ..self }
+    }
+
+    /// For one port of a protocol (or one type of ICMP).
+    #[must_use]
+    pub fn port(self, protocol: u8, port: u16) -> Self {
+        Self { protocol, port, ..self }
+    }
+
+    fn rule_action(self) -> RuleAction {
+        match self.action {
+            policy_action::ALLOW => RuleAction::Allow,
+            policy_action::PASS => RuleAction::Pass,
+            _ => RuleAction::Deny,
+        }
+    }
 }
 
 /// Allows a peer everything.
 #[must_use]
 pub fn allow(peer: u32) -> Rule {
-    Rule { peer, protocol: 0, port: 0, allow: true }
+    Rule { peer, protocol: 0, port: 0, action: policy_action::ALLOW, precedence: precedence::ALLOW }
+}
+
+/// Denies a peer everything.
+#[must_use]
+pub fn deny(peer: u32) -> Rule {
+    Rule { action: policy_action::DENY, precedence: precedence::DENY, ..allow(peer) }
+}
+
+/// Leaves a peer to the tiers below.
+#[must_use]
+pub fn pass(peer: u32) -> Rule {
+    Rule { action: policy_action::PASS, ..allow(peer) }.admin(0)
 }
 
 /// Allows a peer one port.
 #[must_use]
 pub fn allow_port(peer: u32, protocol: u8, port: u16) -> Rule {
-    Rule { peer, protocol, port, allow: true }
+    allow(peer).port(protocol, port)
 }
 
-/// Writes a policy; the number of a rule is its place, from 1.
+/// Writes a policy; the number of a rule is its place, from 1. Of two rules with the same key the last one counts.
 ///
 /// # Errors
 /// If a map refuses.
 pub fn put_policy(kernel: &mut Kernel, policy: u32, rules: &[Rule]) -> Result<()> {
-    let mut info = PolicyInfo::default();
+    write_policy(kernel, policy, rules, PolicyInfo::default())
+}
+
+/// The same, of a policy that allows what no rule matches.
+///
+/// # Errors
+/// If a map refuses.
+pub fn put_open_policy(kernel: &mut Kernel, policy: u32, rules: &[Rule]) -> Result<()> {
+    write_policy(kernel, policy, rules, PolicyInfo { flags: policy_flags::DEFAULT_ALLOW, ..PolicyInfo::default() })
+}
+
+fn write_policy(kernel: &mut Kernel, policy: u32, rules: &[Rule], mut info: PolicyInfo) -> Result<()> {
     for (n, rule) in rules.iter().enumerate() {
+        // Each peer is a class of its own.
         let class = rule.peer;
-        if class == 0 {
-            info.flags |= policy_flags::ANY_PEER;
-        } else {
-            kernel.peers.insert(PolicyPeerKey { policy, peer: rule.peer }, class, 0)?;
+        match class {
+            0 => info.flags |= policy_flags::ANY_PEER,
+            REST => info.rest = class,
+            _ => {
+                kernel.peers.insert(class, class, 0)?;
+                kernel.classes.insert(PolicyClassKey { policy, peer_class: class }, class, 0)?;
+            }
         }
         let port_prefix_len = if rule.port == 0 { 0 } else { 16 };
         info.shapes |=
             if rule.protocol == 0 { policy_shape::ANY } else { policy_shape::port_prefix(u32::from(port_prefix_len)) };
         let key =
             PolicyEntryKey { policy, class, port_be: rule.port.to_be(), port_prefix_len, protocol: rule.protocol };
-        let action = if rule.allow { policy_action::ALLOW } else { policy_action::DENY };
-        let precedence = u32::from(!rule.allow) * 1000 + n as u32;
-        kernel.entries.insert(key, PolicyEntryValue { precedence, rule: n as u32 + 1, action }, 0)?;
+        let value = PolicyEntryValue { precedence: rule.precedence, rule: n as u32 + 1, action: rule.action };
+        kernel.entries.insert(key, value, 0)?;
     }
     kernel.info.insert(policy, info, 0)?;
+    Ok(())
+}
+
+/// Makes the node itself a subject of policies.
+///
+/// # Errors
+/// If a map refuses.
+pub fn isolate_node(kernel: &mut Kernel, ingress: u32, egress: u32, audit: bool) -> Result<()> {
+    let mut config = kernel.config.get(&0, 0)?;
+    (config.host_ingress, config.host_egress) = (ingress, egress);
+    config.flags |= config_flags::HOST_POLICY;
+    config.flags &= !config_flags::HOST_AUDIT;
+    config.flags |= if audit { config_flags::HOST_AUDIT } else { 0 };
+    kernel.config.set(0, config, 0)?;
+    kernel.bump(&[0])
+}
+
+/// Frees it again.
+///
+/// # Errors
+/// If a map refuses.
+pub fn free_node(kernel: &mut Kernel) -> Result<()> {
+    let mut config = kernel.config.get(&0, 0)?;
+    config.flags &= !(config_flags::HOST_POLICY | config_flags::HOST_AUDIT);
+    kernel.config.set(0, config, 0)?;
+    kernel.bump(&[0])
+}
+
+/// Turns the audit mode of an endpoint on or off.
+///
+/// # Errors
+/// If a map refuses.
+pub fn audit(kernel: &mut Kernel, address: &str, on: bool) -> Result<()> {
+    let mut info = kernel.endpoints.get(&addr(address), 0)?;
+    info.flags = if on { endpoint_flags::AUDIT } else { 0 };
+    kernel.endpoints.insert(addr(address), info, 0)?;
     Ok(())
 }
 
@@ -307,7 +406,13 @@ pub fn isolate(kernel: &mut Kernel, address: &str, ingress: u32, egress: u32) ->
     Ok(())
 }
 
-/// Names a prefix that policies mention.
+/// The number of a prefix for peers outside the cluster.
+#[must_use]
+pub const fn cidr(n: u32) -> u32 {
+    identity::CIDR_SCOPE | n << 2
+}
+
+/// Names a prefix that policies mention, by its number of [`cidr`].
 ///
 /// # Errors
 /// If the map refuses.
@@ -330,6 +435,14 @@ pub fn from_a(kernel: &Kernel, frame: &[u8]) -> Result<Outcome> {
 /// If the kernel will not run the program.
 pub fn from_b(kernel: &Kernel, frame: &[u8]) -> Result<Outcome> {
     kernel.run("weft_from_pod", POD_B, frame)
+}
+
+/// What the node sends to the network.
+///
+/// # Errors
+/// If the kernel will not run the program.
+pub fn from_node(kernel: &Kernel, frame: &[u8]) -> Result<Outcome> {
+    kernel.run("weft_to_device", DEVICE, frame)
 }
 
 /// What comes from the network.

@@ -6,7 +6,7 @@ use crate::testing::{BpfDir, describe};
 use std::collections::BTreeSet;
 use weft_abi::{policy_flags, policy_shape};
 use weft_model::desired::{Action, PortPrefix, Verdict};
-use weft_model::id::{ClassId, RuleId};
+use weft_model::id::{ClassId, PeerClass, RuleId};
 
 mod adopt;
 
@@ -30,10 +30,11 @@ fn port(protocol: u8, port: u16, prefix_len: u8) -> PortPrefix {
     PortPrefix { protocol, port, prefix_len }
 }
 
-fn policy(peers: std::ops::Range<u32>, ports: std::ops::Range<u16>) -> CompiledPolicy {
+fn policy(classes: std::ops::Range<u32>, ports: std::ops::Range<u16>) -> CompiledPolicy {
     CompiledPolicy {
-        peers: peers.map(|peer| (identity(256 + peer), ClassId(1))).collect(),
+        classes: classes.map(|class| (PeerClass(1 + class), ClassId(1))).collect(),
         entries: ports.map(|n| ((ClassId(1), port(6, n, 16)), verdict(u32::from(n)))).collect(),
+        ..CompiledPolicy::default()
     }
 }
 
@@ -48,6 +49,24 @@ fn endpoint(id: u16, addresses: &[&str]) -> Endpoint {
         ingress: PolicyId(4),
         egress: PolicyId::OPEN,
         blocked: false,
+        audit: false,
+    }
+}
+
+fn settings() -> NodeSettings {
+    NodeSettings {
+        device_ifindex: 3,
+        device_mac: Some([2, 0, 0, 0, 0, 9]),
+        tunnel: None,
+        node_v4: Some("192.0.2.1".parse().unwrap()),
+        node_v6: Some("2001:db8::1".parse().unwrap()),
+        pod_mtu: 1450,
+        nat_ports: 12_000..=29_999,
+        masquerade_v4: true,
+        masquerade_v6: false,
+        dual_stack: true,
+        timeouts: crate::Timeouts::default(),
+        events_per_s: 1000,
     }
 }
 
@@ -73,6 +92,8 @@ fn policies_are_read_back_as_they_were_written() {
         .entries
         .insert((ClassId::ANY, port(0, 0, 0)), Verdict { action: Action::Deny, precedence: 1, rule: RuleId(9) });
     written.entries.insert((ClassId(2), port(17, 0x1230, 12)), verdict(5));
+    written.entries.insert((ClassId(3), port(1, 8, 16)), Verdict { action: Action::Pass, ..verdict(6) });
+    (written.rest, written.default_allow) = (ClassId(3), true);
     datapath.put_policy(PolicyId(1), &written).unwrap();
     datapath.put_policy(PolicyId(2), &policy(5..9, 80..81)).unwrap();
     let policies = datapath.policies().unwrap();
@@ -92,16 +113,16 @@ fn policies_are_read_back_as_they_were_written() {
 #[test]
 fn a_policy_that_does_not_fit_leaves_nothing() {
     let dir = BpfDir::new();
-    let mut datapath = open_small(&dir, &[(map_name::POLICY_PEERS, 64), (map_name::POLICY_ENTRIES, 64)]);
+    let mut datapath = open_small(&dir, &[(map_name::POLICY_CLASSES, 64), (map_name::POLICY_ENTRIES, 64)]);
     datapath.put_policy(PolicyId(1), &policy(0..60, 1..61)).unwrap();
     let before = datapath.policies().unwrap();
-    assert_full(datapath.put_policy(PolicyId(2), &policy(0..5, 1..2)), map_name::POLICY_PEERS);
+    assert_full(datapath.put_policy(PolicyId(2), &policy(0..5, 1..2)), map_name::POLICY_CLASSES);
     assert_full(datapath.put_policy(PolicyId(2), &policy(0..1, 1..6)), map_name::POLICY_ENTRIES);
-    let patch = PolicyPatch { put_peers: policy(60..65, 0..0).peers, ..PolicyPatch::default() };
-    assert_full(datapath.patch_policy(PolicyId(1), &patch), map_name::POLICY_PEERS);
+    let patch = PolicyPatch { put_classes: policy(60..65, 0..0).classes, ..PolicyPatch::default() };
+    assert_full(datapath.patch_policy(PolicyId(1), &patch), map_name::POLICY_CLASSES);
     let patch = PolicyPatch { put_entries: policy(0..0, 61..66).entries, ..PolicyPatch::default() };
     assert_full(datapath.patch_policy(PolicyId(1), &patch), map_name::POLICY_ENTRIES);
-    assert_full(datapath.put_policy(PolicyId(1), &policy(0..65, 1..2)), map_name::POLICY_PEERS);
+    assert_full(datapath.put_policy(PolicyId(1), &policy(0..65, 1..2)), map_name::POLICY_CLASSES);
     assert_eq!(datapath.policies().unwrap(), before);
     // What does fit still goes in, and so does a policy in its own place.
     datapath.put_policy(PolicyId(1), &policy(0..60, 1..61)).unwrap();
@@ -113,21 +134,24 @@ fn a_policy_that_does_not_fit_leaves_nothing() {
 fn a_patch_does_what_it_says_and_shapes_follow() {
     let dir = BpfDir::new();
     let mut datapath = dir.open();
-    datapath.put_policy(PolicyId(3), &policy(0..3, 80..82)).unwrap();
+    let before = CompiledPolicy { rest: ClassId(9), default_allow: true, ..policy(0..3, 80..82) };
+    datapath.put_policy(PolicyId(3), &before).unwrap();
     let patch = PolicyPatch {
         put_entries: [((ClassId(1), port(0, 0, 0)), verdict(7))].into(),
-        put_peers: [(identity(900), ClassId(1))].into(),
-        del_peers: [identity(256), identity(257)].into(),
+        put_classes: [(PeerClass(900), ClassId(1))].into(),
+        del_classes: [PeerClass(1), PeerClass(2)].into(),
         del_entries: [(ClassId(1), port(6, 80, 16)), (ClassId(1), port(6, 81, 16))].into(),
     };
     datapath.patch_policy(PolicyId(3), &patch).unwrap();
     let wanted = CompiledPolicy {
-        peers: [(identity(258), ClassId(1)), (identity(900), ClassId(1))].into(),
+        classes: [(PeerClass(3), ClassId(1)), (PeerClass(900), ClassId(1))].into(),
         entries: [((ClassId(1), port(0, 0, 0)), verdict(7))].into(),
+        // A patch leaves these alone.
+        ..before
     };
     assert_eq!(datapath.policies().unwrap()[&PolicyId(3)], wanted);
     let info = datapath.policies.info(PolicyId(3)).unwrap();
-    assert_eq!((info.shapes, info.flags), (policy_shape::ANY, 0));
+    assert_eq!((info.shapes, info.flags), (policy_shape::ANY, policy_flags::DEFAULT_ALLOW));
     // Twice is once.
     datapath.patch_policy(PolicyId(3), &patch).unwrap();
     assert_eq!(datapath.policies().unwrap()[&PolicyId(3)], wanted);
@@ -138,7 +162,8 @@ fn a_patch_does_what_it_says_and_shapes_follow() {
 fn rules_for_any_peer_are_marked() {
     let dir = BpfDir::new();
     let mut datapath = dir.open();
-    let any = CompiledPolicy { peers: [].into(), entries: [((ClassId::ANY, port(6, 80, 16)), verdict(7))].into() };
+    let any =
+        CompiledPolicy { entries: [((ClassId::ANY, port(6, 80, 16)), verdict(7))].into(), ..CompiledPolicy::default() };
     datapath.put_policy(PolicyId(1), &any).unwrap();
     let flags = |datapath: &Datapath| datapath.policies.info(PolicyId(1)).unwrap().flags;
     assert_eq!(flags(&datapath), policy_flags::ANY_PEER);
@@ -151,6 +176,55 @@ fn rules_for_any_peer_are_marked() {
 }
 
 #[test]
+fn classes_of_peers_come_back_and_a_full_map_keeps_what_it_has() {
+    let dir = BpfDir::new();
+    let mut datapath = open_small(&dir, &[(map_name::PEERS, 4)]);
+    let prefix = Identity::cidr(5).unwrap();
+    let pods = prefix.in_scope(weft_model::id::PeerScope::Pod);
+    let peers = BTreeMap::from([(identity(256), PeerClass(1)), (prefix, PeerClass(2)), (pods, PeerClass(u32::MAX))]);
+    datapath.put_peers(&peers).unwrap();
+    datapath.put_peers(&peers).unwrap();
+    assert_eq!(datapath.peers().unwrap(), peers);
+    let more = BTreeMap::from([256, 257, 258].map(|n| (identity(n), PeerClass(7))));
+    assert_full(datapath.put_peers(&more), map_name::PEERS);
+    assert_eq!(datapath.peers().unwrap(), peers, "not even a part of it");
+    datapath.remove_peers(&[identity(256), identity(999)].into()).unwrap();
+    datapath.put_peers(&BTreeMap::from([(identity(257), PeerClass(7)), (prefix, PeerClass(3))])).unwrap();
+    let left = BTreeMap::from([(identity(257), PeerClass(7)), (prefix, PeerClass(3)), (pods, PeerClass(u32::MAX))]);
+    assert_eq!(datapath.peers().unwrap(), left);
+    assert_eq!(datapath.peers.len(), 3);
+}
+
+#[test]
+fn the_node_becomes_a_subject_and_stays_one() {
+    let dir = BpfDir::new();
+    let mut datapath = dir.open();
+    assert_eq!(datapath.host(), None);
+    let node = |datapath: &Datapath| datapath.page.generation(0);
+    let before = node(&datapath);
+    let host = Host { ingress: PolicyId(3), egress: PolicyId::OPEN, audit: true };
+    datapath.set_host(Some(&host)).unwrap();
+    assert_eq!(datapath.host(), Some(host));
+    // Decisions that do not know of the node as an end are taken again; later ones are met by a bump of the node's.
+    let subject = node(&datapath);
+    assert!(subject > before);
+    let other = Host { ingress: PolicyId(4), egress: PolicyId(5), audit: false };
+    datapath.set_host(Some(&other)).unwrap();
+    assert_eq!((datapath.host(), node(&datapath)), (Some(other), subject));
+    datapath.configure(&settings()).unwrap();
+    assert_eq!(datapath.host(), Some(other), "settings of the node are another matter");
+    drop(datapath);
+    let mut datapath = dir.open();
+    assert_eq!(datapath.host(), Some(other));
+    datapath.set_host(None).unwrap();
+    assert_eq!(datapath.host(), None);
+    let free = node(&datapath);
+    assert!(free > subject);
+    datapath.set_host(None).unwrap();
+    assert_eq!(node(&datapath), free);
+}
+
+#[test]
 fn endpoints_and_addresses_come_back() {
     let dir = BpfDir::new();
     let mut datapath = dir.open();
@@ -160,7 +234,7 @@ fn endpoints_and_addresses_come_back() {
     datapath.put_endpoint(&one).unwrap();
     assert_eq!(datapath.endpoints().unwrap(), [one, two]);
     assert_eq!(datapath.endpoints.entries, 3);
-    let blocked = Endpoint { blocked: true, ..endpoint(2, &["10.0.0.2"]) };
+    let blocked = Endpoint { blocked: true, audit: true, ..endpoint(2, &["10.0.0.2"]) };
     datapath.put_endpoint(&blocked).unwrap();
     datapath.remove_endpoint(&[ip("10.0.0.1"), ip("fd00::1")]).unwrap();
     datapath.remove_endpoint(&[ip("10.0.0.1"), ip("fd00::1")]).unwrap();
@@ -186,7 +260,7 @@ fn endpoints_and_addresses_come_back() {
 #[test]
 fn full_address_maps_refuse_new_entries_and_take_changes() {
     let dir = BpfDir::new();
-    let mut datapath = open_small(&dir, &[(map_name::ENDPOINTS, 3), (map_name::IPCACHE, 2), (map_name::CIDRS, 3)]);
+    let mut datapath = open_small(&dir, &[(map_name::ENDPOINTS, 3), (map_name::IPCACHE, 2), (map_name::PREFIXES, 3)]);
     datapath.put_endpoint(&endpoint(1, &["10.0.0.1", "fd00::1"])).unwrap();
     assert_full(datapath.put_endpoint(&endpoint(2, &["10.0.0.2", "fd00::2"])), map_name::ENDPOINTS);
     assert_eq!(datapath.endpoints().unwrap().len(), 1, "not even half of it");
@@ -205,7 +279,7 @@ fn full_address_maps_refuse_new_entries_and_take_changes() {
     for cidr in ["10.0.0.0/8", "::/0"] {
         datapath.set_cidr(net(cidr), number).unwrap();
     }
-    assert_full(datapath.set_cidr(net("11.0.0.0/8"), number), map_name::CIDRS);
+    assert_full(datapath.set_cidr(net("11.0.0.0/8"), number), map_name::PREFIXES);
     datapath.set_cidr(net("0.0.0.0/0"), number).expect("its place is kept");
     datapath.set_cidr(net("10.0.0.0/8"), Identity::cidr(2)).unwrap();
 }
@@ -216,7 +290,7 @@ fn prefixes_match_their_own_family() {
     let mut datapath = dir.open();
     let hit = |datapath: &Datapath, address: &str| {
         let key = LpmKey { prefix_len: 128, addr: ip(address).into() };
-        datapath.cidrs.map.get(&key).unwrap().map_or(0, |value| value.identity & 0xff)
+        datapath.cidrs.map.get(&key).unwrap().map_or(0, |value| value.identity >> 2 & 0xff)
     };
     datapath.set_cidr(net("::/0"), Identity::cidr(1)).unwrap();
     assert_eq!((hit(&datapath, "2001:db8::1"), hit(&datapath, "192.0.2.1")), (1, 0));
@@ -267,20 +341,7 @@ fn a_bump_touches_what_it_says() {
 fn configuring_keeps_the_revision_and_the_observers() {
     let dir = BpfDir::new();
     let mut datapath = dir.open();
-    let settings = NodeSettings {
-        device_ifindex: 3,
-        device_mac: Some([2, 0, 0, 0, 0, 9]),
-        tunnel: None,
-        node_v4: Some("192.0.2.1".parse().unwrap()),
-        node_v6: Some("2001:db8::1".parse().unwrap()),
-        pod_mtu: 1450,
-        nat_ports: 12_000..=29_999,
-        masquerade_v4: true,
-        masquerade_v6: false,
-        dual_stack: true,
-        timeouts: crate::Timeouts::default(),
-        events_per_s: 1000,
-    };
+    let settings = settings();
     let switch = datapath.observe();
     switch.set(true);
     let before = datapath.revision();
@@ -307,11 +368,15 @@ fn usage_counts_entries_and_bytes() {
         datapath.usage().unwrap().into_iter().map(|usage| (usage.name.clone(), usage)).collect();
     assert_eq!((usage["IPCACHE"].entries, usage["IPCACHE"].entries_max), (1, 1000));
     assert_eq!(
-        (usage["POLICY_PEERS"].entries, usage["POLICY_ENTRIES"].entries, usage["POLICY_INFO"].entries),
+        (usage["POLICY_CLASSES"].entries, usage["POLICY_ENTRIES"].entries, usage["POLICY_INFO"].entries),
         (5, 3, 1)
     );
     assert!(usage.values().all(|usage| usage.memory_bytes > 0), "{usage:?}");
-    assert_eq!(usage.len(), 13);
+    assert_eq!(usage.len(), 14);
+    assert!(
+        usage.values().map(|usage| usage.memory_bytes).sum::<u64>() < 60 << 20,
+        "what an idle node pays: {usage:?}"
+    );
 }
 
 #[test]

@@ -24,6 +24,8 @@ fn everything_written_outlives_its_writer() {
     datapath.put_policy(PolicyId(1), &written).unwrap();
     datapath.set_ipcache(ip("10.0.0.1"), Some(&entry)).unwrap();
     datapath.set_cidr(net("10.0.0.0/8"), Identity::cidr(1)).unwrap();
+    let peers = BTreeMap::from([(identity(300), PeerClass(1))]);
+    datapath.put_peers(&peers).unwrap();
     datapath.bump(&Touched::Node).unwrap();
     let revision = datapath.revision();
     drop(datapath);
@@ -34,6 +36,7 @@ fn everything_written_outlives_its_writer() {
     assert_eq!(datapath.policies().unwrap(), BTreeMap::from([(PolicyId(1), written)]));
     assert_eq!(datapath.ipcache().unwrap(), BTreeMap::from([(ip("10.0.0.1"), entry)]));
     assert_eq!(datapath.cidrs().unwrap(), BTreeMap::from([(net("10.0.0.0/8"), Identity::cidr(1).unwrap())]));
+    assert_eq!(datapath.peers().unwrap(), peers);
     assert_eq!(datapath.revision(), revision);
     assert_eq!(datapath.endpoints.entries, 2);
     assert_eq!(datapath.policies.entries().map(|(_, entries)| entries), [10, 4, 1]);
@@ -76,7 +79,7 @@ fn a_directory_elsewhere_is_refused() {
 fn a_pinned_map_of_another_layout_is_named_and_left_alone() {
     let dir = BpfDir::new();
     drop(dir.open());
-    let pin = dir.path.join("v1/maps/IPCACHE");
+    let pin = dir.path.join("v2/maps/IPCACHE");
     let foreign = Layout { kind: 1, key_size: 16, value_size: 8, entries_max: 10, flags: 0 };
     let map = crate::sys::map::create("IPCACHE", &foreign).unwrap();
     std::fs::remove_file(&pin).unwrap();
@@ -94,7 +97,7 @@ fn a_pinned_map_of_another_layout_is_named_and_left_alone() {
 fn a_pin_that_is_no_map_is_named() {
     let dir = BpfDir::new();
     let datapath = dir.open_all();
-    let pin = dir.path.join("v1/maps/FLOWS");
+    let pin = dir.path.join("v2/maps/FLOWS");
     std::fs::remove_file(&pin).unwrap();
     let program = datapath.hooks.collector();
     crate::sys::object_pin(program.as_fd(), &pin).unwrap();
@@ -117,9 +120,10 @@ fn a_map_of_another_size_is_moved_with_its_entries() {
     drop(datapath);
 
     let mut options = dir.options();
-    options.entries_max = BTreeMap::from([(map_name::IPCACHE, 200), (map_name::ENDPOINTS, 20), (map_name::CIDRS, 50)]);
+    options.entries_max =
+        BTreeMap::from([(map_name::IPCACHE, 200), (map_name::ENDPOINTS, 20), (map_name::PREFIXES, 50)]);
     let (mut datapath, adopted) = opened(Datapath::open(&options));
-    assert_eq!(adopted.resized, ["CIDRS", "ENDPOINTS", "IPCACHE"]);
+    assert_eq!(adopted.resized, ["ENDPOINTS", "IPCACHE", "PREFIXES"]);
     assert_eq!(datapath.ipcache().unwrap(), all);
     assert_eq!(datapath.endpoints().unwrap(), [one]);
     assert_eq!(datapath.ipcache.map.entries_max(), 200);
@@ -128,7 +132,7 @@ fn a_map_of_another_size_is_moved_with_its_entries() {
     let (datapath, adopted) = opened(Datapath::open(&options));
     assert_eq!(adopted, Adopted::default());
     drop(datapath);
-    assert_eq!(std::fs::read_dir(dir.path.join("v1/maps")).unwrap().count(), 13);
+    assert_eq!(std::fs::read_dir(dir.path.join("v2/maps")).unwrap().count(), 14);
 
     options.entries_max.insert(map_name::IPCACHE, 50);
     let text = refused(Datapath::open(&options));
@@ -161,9 +165,9 @@ fn half_a_policy_of_a_killed_agent_is_swept_up() {
     let mut datapath = dir.open();
     assert_eq!(datapath.policies().unwrap().into_keys().collect::<Vec<_>>(), [PolicyId(1)]);
     assert_eq!(datapath.policies.entries().map(|(_, entries)| entries), [3, 3, 1]);
-    let peers: TypedMap<weft_abi::PolicyPeerKey, u32> =
-        TypedMap::new(map_name::POLICY_PEERS, datapath.maps[map_name::POLICY_PEERS].clone()).unwrap();
-    assert_eq!(peers.dump().unwrap().len(), 3);
+    let classes: TypedMap<weft_abi::PolicyClassKey, u32> =
+        TypedMap::new(map_name::POLICY_CLASSES, datapath.maps[map_name::POLICY_CLASSES].clone()).unwrap();
+    assert_eq!(classes.dump().unwrap().len(), 3);
 }
 
 #[test]
@@ -171,7 +175,7 @@ fn programs_are_verified_once_for_an_object_and_its_maps() {
     let dir = BpfDir::new();
     let kept = || {
         let dirs: Vec<_> =
-            std::fs::read_dir(dir.path.join("v1/programs")).unwrap().map(|dir| dir.unwrap().path()).collect();
+            std::fs::read_dir(dir.path.join("v2/programs")).unwrap().map(|dir| dir.unwrap().path()).collect();
         assert_eq!(dirs.len(), 1, "{dirs:?}");
         dirs.into_iter().next().unwrap()
     };
@@ -205,7 +209,7 @@ fn decisions_without_their_revisions_are_taken_again() {
         flows.put(&FlowKey::default(), &FlowEntry { revision: 500, ..FlowEntry::default() }).unwrap();
         datapath.page.bump([7]);
         drop((flows, datapath));
-        std::fs::remove_file(dir.path.join("v1/maps").join(lost)).unwrap();
+        std::fs::remove_file(dir.path.join("v2/maps").join(lost)).unwrap();
         let datapath = dir.open();
         let node = datapath.page.generation(0);
         assert!(node > 500 && datapath.revision() >= node, "{lost}: {node}, {}", datapath.revision());

@@ -45,6 +45,7 @@ fn join(datapath: &mut Datapath, netns: &NetNs, id: u16) -> [IpAddr; 2] {
         ingress: PolicyId::OPEN,
         egress: PolicyId::OPEN,
         blocked: false,
+        audit: false,
     };
     datapath.put_endpoint(&endpoint).unwrap();
     for address in addresses {
@@ -102,7 +103,7 @@ fn no_packet_is_lost_while_agents_come_and_go() {
                 drop(datapath.take());
                 if round % 3 == 0 {
                     // Another build: every program is replaced by one that was made anew.
-                    fs::remove_dir_all(dir.path.join("v1/programs")).unwrap();
+                    fs::remove_dir_all(dir.path.join("v2/programs")).unwrap();
                 }
                 let (mut next, adopted) = open(&dir);
                 assert_eq!(adopted.links.len(), 4, "{adopted:?}");
