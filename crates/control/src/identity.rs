@@ -6,39 +6,15 @@
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use weft_model::label::{CLUSTER, LabelSet, NAMESPACE, NAMESPACE_LABELS, SERVICE_ACCOUNT};
+use weft_model::label::{CLUSTER, LabelSet, NAMESPACE, NAMESPACE_LABELS, OWN_PREFIX, SERVICE_ACCOUNT};
 
 mod table;
 
 pub use table::{Exhausted, IdentityTable, NumberOf};
+pub use weft_model::label::is_excluded;
 
 /// Source of labels that come from Kubernetes.
 const SOURCE: &str = "k8s:";
-/// Prefix of the keys that only the control plane sets.
-const OWN_PREFIX: &str = "io.cilium.k8s.";
-/// Keys that are kept although an exclusion matches.
-const INCLUDED: &[&str] = &["app.kubernetes.io"];
-/// Keys that start like this are left out.
-const EXCLUDED: &[&str] = &[
-    OWN_PREFIX,
-    "io.kubernetes",
-    "k8s.io",
-    "pod-template-generation",
-    "pod-template-hash",
-    "controller-revision-hash",
-    "annotation",
-    "controller-uid",
-    "etcd_node",
-];
-/// Keys that contain this are left out.
-const EXCLUDED_FAMILY: &str = "kubernetes.io";
-
-/// Whether the pod label `key` (without source) is no part of identities.
-#[must_use]
-pub fn is_excluded(key: &str) -> bool {
-    !INCLUDED.iter().any(|prefix| key.starts_with(prefix))
-        && (key.contains(EXCLUDED_FAMILY) || EXCLUDED.iter().any(|prefix| key.starts_with(prefix)))
-}
 
 /// What identifies a pod.
 #[derive(Clone, Copy, Debug)]

@@ -7,11 +7,18 @@ use serde_json::Value;
 const COLLECTION: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// The definitions, as in `deploy/crds`: file and text.
-pub const MANIFESTS: [(&str, &str); 4] = [
+pub const MANIFESTS: [(&str, &str); 8] = [
+    ("ciliumcidrgroups.yaml", include_str!("../../../deploy/crds/ciliumcidrgroups.yaml")),
+    (
+        "ciliumclusterwidenetworkpolicies.yaml",
+        include_str!("../../../deploy/crds/ciliumclusterwidenetworkpolicies.yaml"),
+    ),
     ("ciliumendpoints.yaml", include_str!("../../../deploy/crds/ciliumendpoints.yaml")),
     ("ciliumendpointslices.yaml", include_str!("../../../deploy/crds/ciliumendpointslices.yaml")),
     ("ciliumidentities.yaml", include_str!("../../../deploy/crds/ciliumidentities.yaml")),
+    ("ciliumnetworkpolicies.yaml", include_str!("../../../deploy/crds/ciliumnetworkpolicies.yaml")),
     ("ciliumnodes.yaml", include_str!("../../../deploy/crds/ciliumnodes.yaml")),
+    ("clusternetworkpolicies.yaml", include_str!("../../../deploy/crds/clusternetworkpolicies.yaml")),
 ];
 
 /// One definition as JSON.

@@ -4,7 +4,8 @@
 //! - [`client`]: JSON verbs over one authenticated connection pool, each with a deadline.
 //! - [`watch`]: list and watch with differences, so that a relist never replays what is known.
 //! - [`convert`]: objects into intents; the one place where foreign JSON is judged.
-//! - [`identity`], [`slice`], [`node`], [`event`], [`lease`], [`crd`]: writers.
+//! - [`lint`]: what is wrong with files of policies, and where.
+//! - [`identity`], [`slice`], [`node`], [`event`], [`lease`], [`crd`], [`status`]: writers.
 //! - [`pod`]: single reads, for when a watch is late.
 #![forbid(unsafe_code)]
 
@@ -15,10 +16,12 @@ pub mod error;
 pub mod event;
 pub mod identity;
 pub mod lease;
+pub mod lint;
 mod list;
 pub mod node;
 pub mod pod;
 pub mod slice;
+pub mod status;
 pub mod watch;
 pub mod wire;
 

@@ -14,6 +14,33 @@ pub const CLUSTER: &str = "k8s:io.cilium.k8s.policy.cluster";
 /// Key of the service account.
 pub const SERVICE_ACCOUNT: &str = "k8s:io.cilium.k8s.policy.serviceaccount";
 
+/// Prefix of the keys that only the control plane sets.
+pub const OWN_PREFIX: &str = "io.cilium.k8s.";
+/// Keys that are kept although an exclusion matches.
+const INCLUDED: &[&str] = &["app.kubernetes.io"];
+/// Keys that start like this are left out.
+const EXCLUDED: &[&str] = &[
+    OWN_PREFIX,
+    "io.kubernetes",
+    "k8s.io",
+    "pod-template-generation",
+    "pod-template-hash",
+    "controller-revision-hash",
+    "annotation",
+    "controller-uid",
+    "etcd_node",
+];
+/// Keys that contain this are left out.
+const EXCLUDED_FAMILY: &str = "kubernetes.io";
+
+/// Whether the pod label `key` (without source) is no part of identities: it differs from replica to replica, or tools
+/// write it for themselves.
+#[must_use]
+pub fn is_excluded(key: &str) -> bool {
+    !INCLUDED.iter().any(|prefix| key.starts_with(prefix))
+        && (key.contains(EXCLUDED_FAMILY) || EXCLUDED.iter().any(|prefix| key.starts_with(prefix)))
+}
+
 /// Security-relevant labels, `source:key` -> value, sorted.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
+use weft_k8s::convert::Settings;
 use weft_k8s::watch;
-use weft_model::intent::{Change, ObjectName, Source};
+use weft_model::intent::{Change, ObjectName, PolicyKind, Source};
 
 const PODS: &str = "api/v1/pods";
 const NAMESPACES: &str = "api/v1/namespaces";
@@ -31,7 +32,7 @@ impl Drop for Reader {
 impl Reader {
     fn start(fake: &Fake) -> Self {
         let stop = CancellationToken::new();
-        Self { changes: watch::start(fake.client(), "node-1", stop.clone()), seen: Vec::new(), stop }
+        Self { changes: watch::start(&fake.client(), "node-1", Settings::EVERYTHING, &stop), seen: Vec::new(), stop }
     }
 
     /// Reads until `last` was told.
@@ -49,9 +50,18 @@ impl Reader {
     }
 
     async fn synced(&mut self) {
-        for source in
-            [Source::Pods, Source::Namespaces, Source::Policies, Source::Identities, Source::Slices, Source::Nodes]
-        {
+        let policies = PolicyKind::ALL.map(Source::Policies);
+        let others = [
+            Source::Pods,
+            Source::Namespaces,
+            Source::CidrGroups,
+            Source::Services,
+            Source::Backends,
+            Source::Identities,
+            Source::Slices,
+            Source::Nodes,
+        ];
+        for source in policies.into_iter().chain(others) {
             self.until("synced", |change| *change == Change::Synced(source)).await;
         }
     }
@@ -274,4 +284,52 @@ async fn the_watches_end_with_stop_and_with_the_reader() {
     reader.stop.cancel();
     let end = async { while reader.changes.recv().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(5), end).await.expect("the channel closes");
+}
+
+#[tokio::test]
+async fn a_kind_that_the_server_does_not_know_yet_is_empty_until_it_does() {
+    const CILIUM: &str = "apis/cilium.io/v2/ciliumnetworkpolicies";
+    const GROUPS: &str = "apis/cilium.io/v2/ciliumcidrgroups";
+    let fake = Fake::new();
+    fake.set_known(CILIUM, false);
+    fake.set_known(GROUPS, false);
+    let mut reader = Reader::start(&fake);
+    reader.synced().await;
+    let spec = json!({"endpointSelector": {}, "ingress": [{}]});
+    fake.put(CILIUM, json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}));
+    fake.put(GROUPS, json!({"metadata": {"name": "g"}, "spec": {"externalCIDRs": ["10.0.0.0/8"]}}));
+    fake.set_known(CILIUM, true);
+    fake.set_known(GROUPS, true);
+    reader.until("the policy", |change| matches!(change, Change::Policy(policy) if policy.specs.len() == 1)).await;
+    reader.until("the group", |change| matches!(change, Change::CidrGroup(group) if group.name == "g")).await;
+    let synced = reader.seen.iter().filter(|change| **change == Change::Synced(Source::CidrGroups)).count();
+    assert_eq!(synced, 1);
+    // A server that forgets the kind for a moment takes nothing away.
+    fake.set_known(CILIUM, false);
+    fake.compact(|_| {});
+    let before = fake.lists();
+    fake.until("asked again", |fake| fake.lists() > before + 12).await;
+    fake.set_known(CILIUM, true);
+    let told = reader.barrier(&fake, 1).await;
+    assert!(!told.iter().any(|change| matches!(change, Change::PolicyGone(_))), "{told:#?}");
+}
+
+#[tokio::test]
+async fn services_and_what_is_behind_them() {
+    const SERVICES: &str = "api/v1/services";
+    const BACKENDS: &str = "apis/discovery.k8s.io/v1/endpointslices";
+    let fake = Fake::new();
+    let slice = |label: &str| {
+        json!({"metadata": {"name": "s-1", "namespace": "n", "labels": {label: "s"}}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"]}]})
+    };
+    fake.put(SERVICES, json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"selector": {"a": "b"}}}));
+    fake.put(BACKENDS, slice("kubernetes.io/service-name"));
+    let mut reader = Reader::start(&fake);
+    reader.until("the Service", |c| matches!(c, Change::Service(s) if s.name == name_of("s"))).await;
+    reader.until("its addresses", |c| matches!(c, Change::Backends(b) if b.service == name_of("s"))).await;
+    fake.put(BACKENDS, slice("nobody"));
+    reader.until("no longer its addresses", |c| *c == Change::BackendsGone(name_of("s-1"))).await;
+    fake.remove(SERVICES, "n", "s");
+    reader.until("gone", |c| *c == Change::ServiceGone(name_of("s"))).await;
 }

@@ -237,7 +237,7 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     let stop = CancellationToken::new();
     let taint = json!([{"key": node::NOT_READY_TAINT, "effect": "NoSchedule"}]);
     fake.put(NODES, json!({"metadata": {"name": "node-1"}, "spec": {"taints": taint}}));
-    let mut changes = weft_k8s::watch::start(client.clone(), "node-1", stop.clone());
+    let mut changes = weft_k8s::watch::start(&client, "node-1", weft_k8s::convert::Settings::EVERYTHING, &stop);
     let writer = Writer::start(client.clone(), "node-1", stop.clone());
     announced(&writer, writer.set(endpoints(1, 300))).await;
     announced(&writer, writer.set(endpoints(1, 301))).await;
@@ -277,11 +277,11 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
     warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
     let mut watched = 0;
-    while watched < 6 {
+    while watched < 12 {
         let batch = changes.recv().await.expect("told");
         watched += batch.iter().filter(|change| matches!(change, weft_model::intent::Change::Synced(_))).count();
     }
-    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 6).await;
+    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 12).await;
     assert_eq!(fake.asked(), Fake::granted("weft-agent"));
     stop.cancel();
 }

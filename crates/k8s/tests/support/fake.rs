@@ -35,6 +35,8 @@ struct State {
     epoch: u64,
     /// Codes with which the next requests are refused.
     refusals: VecDeque<u16>,
+    /// Collections that the server does not know.
+    unknown: BTreeSet<String>,
     /// Every event is sent twice.
     duplicate: bool,
     /// `VERB path` of all successful writes.
@@ -131,6 +133,16 @@ impl Fake {
         self.lock().refusals.extend(codes);
     }
 
+    /// Whether the server knows a collection; it does, unless told.
+    pub fn set_known(&self, collection: &str, known: bool) {
+        let mut state = self.lock();
+        if known {
+            state.unknown.remove(collection)
+        } else {
+            state.unknown.insert(collection.to_owned())
+        };
+    }
+
     pub fn duplicate(&self) {
         self.lock().duplicate = true;
     }
@@ -193,6 +205,11 @@ impl Fake {
         self.lock().asked.insert(asked(&head.method, &plural, &name, &sub, watching));
         if let Some(code) = self.lock().refusals.pop_front() {
             return status(code, "Injected", "refused by the test");
+        }
+        if self.lock().unknown.contains(&plural) {
+            self.lock().lists += 1;
+            self.tick();
+            return status(404, "NotFound", "the server could not find the requested resource");
         }
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
