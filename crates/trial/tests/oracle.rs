@@ -19,5 +19,5 @@ fn compiled_policies_agree_with_the_documents() {
     // A test in which nearly everything passes or drops, or no rule has a say, shows little.
     let percent = tally.allowed * 100 / tally.decisions;
     assert!((25..=75).contains(&percent), "{percent} % allowed");
-    assert!(tally.by_rule * 100 / tally.decisions >= 25, "{} of {} by rules", tally.by_rule, tally.decisions);
+    assert!(tally.by_rule * 100 / tally.decisions >= 15, "{} of {} by rules", tally.by_rule, tally.decisions);
 }
