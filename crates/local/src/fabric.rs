@@ -128,7 +128,11 @@ fn link(fabric: &str, name: &str, other: &str, addresses: &[IpAddr], gateways: &
         netlink.set_up(NODE_LINK)
     })?;
     netns::within(&netns::path(fabric), || {
-        sysctl(&format!("ipv4/conf/{name}/rp_filter"), "1");
+        // The routing rules say who may send from which link, for both families: a second look at IPv4's sources would
+        // only be slower.
+        for part in ["all", "default", name] {
+            sysctl(&format!("ipv4/conf/{part}/rp_filter"), "0");
+        }
         let mut netlink = Netlink::open()?;
         for gateway in gateways {
             netlink.add_address(name, IpNet::from(*gateway))?;
