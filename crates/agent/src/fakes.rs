@@ -18,7 +18,7 @@ use weft_model::desired::{
     CompiledPolicy, Dataplane, DataplaneError, Endpoint, Host, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched,
 };
 use weft_model::id::{Identity, PeerClass, PolicyId};
-use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, Source};
+use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod};
 use weft_model::label::LabelSet;
 
 /// What the kernel holds.

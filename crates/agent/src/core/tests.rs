@@ -7,9 +7,10 @@ use weft_api::cni::Attachment;
 use weft_control::identity::NumberOf;
 use weft_model::id::{EndpointId, Identity, PolicyId};
 use weft_model::intent::{
-    Change, EndpointSlice, IdentityLabels, ObjectName, Pod, Policy, RemoteEndpoint, Rule, Source,
+    Change, EndpointSelector, EndpointSlice, IdentityLabels, ObjectName, Pod, Policy, PolicyKind, PolicyName,
+    RemoteEndpoint, Rule, RuleAction, Source, Spec, Subject, Tier,
 };
-use weft_model::selector::{Requirement, Selector};
+use weft_model::selector::Requirement;
 
 fn synced_core(world: &World, dir: &Path) -> Core {
     let mut core = core(world, dir);
@@ -41,20 +42,33 @@ fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId {
 }
 
 fn policy(text: &str, version: &str, app: &str, peer: &str) -> Policy {
-    let select =
-        |value: &str| Selector { requirements: vec![Requirement::In("app".into(), [value.to_owned()].into())] };
+    let select = |value: &str| EndpointSelector {
+        namespace: Some(name(text).namespace),
+        requirements: vec![Requirement::In("k8s:app".into(), [value.to_owned()].into())],
+    };
     Policy {
-        kind: "NetworkPolicy",
-        name: name(text),
+        name: policy_name(text),
         uid: format!("uid-{text}"),
         resource_version: version.into(),
-        pod_selector: select(app),
-        ingress: Some(vec![Rule {
-            peers: Some(vec![weft_model::intent::Peer::Pods { namespaces: None, pods: select(peer) }]),
-            ports: None,
-        }]),
-        egress: None,
+        specs: vec![Spec {
+            subject: Subject::Endpoints(select(app)),
+            tier: Tier::Normal,
+            isolates_ingress: true,
+            isolates_egress: false,
+            ingress: vec![Rule {
+                place: "ingress[0]".into(),
+                action: RuleAction::Allow,
+                peers: Some(vec![weft_model::intent::Peer::Endpoints(select(peer))]),
+                ports: None,
+            }],
+            egress: Vec::new(),
+            log: None,
+        }],
     }
+}
+
+fn policy_name(text: &str) -> PolicyName {
+    PolicyName { kind: PolicyKind::NetworkPolicy, object: name(text) }
 }
 
 /// Gives every label set that waits a number.
@@ -81,14 +95,14 @@ fn a_policy_is_there_before_the_endpoint_uses_it_and_gone_after() {
     let log = world.take_log();
     assert!(position(&log, "put_policy") < position(&log, "put_endpoint"));
     assert!(position(&log, "put_endpoint") < position(&log, "bump"));
-    assert_eq!(core.policy_in_force(&name("shop/allow")).as_deref(), Some("5"));
+    assert_eq!(core.policy_in_force(&policy_name("shop/allow")).as_deref(), Some("5"));
     assert_ne!(world.held().endpoints.values().next().expect("there").ingress, PolicyId::OPEN);
-    core.apply(vec![Change::PolicyGone(name("shop/allow"))]);
-    assert!(!core.policy_is_gone(&name("shop/allow")));
+    core.apply(vec![Change::PolicyGone(policy_name("shop/allow"))]);
+    assert!(!core.policy_is_gone(&policy_name("shop/allow")));
     core.flush();
     let log = world.take_log();
     assert!(position(&log, "bump") < position(&log, "remove_policy"));
-    assert!(core.policy_is_gone(&name("shop/allow")));
+    assert!(core.policy_is_gone(&policy_name("shop/allow")));
     assert!(world.held().policies.is_empty());
 }
 
@@ -102,14 +116,14 @@ fn an_invalid_version_leaves_the_one_before_in_force() {
     world.take_log();
     let problem = "spec.ingress[0].ports[0].port: expected 1 to 65535, found 70000".to_owned();
     core.apply(vec![Change::PolicyInvalid {
-        name: name("shop/allow"),
+        name: policy_name("shop/allow"),
         resource_version: "6".into(),
         problem: problem.clone(),
     }]);
     core.flush();
     assert!(world.take_log().is_empty());
-    assert_eq!(core.policy_in_force(&name("shop/allow")).as_deref(), Some("5"));
-    assert_eq!(core.policy_problem(&name("shop/allow"), "6"), Some(problem.clone()));
+    assert_eq!(core.policy_in_force(&policy_name("shop/allow")).as_deref(), Some("5"));
+    assert_eq!(core.policy_problem(&policy_name("shop/allow"), "6"), Some(problem.clone()));
     assert!(core.status().problems.iter().any(|text| text.contains(&problem) && text.contains("before is in force")));
     core.apply(vec![Change::Policy(policy("shop/allow", "7", "web", "client"))]);
     core.flush();
@@ -208,7 +222,7 @@ fn a_failed_write_is_tried_again_and_seen_meanwhile() {
     let status = core.status();
     assert!(status.revision_in_force < status.revision);
     assert!(status.problems.iter().any(|text| text.contains("put_policy")), "{:?}", status.problems);
-    assert_eq!(core.policy_in_force(&name("shop/allow")), None);
+    assert_eq!(core.policy_in_force(&policy_name("shop/allow")), None);
     // Meanwhile another pod comes; addresses and endpoints do not wait for the policy that failed.
     core.apply(vec![slice("one", &[remote("u7", 300, "10.244.2.7")])]);
     core.flush();
@@ -219,7 +233,7 @@ fn a_failed_write_is_tried_again_and_seen_meanwhile() {
     let status = core.status();
     assert_eq!(status.revision_in_force, status.revision);
     assert!(status.problems.is_empty(), "{:?}", status.problems);
-    assert_eq!(core.policy_in_force(&name("shop/allow")).as_deref(), Some("5"));
+    assert_eq!(core.policy_in_force(&policy_name("shop/allow")).as_deref(), Some("5"));
     assert_ne!(world.held().endpoints.values().next().expect("there").ingress, PolicyId::OPEN);
 }
 
@@ -265,7 +279,12 @@ fn nothing_is_removed_before_every_source_is_complete() {
     assert_eq!(world.held().endpoints, before);
     news(
         &mut second,
-        vec![Change::Policy(policy("shop/allow", "5", "web", "client")), Change::Synced(Source::Policies)],
+        [Source::CidrGroups, Source::Services, Source::Backends]
+            .into_iter()
+            .chain(PolicyKind::ALL.map(Source::Policies))
+            .map(Change::Synced)
+            .chain([Change::Policy(policy("shop/allow", "5", "web", "client"))])
+            .collect(),
     );
     // Now what the slices no longer have is gone, and the endpoint is as it was.
     assert!(!world.held().ipcache.contains_key(&ip("10.244.2.7")));

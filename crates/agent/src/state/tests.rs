@@ -22,6 +22,7 @@ fn record(id: u16) -> EndpointRecord {
         pod_mac: [2, 0, 0, 0, 0, 1],
         host_mac: [2, 0, 0, 0, 0, 2],
         mtu: 1500,
+        audit: false,
     }
 }
 
