@@ -240,3 +240,60 @@ async fn custom_kinds_are_judged_pruned_and_given_defaults() {
     }
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_of_the_custom_kinds_are_served_with_their_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    for text in [
+        include_str!("../../../deploy/crds/ciliumnetworkpolicies.yaml"),
+        include_str!("../../../deploy/crds/ciliumclusterwidenetworkpolicies.yaml"),
+        include_str!("../../../deploy/crds/ciliumcidrgroups.yaml"),
+        include_str!("../../../deploy/crds/clusternetworkpolicies.yaml"),
+    ] {
+        let definition: Value = serde_saphyr::from_str(text).unwrap();
+        server.client.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await.unwrap();
+    }
+    let policies = "/apis/cilium.io/v2/namespaces/default/ciliumnetworkpolicies";
+    let policy = |rule: Value| {
+        json!({"metadata": {"name": "p"}, "spec": {"endpointSelector": {}, "egress": [rule]},
+            "status": {"conditions": [{"type": "Valid", "status": "True"}]}})
+    };
+    let ports = |port: Value| policy(json!({"toPorts": [{"ports": [port]}]}));
+    for (object, field) in [
+        (ports(json!({"port": 80})), "spec.egress[0].toPorts[0].ports[0].port"),
+        (ports(json!({"port": "80", "protocol": "tcp"})), "spec.egress[0].toPorts[0].ports[0].protocol"),
+        (ports(json!({"port": "80", "endPort": 65536})), "spec.egress[0].toPorts[0].ports[0].endPort"),
+        (policy(json!({"toEntities": ["nobody"]})), "spec.egress[0].toEntities[0]"),
+        (policy(json!({"icmps": [{"fields": vec![json!({"type": 8}); 41]}]})), "spec.egress[0].icmps[0].fields"),
+        (policy(json!({"icmps": [{"fields": [{"family": "IPv4"}]}]})), "spec.egress[0].icmps[0].fields[0].type"),
+    ] {
+        let (code, _, message) = server.refused(policies, object).await;
+        assert_eq!(code, 422, "{message}");
+        assert!(message.contains(field), "{message}");
+    }
+    let slip = policy(json!({"toEndpoint": []}));
+    let (code, _, message) = server.refused(&format!("{policies}?fieldValidation=Strict"), slip).await;
+    assert!(code == 400 && message.contains("spec.egress[0].toEndpoint"), "{code} {message}");
+    // What is not supported yet is kept as it was written, for the agents to refuse and say so.
+    let rule = json!({"toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}],
+        "rules": {"http": [{"path": "/a", "headers": ["X: y"]}]}}], "toFQDNs": [{"matchName": "a.example"}]});
+    let made = server.client.create(policies, &policy(rule.clone())).await.unwrap();
+    assert_eq!(made["spec"]["egress"][0], rule);
+    assert!(made["status"].is_null(), "the status is a subresource");
+    let status = json!({"status": {"conditions": [{"type": "Valid", "status": "False", "message": "why"}]}});
+    let told = server.client.merge(&format!("{policies}/p/status"), &status).await.unwrap();
+    assert_eq!(told["status"]["conditions"][0]["message"], "why");
+    assert_eq!(told["metadata"]["generation"], made["metadata"]["generation"]);
+
+    let group = json!({"metadata": {"name": "g"}, "spec": {"externalCIDRs": ["10.0.0.0/8"]}});
+    server.client.create("/apis/cilium.io/v2alpha1/ciliumcidrgroups", &group).await.unwrap();
+    let read = server.client.get("/apis/cilium.io/v2/ciliumcidrgroups/g").await.unwrap();
+    assert_eq!(read["apiVersion"], "cilium.io/v2");
+    let tiered = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
+    let object = json!({"metadata": {"name": "t"}, "spec": {"tier": "Admin", "priority": 1001,
+        "subject": {"namespaces": {}}, "egress": [{"action": "Deny", "to": [{"namespaces": {}, "pods": {}}]}]}});
+    let (code, _, message) = server.refused(tiered, object).await;
+    assert!(code == 422 && message.contains("spec.priority") && message.contains("spec.egress[0].to[0]"), "{message}");
+    server.end().await;
+}

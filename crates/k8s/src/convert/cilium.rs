@@ -178,11 +178,11 @@ fn rule(
     place: Arc<str>,
 ) -> Read<Rule> {
     let map = any_object(path, value)?;
-    known_fields(path, map, direction, action)?;
+    let known = known_fields(path, map, direction, action);
     let peers = peers::peers(scope, path, map, direction);
     let ports = ports::ports(scope, path, map, direction, action);
     let icmps = icmp::ports(path, map);
-    let (mut peers, (ports, icmps)) = both(peers, both(ports, icmps))?;
+    let ((), (mut peers, (ports, icmps))) = both(known, both(peers, both(ports, icmps)))?;
     let ports = match (ports, icmps) {
         (Some(_), Some(_)) => {
             return Path::Field(&path, "icmps").fail("cannot stand beside toPorts, expected an element of its own");

@@ -1,7 +1,7 @@
 //! `toPorts`, as far as no proxy is needed.
 
 use super::super::address::is_port_name;
-use super::super::field::{Path, Read, any_object, each, get, kind, list, number, object, short_list, string};
+use super::super::field::{Path, Read, any_object, both, each, get, kind, list, number, object, short_list, string};
 use super::super::{Problem, Problems};
 use super::{Direction, NOT_YET, Scope};
 use serde_json::{Map, Value};
@@ -31,12 +31,12 @@ pub(super) fn ports(
     let Some(items) = list(path, map, "toPorts")?.filter(|items| !items.is_empty()) else { return Ok(None) };
     let lists = each(Path::Field(&path, "toPorts"), items, |path, value| {
         let map = any_object(path, value)?;
-        known_fields(path, map, direction, action)?;
         let at = Path::Field(&path, "ports");
-        match short_list(path, map, "ports", PORTS_MAX)? {
+        let ports = short_list(path, map, "ports", PORTS_MAX).and_then(|ports| match ports {
             Some(ports) if !ports.is_empty() => each(at, ports, |path, value| port(scope, path, value)),
             _ => at.fail("expected at least one port"),
-        }
+        });
+        both(known_fields(path, map, direction, action), ports).map(|((), ports)| ports)
     })?;
     Ok(Some(lists.into_iter().flatten().flatten().collect()))
 }
