@@ -89,6 +89,7 @@ impl Engine {
     fn move_peers(&mut self, plan: &mut Plan) {
         let mut known: HashMap<(PeerClass, PeerClass, bool), Step> = HashMap::default();
         let is_restart = !self.stale.is_empty();
+        let new: BTreeSet<PolicyId> = plan.put.iter().map(|(id, _)| *id).collect();
         for row in self.peers.take_moves() {
             let Move { peer, from, to, is_gone } = row;
             let is_prefix = peer.is_cidr();
@@ -96,7 +97,7 @@ impl Engine {
                 plan.del_peers.push(peer);
                 continue;
             }
-            let step = known.entry((from, to, is_prefix)).or_insert_with(|| self.judge(from, to, is_prefix));
+            let step = known.entry((from, to, is_prefix)).or_insert_with(|| self.judge(from, to, is_prefix, &new));
             plan.touched.extend(&step.touched);
             if to == PeerClass(0) {
                 plan.narrow.push((peer, None));
@@ -108,7 +109,8 @@ impl Engine {
         }
     }
 
-    fn judge(&self, from: PeerClass, to: PeerClass, is_prefix: bool) -> Step {
+    /// Policies that are new do not count: they are made for what peers shall be, and nobody has them yet.
+    fn judge(&self, from: PeerClass, to: PeerClass, is_prefix: bool, new: &BTreeSet<PolicyId>) -> Step {
         let mut users: BTreeSet<PolicyId> = BTreeSet::new();
         for class in [from, to].into_iter().filter_map(|number| self.peers.classes().numbered(number)) {
             users.extend(self.peers.users_of(class));
@@ -117,7 +119,7 @@ impl Engine {
             users.extend(&self.with_rest);
         }
         let mut step = Step { grows: true, touched: BTreeSet::new() };
-        for row in users.iter().filter_map(|id| self.resolved.get(id)).filter(|row| !row.users.is_empty()) {
+        for row in users.difference(new).filter_map(|id| self.resolved.get(id)) {
             let (grows, _) = row.compare(from, to, is_prefix);
             step.grows &= grows;
             if !grows {

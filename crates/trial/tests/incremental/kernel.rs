@@ -3,37 +3,47 @@
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use weft_control::oracle::{Packet, World, feed};
+use weft_control::policy::lookup::{lookup, passes};
 use weft_control::policy::{Direction, EndpointPolicy, Plan};
 use weft_model::desired::{CompiledPolicy, PolicyPatch, PortPrefix, Verdict};
-use weft_model::id::{ClassId, EndpointId, Identity, PolicyId};
+use weft_model::id::{ClassId, EndpointId, Identity, PeerClass, PolicyId};
+use weft_oracle::{End, Packet, World};
+use weft_trial::feed;
 
 /// One write.
 #[derive(Debug)]
 pub enum Step {
     Put(PolicyId, CompiledPolicy),
     PutEntry(PolicyId, (ClassId, PortPrefix), Verdict),
-    PutPeer(PolicyId, Identity, ClassId),
-    DelPeer(PolicyId, Identity),
+    PutClass(PolicyId, PeerClass, ClassId),
+    DelClass(PolicyId, PeerClass),
     DelEntry(PolicyId, (ClassId, PortPrefix)),
+    PutPeer(Identity, PeerClass),
+    DelPeer(Identity),
     AddCidr(IpNet, Identity),
     DelCidr(IpNet),
     Switch(EndpointPolicy),
-    Ipcache(BTreeMap<IpAddr, Identity>),
+    Ipcache(BTreeMap<usize, Identity>),
     Remove(PolicyId),
 }
 
 impl Step {
     /// The writes of a plan, in order. Addresses point to their new identities after the endpoints were switched.
-    pub fn of(plan: Plan, addresses: BTreeMap<IpAddr, Identity>) -> Vec<Self> {
+    pub fn of(plan: Plan, addresses: BTreeMap<usize, Identity>) -> Vec<Self> {
+        let peer = |(peer, class): (Identity, Option<PeerClass>)| match class {
+            Some(class) => Self::PutPeer(peer, class),
+            None => Self::DelPeer(peer),
+        };
         let mut steps = Vec::new();
         steps.extend(plan.put.into_iter().map(|(id, policy)| Self::Put(id, (*policy).clone())));
         steps.extend(plan.patch.into_iter().flat_map(|(id, patch)| Self::of_patch(id, patch)));
+        steps.extend(plan.put_peers.into_iter().map(|(peer, class)| Self::PutPeer(peer, class)));
         steps.extend(plan.add_cidrs.into_iter().map(|(net, number)| Self::AddCidr(net, number)));
         steps.extend(plan.switch.into_iter().map(Self::Switch));
         steps.push(Self::Ipcache(addresses));
-        steps.extend(plan.narrow.into_iter().flat_map(|(id, patch)| Self::of_patch(id, patch)));
+        steps.extend(plan.narrow.into_iter().map(peer));
         steps.extend(plan.remove_cidrs.into_iter().map(Self::DelCidr));
+        steps.extend(plan.del_peers.into_iter().map(Self::DelPeer));
         steps.extend(plan.late_patch.into_iter().flat_map(|(id, patch)| Self::of_patch(id, patch)));
         steps.extend(plan.remove.into_iter().map(Self::Remove));
         steps
@@ -42,8 +52,8 @@ impl Step {
     fn of_patch(id: PolicyId, patch: PolicyPatch) -> Vec<Self> {
         let mut steps = Vec::new();
         steps.extend(patch.put_entries.into_iter().map(|(key, verdict)| Self::PutEntry(id, key, verdict)));
-        steps.extend(patch.put_peers.into_iter().map(|(peer, class)| Self::PutPeer(id, peer, class)));
-        steps.extend(patch.del_peers.into_iter().map(|peer| Self::DelPeer(id, peer)));
+        steps.extend(patch.put_classes.into_iter().map(|(class, content)| Self::PutClass(id, class, content)));
+        steps.extend(patch.del_classes.into_iter().map(|class| Self::DelClass(id, class)));
         steps.extend(patch.del_entries.into_iter().map(|key| Self::DelEntry(id, key)));
         steps
     }
@@ -53,9 +63,11 @@ impl Step {
 #[derive(Default)]
 pub struct Kernel {
     pub policies: BTreeMap<PolicyId, CompiledPolicy>,
+    pub peers: BTreeMap<Identity, PeerClass>,
     pub cidrs: BTreeMap<IpNet, Identity>,
     pub endpoints: BTreeMap<EndpointId, EndpointPolicy>,
-    ipcache: BTreeMap<IpAddr, Identity>,
+    /// By pod.
+    ipcache: BTreeMap<usize, Identity>,
 }
 
 impl Kernel {
@@ -71,15 +83,25 @@ impl Kernel {
             Step::PutEntry(id, key, verdict) => {
                 assert!(self.policy(*id).entries.insert(*key, *verdict).is_none(), "{key:?} means two things");
             }
-            Step::PutPeer(id, peer, class) => {
-                self.policy(*id).peers.insert(*peer, *class);
+            Step::PutClass(id, class, content) => {
+                let before = self.policy(*id).classes.insert(*class, *content);
+                assert!(before.is_none_or(|before| before == *content), "{class:?} means two things");
             }
-            Step::DelPeer(id, peer) => {
-                assert!(self.policy(*id).peers.remove(peer).is_some(), "{peer:?} was not there");
+            Step::DelClass(id, class) => {
+                assert!(!self.peers.values().any(|used| used == class), "{class:?} is in use");
+                assert!(self.policy(*id).classes.remove(class).is_some(), "{class:?} was not there");
             }
             Step::DelEntry(id, key) => {
-                assert!(!self.policy(*id).peers.values().any(|class| *class == key.0), "{key:?} is in use");
-                assert!(self.policy(*id).entries.remove(key).is_some(), "{key:?} was not there");
+                let policy = self.policy(*id);
+                let mut used = policy.classes.values().chain([&policy.rest]);
+                assert!(!used.any(|class| *class == key.0 || class.admin() == key.0), "{key:?} is in use");
+                assert!(policy.entries.remove(key).is_some(), "{key:?} was not there");
+            }
+            Step::PutPeer(peer, class) => {
+                self.peers.insert(*peer, *class);
+            }
+            Step::DelPeer(peer) => {
+                assert!(self.peers.remove(peer).is_some(), "{peer:?} was not there");
             }
             Step::AddCidr(net, number) => {
                 assert!(self.cidrs.insert(*net, *number).is_none(), "{net} was there already");
@@ -118,22 +140,34 @@ impl Kernel {
         holding.max_by_key(|(net, _)| mapped(net).prefix_len()).map(|(_, number)| *number)
     }
 
-    /// Whether the pod at one end lets the packet pass.
+    /// Whether the subject at one end lets the packet pass. Only for packets about which policies are asked.
     pub fn allows(&self, world: &World, node: usize, packet: &Packet, direction: Direction) -> bool {
-        let (subject, other) = feed::sides(packet, direction);
-        let address = world.address(subject, packet.v6).expect("packets have two addresses");
-        let weft_control::oracle::End::Pod(n) = subject else { unreachable!("{address} is no pod") };
-        let endpoint = &self.endpoints[&feed::endpoint_id(n)];
-        let address = world.address(other, packet.v6).expect("packets have two addresses");
-        let identity = match self.ipcache.get(&address) {
-            Some(identity) => *identity,
-            None => feed::peer(world, node, other, packet.v6, &BTreeMap::new()).expect("it has an address").0,
-        };
+        let (subject, other) = sides(packet, direction);
+        let id = world.pod(subject).map_or(EndpointId::HOST, feed::endpoint_id);
+        let endpoint = &self.endpoints[&id];
+        let mut known = self.ipcache.clone();
+        if let End::Pod(n) = other {
+            known.entry(n).or_insert(Identity::UNKNOWN);
+        }
+        let (identity, address) = feed::peer(world, node, other, packet.v6, &known).expect("it has an address");
         let id = match direction {
             Direction::Ingress => endpoint.ingress,
             Direction::Egress => endpoint.egress,
         };
-        let policy = (id != PolicyId::OPEN).then(|| &self.policies[&id]);
-        endpoint.blocked.is_none() && feed::decide(direction, policy, identity, self.prefix(address), packet)
+        if endpoint.blocked.is_some() || id == PolicyId::OPEN {
+            return endpoint.blocked.is_none();
+        }
+        let policy = &self.policies[&id];
+        let class = |peer: Identity| self.peers.get(&peer).copied();
+        let prefix = self.prefix(address).and_then(|base| class(base.in_scope(identity.scope())));
+        passes(policy, lookup(policy, class(identity), prefix, packet.protocol, packet.port))
+    }
+}
+
+/// The subject and the other end.
+pub fn sides(packet: &Packet, direction: Direction) -> (End, End) {
+    match direction {
+        Direction::Ingress => (packet.to, packet.from),
+        Direction::Egress => (packet.from, packet.to),
     }
 }
