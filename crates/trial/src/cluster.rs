@@ -3,13 +3,14 @@
 use crate::feed::{self, News, Numbers, View};
 use std::collections::BTreeMap;
 use weft_control::expand::Expander;
+use weft_control::explain::Party;
 use weft_control::policy::{Change, Direction, Engine, Limits};
 use weft_model::desired::{Action, Verdict};
 use weft_model::id::{EndpointId, Identity, PolicyId};
 use weft_oracle::{End, Packet, Random, World};
 
 /// The agent of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Agent {
     node: usize,
     view: View,
@@ -83,6 +84,17 @@ impl Agent {
         let mut changes = self.expander.take();
         changes.append(&mut direct);
         changes
+    }
+
+    /// An end of a packet, as this node would ask about it.
+    #[must_use]
+    pub fn party(&self, world: &World, identities: &BTreeMap<usize, Identity>, end: End, v6: bool) -> Option<Party> {
+        let (identity, address) = feed::peer(world, self.node, end, v6, identities)?;
+        let endpoint = match world.pod(end) {
+            Some(n) => Some(feed::endpoint_id(n)).filter(|_| world.pods[n].node == self.node),
+            None => Some(EndpointId::HOST).filter(|_| world.node(end) == Some(self.node)),
+        };
+        Some(Party { endpoint, identity, address })
     }
 
     /// What this node decides about the packet at one of its ends, as the kernel programs do.

@@ -133,9 +133,9 @@ fn check(
     None
 }
 
-/// Whether an engine that hears of `before` and then of `world` differs from the oracle about the packet.
+/// What differs between the oracle and an engine that hears of `before` and then of `world`, about the packet.
 fn differs(before: Option<&World>, world: &World, packet: &Packet) -> Option<String> {
-    for order in 0..3 {
+    let differs_in = |order: u64| {
         let mut random = Random::new(order);
         let (mut agent, mut numbers) = (Agent::new(NODE), Numbers::default());
         if let Some(before) = before {
@@ -143,15 +143,13 @@ fn differs(before: Option<&World>, world: &World, packet: &Packet) -> Option<Str
         }
         agent.hear_bit_by_bit(world, &mut numbers, &mut random);
         let (judge, identities) = (Judge::new(world), numbers.identities(world));
-        for direction in DIRECTIONS {
-            let tally = &mut Tally::default();
-            let text = difference(&agent, &judge, world, &identities, packet, direction, tally);
-            if text.is_some() {
-                return text;
-            }
-        }
-    }
-    None
+        let tally = &mut Tally::default();
+        DIRECTIONS.iter().find_map(|way| difference(&agent, &judge, world, &identities, packet, *way, tally))
+    };
+    (0..3).find_map(|order| {
+        let caught = catch_unwind(AssertUnwindSafe(|| differs_in(order)));
+        caught.unwrap_or_else(|_| Some("the engine panics".to_owned()))
+    })
 }
 
 /// The same in the smallest world that shows it.
@@ -193,8 +191,10 @@ pub fn seed(seed: u64) -> Result<Tally, Difference> {
         Ok(Ok(tally)) => Ok(tally),
         Ok(Err((packet, text))) => Err(Difference { seed, text: explain(&history, packet, &text) }),
         Err(_) => {
-            let world = history.last().map(|world| Shown(world).to_string()).unwrap_or_default();
-            Err(Difference { seed, text: format!("a panic, see above\n{world}") })
+            // Any packet will do.
+            let node = End::Node(NODE);
+            let packet = Packet { from: node, to: node, v6: false, protocol: 6, port: 80 };
+            Err(Difference { seed, text: explain(&history, packet, "the engine panics") })
         }
     }
 }
