@@ -36,6 +36,7 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry, l
         if reopened {
             s.entry.flags = if low == 1 { flow_flags::ORIGIN_LOW } else { 0 };
         } else {
+            s.known = u8::from(crate::track::fresh(old));
             s.entry.flags = old.flags;
             s.entry.source_identity = old.source_identity;
             s.entry.destination_identity = old.destination_identity;
@@ -335,7 +336,10 @@ fn audited(s: &mut Scratch, verdict: Result<(), DropReason>, flags: u16) -> Resu
     use DropReason::{PolicyDenied, PolicyDenyRule, UnknownSender};
     match verdict {
         Err(reason @ (PolicyDenied | PolicyDenyRule | UnknownSender)) if flags & endpoint_flags::AUDIT != 0 => {
-            notify::audited(s, reason as u32);
+            if s.known == 0 {
+                notify::audited(s, reason as u32);
+            }
+            s.audited = 1;
             // No rule allowed it.
             s.rule = 0;
             Ok(())

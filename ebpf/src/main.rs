@@ -63,6 +63,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.egress = u8::from(matches!(hook, Hook::FromPod | Hook::ToDevice));
     s.reply = 0;
     s.audited = 0;
+    s.known = 0;
     s.host = 0;
     s.source_identity = 0;
     s.destination_identity = 0;

@@ -64,7 +64,6 @@ pub fn silently(s: &mut Scratch, reason: DropReason) -> Result<(), DropReason> {
 #[inline(never)]
 pub fn audited(s: &mut Scratch, reason: u32) -> i32 {
     count(MetricKey::AUDITED, s.egress == 1, s.packet.length);
-    s.audited = 1;
     send(s, event_kind::POLICY_VERDICT, verdict::AUDIT, reason as u8)
 }
 

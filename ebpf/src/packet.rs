@@ -133,10 +133,13 @@ pub struct Scratch {
     /// 1: the direction of `policy` is egress.
     pub egress: u8,
     pub reply: u8,
-    /// 1: a policy in audit mode denies the packet, and that was reported.
+    /// 1: a policy in audit mode denies the packet.
     pub audited: u8,
+    /// 1: the connection was decided by policies that have not changed since; only the way back is looked for.
+    pub known: u8,
     /// 1: one end is the node itself, which is subject to policies.
     pub host: u8,
+    pub pad: [u8; 3],
     pub from: End,
     pub to: End,
     pub asked: Asked,

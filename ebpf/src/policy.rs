@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::maps::lpm_trie::Key;
 use weft_abi::{
-    CidrValue, DropReason, PRECEDENCE_ADMIN, PolicyClassKey, PolicyEntryKey, identity, policy_action, policy_flags,
+    CLASS_ADMIN, CidrValue, DropReason, PolicyClassKey, PolicyEntryKey, identity, policy_action, policy_flags,
 };
 
 use crate::icmp::judged_type;
@@ -41,18 +41,23 @@ pub fn judge(s: &mut Scratch) -> Result<(), DropReason> {
     };
     let search = &mut s.search;
     search.key.policy = policy;
-    search.shapes = if portless { info.shapes & ALL_PORTS } else { info.shapes };
+    let asked = if portless { ALL_PORTS } else { u32::MAX };
+    let (admin_shapes, shapes) = (info.admin_shapes & asked, info.shapes & asked);
     search.port = port;
     search.protocol = u32::from(s.packet.protocol);
-    // One by one: all at once is a loop over bytes.
-    (search.best.action, search.best.rule) = (0, 0);
-    (search.below.action, search.below.rule) = (0, 0);
-    search.any_peer = flags & policy_flags::ANY_PEER;
     search.by_identity = by_identity;
     search.by_prefix = by_prefix;
-    let said = search.any_peer | by_identity | by_prefix != 0;
-    search.run();
-    let best = if s.search.best.action == policy_action::PASS { s.search.below } else { s.search.best };
+    let any_peer = flags & policy_flags::ANY_PEER;
+    let said = any_peer | by_identity | by_prefix != 0;
+    (search.best.action, search.best.rule) = (0, 0);
+    if admin_shapes != 0 {
+        search.run(admin_shapes, CLASS_ADMIN, 1);
+    }
+    if !matches!(search.best.action, policy_action::ALLOW | policy_action::DENY) {
+        (search.best.action, search.best.rule) = (0, 0);
+        search.run(shapes, 0, any_peer);
+    }
+    let best = search.best;
     s.rule = best.rule;
     match best.action {
         policy_action::ALLOW => Ok(()),
@@ -76,45 +81,44 @@ struct Best {
     rule: u32,
 }
 
-/// Looking for the best entry, in the scratch memory: what of the packet counts, and the best so far, of all and of the tiers below the first.
+/// Looking for the best entry, in the scratch memory: what of the packet counts, and the best so far.
 #[repr(C)]
 pub struct Search {
     key: PolicyEntryKey,
     shapes: u32,
     port: u32,
     protocol: u32,
+    /// Bit of the tier's classes.
+    tier: u32,
     /// Which classes: not 0 if that of any peer has entries; the peer's, by its identity and by its address.
     any_peer: u32,
     by_identity: u32,
     by_prefix: u32,
     best: Best,
-    below: Best,
 }
 
 impl Search {
-    /// Looks into every shape that the policy uses. By callback: the verifier walks it once, not for every shape.
-    #[inline(always)]
-    fn run(&mut self) {
+    /// Looks into these shapes in a tier's classes. By callback: the verifier walks it once, not for every shape.
+    #[inline(never)]
+    fn run(&mut self, shapes: u32, tier: u32, any_peer: u32) -> i32 {
+        self.shapes = shapes;
+        self.tier = tier;
+        self.any_peer = any_peer;
         // The argument must lie on the stack.
         let mut this = core::ptr::from_mut(self);
         // SAFETY: a callback of the right shape and its argument, which outlives the call.
-        unsafe {
-            bpf_loop(SHAPES, shape as *mut c_void, (&raw mut this).cast(), 0);
-        }
+        unsafe { bpf_loop(SHAPES, shape as *mut c_void, (&raw mut this).cast(), 0) as i32 }
     }
 
     /// Looks at the entry of a class.
     #[inline(always)]
     fn probe(&mut self, class: u32) {
-        self.key.class = class;
+        self.key.class = class | self.tier;
         // SAFETY: copied at once; entries are replaced, never changed in place.
         let Some(value) = (unsafe { POLICY_ENTRIES.get(&self.key) }) else { return };
         let found = Best { precedence: value.precedence, action: value.action, rule: value.rule };
         if self.best.action == 0 || found.precedence > self.best.precedence {
             self.best = found;
-        }
-        if found.precedence < PRECEDENCE_ADMIN && (self.below.action == 0 || found.precedence > self.below.precedence) {
-            self.below = found;
         }
     }
 }

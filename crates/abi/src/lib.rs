@@ -25,7 +25,7 @@ pub use flow::{
     FlowEntry, FlowKey, FragmentKey, FragmentValue, MetricKey, MetricValue, Path, flow_flags, flow_kind, path_action,
 };
 pub use policy::{
-    PRECEDENCE_ADMIN, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, policy_action, policy_flags,
+    CLASS_ADMIN, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, policy_action, policy_flags,
     policy_shape,
 };
 

@@ -4,11 +4,13 @@
 //! A policy id stands for one direction. Peers are identities and, by their own numbers
 //! ([`crate::identity::CIDR_SCOPE`]), CIDR prefixes; what classes they are in is the same for all policies, so that a
 //! new peer is one write. Class 0 holds the rules for any peer and is always probed as well.
-//! Of all entries that match, the highest precedence is the verdict. [`policy_action::PASS`] leaves it to the highest one
-//! below [`PRECEDENCE_ADMIN`]. No entry is a drop, unless the policy says [`policy_flags::DEFAULT_ALLOW`].
+//! Of all entries that match, the highest precedence is the verdict. The administrator's first tier is asked before all
+//! others: its entries are under the same classes with [`CLASS_ADMIN`] set. Where it has none that matches, or the best is
+//! a [`policy_action::PASS`], the others decide. No entry is a drop, unless the policy says
+//! [`policy_flags::DEFAULT_ALLOW`].
 
-/// Precedences from here on are of the administrator's first tier.
-pub const PRECEDENCE_ADMIN: u32 = 0x8000_0000;
+/// Bit of the classes of the administrator's first tier.
+pub const CLASS_ADMIN: u32 = 0x8000_0000;
 
 /// Second step.
 #[repr(C)]
@@ -54,7 +56,7 @@ pub mod policy_action {
     pub const ALLOW: u32 = 1;
     /// Drop it.
     pub const DENY: u32 = 2;
-    /// Leave it to the entries below [`super::PRECEDENCE_ADMIN`].
+    /// Leave it to the tiers after the first.
     pub const PASS: u32 = 3;
 }
 
@@ -64,6 +66,8 @@ pub mod policy_action {
 pub struct PolicyInfo {
     /// Shapes that the policy's entries use: [`policy_shape`].
     pub shapes: u32,
+    /// The same of the entries of the first tier; 0: there are none.
+    pub admin_shapes: u32,
     /// [`policy_flags`].
     pub flags: u32,
     /// Class of the identities that have a peer class of which the policy says nothing; 0: none.
@@ -72,7 +76,7 @@ pub struct PolicyInfo {
 
 /// Flags of [`PolicyInfo`].
 pub mod policy_flags {
-    /// Class 0 has entries: some rule is for any peer.
+    /// Class 0 has entries: some rule of the later tiers is for any peer.
     pub const ANY_PEER: u32 = 1;
     /// What no entry matches passes.
     pub const DEFAULT_ALLOW: u32 = 2;
@@ -93,4 +97,4 @@ pub mod policy_shape {
 const _: () = assert!(size_of::<PolicyClassKey>() == 8);
 const _: () = assert!(size_of::<PolicyEntryKey>() == 12);
 const _: () = assert!(size_of::<PolicyEntryValue>() == 12);
-const _: () = assert!(size_of::<PolicyInfo>() == 12);
+const _: () = assert!(size_of::<PolicyInfo>() == 16);

@@ -14,8 +14,8 @@ pub enum DecodeError {
         drop = event_kind::DROP, trace = event_kind::TRACE, policy = event_kind::POLICY_VERDICT)]
     Kind(u8),
     /// Unknown verdict.
-    #[error("verdict {0}, expected {forwarded} or {dropped}",
-        forwarded = verdict::FORWARDED, dropped = verdict::DROPPED)]
+    #[error("verdict {0}, expected {forwarded}, {dropped} or {audit}",
+        forwarded = verdict::FORWARDED, dropped = verdict::DROPPED, audit = verdict::AUDIT)]
     Verdict(u8),
 }
 
@@ -94,6 +94,7 @@ pub fn check(event: &Event) -> Result<flow::Verdict, DecodeError> {
     match event.verdict {
         verdict::FORWARDED => Ok(flow::Verdict::Forwarded),
         verdict::DROPPED => Ok(flow::Verdict::Dropped),
+        verdict::AUDIT => Ok(flow::Verdict::Audit),
         other => Err(DecodeError::Verdict(other)),
     }
 }
@@ -209,6 +210,8 @@ mod tests {
         assert_eq!(event_from_bytes(&[0; 88]), Err(DecodeError::Kind(0)));
         let event = Event { kind: event_kind::DROP, verdict: 3, ..Event::default() };
         assert_eq!(event_from_bytes(&bytes_of(&event)), Err(DecodeError::Verdict(3)));
+        let event = Event { kind: event_kind::POLICY_VERDICT, verdict: verdict::AUDIT, reason: 133, ..event };
+        assert_eq!(check(&event), Ok(flow::Verdict::Audit));
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use weft_abi::{
-    Addr, CidrValue, EndpointInfo, IpcacheInfo, LpmKey, NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue,
-    PolicyInfo, RouteInfo, config_flags, endpoint_flags, identity, ipcache_flags, policy_action, policy_flags,
-    policy_shape, route_flags,
+    Addr, CLASS_ADMIN, CidrValue, EndpointInfo, IpcacheInfo, LpmKey, NodeConfig, PolicyClassKey, PolicyEntryKey,
+    PolicyEntryValue, PolicyInfo, RouteInfo, config_flags, endpoint_flags, identity, ipcache_flags, policy_action,
+    policy_flags, policy_shape, route_flags,
 };
 use weft_model::desired::precedence;
 use weft_model::intent::RuleAction;
@@ -249,7 +249,7 @@ pub fn fill(kernel: &mut Kernel, routing: Routing) -> Result<()> {
 }
 
 /// In place of a peer: every peer that has a class, but none in the policy.
-pub const REST: u32 = u32::MAX;
+pub const REST: u32 = 0x7fff_ffff;
 
 /// One rule of a policy for tests.
 #[derive(Clone, Copy, Debug)]
@@ -338,7 +338,9 @@ fn write_policy(kernel: &mut Kernel, policy: u32, rules: &[Rule], mut info: Poli
     for (n, rule) in rules.iter().enumerate() {
         // Each peer is a class of its own.
         let class = rule.peer;
+        let tier = if rule.precedence >= precedence::ADMIN { CLASS_ADMIN } else { 0 };
         match class {
+            0 if tier != 0 => {}
             0 => info.flags |= policy_flags::ANY_PEER,
             REST => info.rest = class,
             _ => {
@@ -347,10 +349,16 @@ fn write_policy(kernel: &mut Kernel, policy: u32, rules: &[Rule], mut info: Poli
             }
         }
         let port_prefix_len = if rule.port == 0 { 0 } else { 16 };
-        info.shapes |=
+        let shape =
             if rule.protocol == 0 { policy_shape::ANY } else { policy_shape::port_prefix(u32::from(port_prefix_len)) };
-        let key =
-            PolicyEntryKey { policy, class, port_be: rule.port.to_be(), port_prefix_len, protocol: rule.protocol };
+        *(if tier == 0 { &mut info.shapes } else { &mut info.admin_shapes }) |= shape;
+        let key = PolicyEntryKey {
+            policy,
+            class: class & !CLASS_ADMIN | tier,
+            port_be: rule.port.to_be(),
+            port_prefix_len,
+            protocol: rule.protocol,
+        };
         let value = PolicyEntryValue { precedence: rule.precedence, rule: n as u32 + 1, action: rule.action };
         kernel.entries.insert(key, value, 0)?;
     }

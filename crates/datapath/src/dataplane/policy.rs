@@ -6,7 +6,7 @@
 use crate::map::TypedMap;
 use std::collections::{BTreeMap, BTreeSet};
 use weft_abi::{
-    PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, map_name, policy_action, policy_flags, policy_shape,
+    CLASS_ADMIN, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, map_name, policy_action, policy_flags, policy_shape,
 };
 use weft_model::desired::{Action, CompiledPolicy, DataplaneError, PolicyPatch, PortPrefix, Verdict};
 use weft_model::id::{ClassId, PeerClass, PolicyId, RuleId};
@@ -314,7 +314,7 @@ fn verdict(value: &PolicyEntryValue) -> Verdict {
 
 /// What a policy says beside its entries.
 fn lasting(info: PolicyInfo) -> PolicyInfo {
-    PolicyInfo { shapes: 0, flags: info.flags & policy_flags::DEFAULT_ALLOW, rest: info.rest }
+    PolicyInfo { flags: info.flags & policy_flags::DEFAULT_ALLOW, rest: info.rest, ..PolicyInfo::default() }
 }
 
 /// Adds what a lookup must probe for the entries: the shapes, and the class of any peer where it has some.
@@ -324,6 +324,9 @@ fn with_shapes<'a>(info: PolicyInfo, entries: impl Iterator<Item = &'a PolicyEnt
             0 => policy_shape::ANY,
             _ => policy_shape::port_prefix(u32::from(key.port_prefix_len.min(16))),
         };
+        if key.class & CLASS_ADMIN != 0 {
+            return PolicyInfo { admin_shapes: info.admin_shapes | shape, ..info };
+        }
         let any_peer = if key.class == ClassId::ANY.0 { policy_flags::ANY_PEER } else { 0 };
         PolicyInfo { shapes: info.shapes | shape, flags: info.flags | any_peer, ..info }
     })

@@ -92,12 +92,17 @@ fn policies_are_read_back_as_they_were_written() {
         .entries
         .insert((ClassId::ANY, port(0, 0, 0)), Verdict { action: Action::Deny, precedence: 1, rule: RuleId(9) });
     written.entries.insert((ClassId(2), port(17, 0x1230, 12)), verdict(5));
-    written.entries.insert((ClassId(3), port(1, 8, 16)), Verdict { action: Action::Pass, ..verdict(6) });
+    written.entries.insert((ClassId(3), port(1, 8, 16)), verdict(6));
+    written.entries.insert((ClassId(3).admin(), port(1, 8, 16)), Verdict { action: Action::Pass, ..verdict(7) });
     (written.rest, written.default_allow) = (ClassId(3), true);
     datapath.put_policy(PolicyId(1), &written).unwrap();
     datapath.put_policy(PolicyId(2), &policy(5..9, 80..81)).unwrap();
     let policies = datapath.policies().unwrap();
     assert_eq!(policies[&PolicyId(1)], written);
+    // The tiers are probed apart: each knows its own shapes.
+    let info = datapath.policies.info(PolicyId(1)).unwrap();
+    let shapes = [16, 12].map(policy_shape::port_prefix);
+    assert_eq!((info.shapes, info.admin_shapes), (policy_shape::ANY | shapes[0] | shapes[1], shapes[0]));
     assert_eq!(policies.len(), 2);
     // Again: the same, not more.
     datapath.put_policy(PolicyId(1), &written).unwrap();
