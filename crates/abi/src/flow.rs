@@ -183,6 +183,8 @@ pub struct MetricKey;
 impl MetricKey {
     /// Entries of the array.
     pub const MAX: u32 = 512;
+    /// In place of a reason: events that were not reported, for the rate limit or a full ring buffer; direction 0.
+    pub const SUPPRESSED: u8 = 255;
 
     /// The index.
     #[inline(always)]
