@@ -139,6 +139,9 @@ impl<'a> Containerd<'a> {
     /// # Errors
     /// containerd's, CNI's answer included.
     pub fn run_sandbox(&self, name: &str, uid: &str) -> Result<String> {
+        // A shim makes the directory, then its socket: meanwhile nobody may take the directory away.
+        let shims = self.shim_lock()?;
+        shims.lock_shared()?;
         cri::run_pod_sandbox(&self.socket(), &self.sandbox_config(name, uid))
     }
 
@@ -220,6 +223,12 @@ impl<'a> Containerd<'a> {
         addresses.filter_map(|text| text.trim().strip_prefix("unix://").map(PathBuf::from)).collect()
     }
 
+    /// Held while shims start, and alone while their directory is removed. A directory that all tests have.
+    fn shim_lock(&self) -> Result<fs::File> {
+        let dir = self.cluster.run_dir();
+        Ok(fs::File::open(dir.parent().context("a cluster's directory is in another")?)?)
+    }
+
     /// What runs and what is on the machine for its pods, beside what [`crate::node::state`] sees: processes, control
     /// groups, sockets of shims, sandboxes, directories.
     ///
@@ -295,6 +304,8 @@ impl<'a> Containerd<'a> {
             }
         }
         Cgroup::at(self.group("containerd"))?.remove()?;
+        let shims = self.shim_lock()?;
+        shims.lock()?;
         for dir in [SHIM_SOCKETS, "/run/containerd"] {
             // Only when no other containerd uses it.
             let _ = fs::remove_dir(dir);
@@ -365,6 +376,8 @@ fn spawn(cluster: &Cluster, node: &str, dir: &Path) -> Result<Child> {
             .args(["-c", script])
             .arg(group.path().join("cgroup.procs"))
             .arg(dir.join("config.toml"))
+            // runc may be where only root looks.
+            .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
