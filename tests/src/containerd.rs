@@ -44,6 +44,8 @@ pub struct CriPod {
     pub pod: Pod,
     sandbox: String,
     container: String,
+    /// Its shim's socket.
+    shim: PathBuf,
 }
 
 impl<'a> Containerd<'a> {
@@ -131,7 +133,9 @@ impl<'a> Containerd<'a> {
             .map(|text| text.parse::<IpAddr>().with_context(|| format!("{network:?}")))
             .collect::<Result<_>>()?;
         let pod = Pod { name: name.to_owned(), node: self.node.clone(), addresses };
-        Ok(CriPod { pod, sandbox, container })
+        let shim = shim_socket(&self.tasks().join(&sandbox)).context("the shim says no address")?;
+        ensure!(shim.exists(), "{} is not there", shim.display());
+        Ok(CriPod { pod, sandbox, container, shim })
     }
 
     /// Only `RunPodSandbox`.
@@ -198,6 +202,10 @@ impl<'a> Containerd<'a> {
     /// It fails.
     pub fn remove_pod(&self, pod: &CriPod) -> Result<()> {
         cri::remove_pod_sandbox(&self.socket(), &pod.sandbox)?;
+        eventually("the end of the shim", || {
+            ensure!(!pod.shim.exists(), "{} is still there", pod.shim.display());
+            Ok(())
+        })?;
         fs::remove_file(self.dir.join("logs").join(log_name(&pod.pod.name)))?;
         self.cluster.kubectl(&["delete", "pod", &pod.pod.name, "--grace-period=0", "--force"]).map(drop)
     }
@@ -215,12 +223,15 @@ impl<'a> Containerd<'a> {
         Path::new(&format!("weft-{}", self.cluster.name())).join(&self.node).join(what)
     }
 
-    /// Addresses of its shims, whose sockets are in a directory that all containerds of a machine share.
+    /// Bundles of what runs.
+    fn tasks(&self) -> PathBuf {
+        self.dir.join("state/io.containerd.runtime.v2.task/k8s.io")
+    }
+
+    /// Sockets of its shims, which are in a directory that all containerds of a machine share.
     fn shim_sockets(&self) -> BTreeSet<PathBuf> {
-        let tasks = self.dir.join("state/io.containerd.runtime.v2.task/k8s.io");
-        let bundles = fs::read_dir(tasks).into_iter().flatten().flatten();
-        let addresses = bundles.filter_map(|bundle| fs::read_to_string(bundle.path().join("address")).ok());
-        addresses.filter_map(|text| text.trim().strip_prefix("unix://").map(PathBuf::from)).collect()
+        let bundles = fs::read_dir(self.tasks()).into_iter().flatten().flatten();
+        bundles.filter_map(|bundle| shim_socket(&bundle.path())).collect()
     }
 
     /// Held while shims start, and alone while their directory is removed. A directory that all tests have.
@@ -340,6 +351,11 @@ impl Drop for Containerd<'_> {
             eprintln!("{error:#}");
         }
     }
+}
+
+fn shim_socket(bundle: &Path) -> Option<PathBuf> {
+    let address = fs::read_to_string(bundle.join("address")).ok()?;
+    address.trim().strip_prefix("unix://").map(PathBuf::from)
 }
 
 fn log_name(pod: &str) -> String {
