@@ -39,8 +39,9 @@ if have apt-get; then
     want libzstd-dev
   fi
   if [ "$what" = test ]; then
-    want containerd
-    want runc
+    # Not beside another package's: Debian's would take its place.
+    have containerd || want containerd
+    have runc || want runc
     want containernetworking-plugins
   fi
 fi

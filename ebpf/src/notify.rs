@@ -1,6 +1,6 @@
 //! Telling user space: counters for every packet, events for drops and, while somebody observes, for connections.
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use weft_abi::{DropReason, Event, FlowEntry, MetricKey, event_kind, verdict};
 
@@ -17,6 +17,13 @@ pub struct Bucket {
     pub tokens: u32,
     pub suppressed: u32,
 }
+
+/// Bytes that wait in the ring buffer at which its reader is told not to pause any longer: a quarter of it.
+const PRESSING: u64 = 128 * 1024;
+/// The reader is told again after so many more, and by every record in the first part of them: several CPUs may pass
+/// the very byte unseen.
+const PRESSING_STEP: u64 = 64 * 1024;
+const PRESSING_PART: u64 = 4 * 1024;
 
 /// Seconds between two reports of a connection that goes on.
 const REPORT_S: u32 = 5;
@@ -115,13 +122,9 @@ fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
         }
     }
     if bucket.tokens == 0 {
-        bucket.suppressed = bucket.suppressed.wrapping_add(1);
-        return 0;
+        return suppressed(bucket);
     }
-    let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
-        bucket.suppressed = bucket.suppressed.wrapping_add(1);
-        return 0;
-    };
+    let Some(mut slot) = EVENTS.reserve::<Event>(0) else { return suppressed(bucket) };
     bucket.tokens -= 1;
     let icmp = matches!(s.packet.protocol, ICMP | ICMPV6);
     let parsed = s.packet.version != 0;
@@ -151,6 +154,16 @@ fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
         pad: 0,
     });
     bucket.suppressed = 0;
-    slot.submit(0);
+    // The kernel wakes a reader that has read everything, and the reader then pauses: what comes meanwhile wakes nobody.
+    let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    let pressing = waiting >= PRESSING && waiting % PRESSING_STEP < PRESSING_PART;
+    slot.submit(if pressing { u64::from(BPF_RB_FORCE_WAKEUP) } else { 0 });
+    0
+}
+
+#[inline(always)]
+fn suppressed(bucket: &mut Bucket) -> i32 {
+    bucket.suppressed = bucket.suppressed.wrapping_add(1);
+    count(MetricKey::SUPPRESSED, false, 0);
     0
 }

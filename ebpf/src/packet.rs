@@ -3,6 +3,9 @@
 //! The head of the packet is copied once into a per-CPU buffer and read from there; nothing is trusted before it was
 //! compared with the packet's length. What cannot be parsed is an error, never a pass.
 
+use core::arch::asm;
+use core::ptr::read_volatile;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use weft_abi::{
@@ -17,8 +20,11 @@ use crate::policy::Search;
 pub const ETH: u32 = 14;
 /// Bytes before the frame in the buffer, so that the network header is aligned.
 const PAD: usize = 2;
-/// Bytes of the frame that are copied.
-const HEAD: usize = 128;
+/// Bytes of the frame that are copied at most.
+const HEAD: usize = 80;
+/// Bytes that are copied without the helper: enough for IPv4 and TCP, and for IPv6 and TCP, without options.
+const SHORT: usize = 62;
+const LONG: usize = 78;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -116,7 +122,9 @@ pub struct Asked {
 /// Working memory of one packet; a program has 512 bytes of stack, so it lives in a per-CPU map.
 #[repr(C, align(8))]
 pub struct Scratch {
-    pub head: [u8; PAD + HEAD + 6],
+    pub head: [u8; PAD + HEAD + 2],
+    /// Bytes of the frame that `head` holds.
+    pub copied: u32,
     pub packet: Packet,
     pub key: FlowKey,
     pub nat_key: FlowKey,
@@ -189,26 +197,26 @@ impl Scratch {
 #[inline(always)]
 pub fn skb_len(skb: Skb) -> u32 {
     // SAFETY: the context is valid for the length of the program.
-    unsafe { core::ptr::read_volatile(&raw const (*skb).len) }
+    unsafe { read_volatile(&raw const (*skb).len) }
 }
 
 #[inline(always)]
 pub fn skb_ifindex(skb: Skb) -> u32 {
     // SAFETY: as above.
-    unsafe { core::ptr::read_volatile(&raw const (*skb).ifindex) }
+    unsafe { read_volatile(&raw const (*skb).ifindex) }
 }
 
 /// Not 0: the frame has a VLAN tag.
 #[inline(always)]
 pub fn skb_vlan(skb: Skb) -> u32 {
     // SAFETY: as above.
-    unsafe { core::ptr::read_volatile(&raw const (*skb).vlan_present) }
+    unsafe { read_volatile(&raw const (*skb).vlan_present) }
 }
 
 #[inline(always)]
 pub fn skb_gso_size(skb: Skb) -> u32 {
     // SAFETY: as above.
-    unsafe { core::ptr::read_volatile(&raw const (*skb).gso_size) }
+    unsafe { read_volatile(&raw const (*skb).gso_size) }
 }
 
 /// Copies `T` from any offset of the frame.
@@ -240,15 +248,52 @@ pub fn load_head(skb: Skb, s: &mut Scratch) -> Result<u16, DropReason> {
     }
     // The compiler must not fold the two bounds into one that the verifier cannot follow.
     // SAFETY: no instruction.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) length) };
+    unsafe { asm!("{0} = {0}", inout(reg) length) };
     if length < ETH || length > HEAD as u32 {
         return Err(DropReason::UnsupportedL2);
     }
-    // SAFETY: at most HEAD bytes.
-    if unsafe { bpf_skb_load_bytes(skb.cast(), 0, s.frame().cast(), length) } != 0 {
-        return Err(DropReason::InvalidPacket);
+    s.copied = copy(skb, s);
+    if s.copied == 0 {
+        // SAFETY: at most HEAD bytes.
+        if unsafe { bpf_skb_load_bytes(skb.cast(), 0, s.frame().cast(), length) } != 0 {
+            return Err(DropReason::InvalidPacket);
+        }
+        s.copied = length;
     }
     Ok(u16::from_be(s.at(12)))
+}
+
+/// Copies words of the head where they lie in the packet's linear part, which is several times faster than the helper;
+/// returns how many bytes, 0 if there are too few. The words end where fields do: a field that is read from two stores
+/// would wait for both.
+#[inline(always)]
+fn copy(skb: Skb, s: &mut Scratch) -> u32 {
+    macro_rules! words {
+        ($from:ident, $to:ident, $($offset:literal)*) => { $(
+            // SAFETY: the caller compared the packet's length, and the buffer is longer; the instruction needs no
+            // alignment.
+            unsafe {
+                asm!(
+                    concat!("{word} = *(u64 *)({from} + ", $offset, ")"),
+                    concat!("*(u64 *)({to} + ", $offset, ") = {word}"),
+                    word = out(reg) _, from = in(reg) $from, to = in(reg) $to,
+                );
+            }
+        )* };
+    }
+    // SAFETY: the context is valid for the length of the program; the verifier knows the two as ends of the packet.
+    let (from, end) =
+        unsafe { (read_volatile(&raw const (*skb).data) as usize, read_volatile(&raw const (*skb).data_end) as usize) };
+    let to = s.frame();
+    if from + SHORT > end {
+        return 0;
+    }
+    words!(from, to, 0 6 14 22 30 38 46 54);
+    if from + LONG > end {
+        return SHORT as u32;
+    }
+    words!(from, to, 62 70);
+    LONG as u32
 }
 
 /// Parses the network and transport headers.
@@ -431,7 +476,10 @@ fn transport(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if rest < need || rest > 0x00ff_ffff {
         return Err(DropReason::CtTruncatedHeader);
     }
+    // What was copied is read from the copy, even if it is more than the protocol has: the rest is not looked at.
     let header: [u32; 4] = match s.packet.protocol {
+        _ if l4 == ETH + 20 && s.copied >= ETH + 36 => s.at(34),
+        _ if l4 == ETH + 40 && s.copied >= ETH + 56 => s.at(54),
         TCP => load(skb, l4)?,
         SCTP => {
             let words: [u32; 3] = load(skb, l4)?;

@@ -2,11 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use weft_tests::cluster::{Cluster, PORT, eventually};
+use weft_tests::node;
 
 const PAIRS: usize = 1000;
 const AT_A_TIME: usize = 8;
@@ -15,7 +14,7 @@ const AT_A_TIME: usize = 8;
 fn a_thousand_attachments_leave_nothing() -> Result<()> {
     let cluster = Cluster::up("cn", &["--nodes", "1"])?;
     cluster.pod("host", "node-1", "role: any")?;
-    let before = node(&cluster)?;
+    let before = node::state(&cluster, "node-1")?;
     let done: Result<Vec<()>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..AT_A_TIME)
             .map(|worker| {
@@ -27,7 +26,7 @@ fn a_thousand_attachments_leave_nothing() -> Result<()> {
     });
     done?;
     eventually("the node to be as before", || {
-        let after = node(&cluster)?;
+        let after = node::state(&cluster, "node-1")?;
         let more: Vec<_> = after.symmetric_difference(&before).collect();
         ensure!(more.is_empty(), "differs: {more:#?}");
         Ok(())
@@ -84,44 +83,6 @@ fn cni(cluster: &Cluster, config: &Value, command: &str, container: &str, netns:
         .spawn()?;
     child.stdin.take().context("stdin")?.write_all(config.to_string().as_bytes())?;
     Ok(child.wait_with_output()?)
-}
-
-/// What a node has: links, addresses, routes, entries of maps, files.
-fn node(cluster: &Cluster) -> Result<BTreeSet<String>> {
-    let mut all = BTreeSet::new();
-    let netns = format!("weft-{}-node-1", cluster.name());
-    for what in [
-        ["-br", "link"].as_slice(),
-        &["-br", "addr"],
-        &["route"],
-        &["-6", "route"],
-        &["neigh", "show", "nud", "permanent"],
-    ] {
-        let output = Command::new("ip").args(["-n", &netns]).args(what).output()?;
-        all.extend(String::from_utf8_lossy(&output.stdout).lines().map(|line| format!("{what:?}: {line}")));
-    }
-    for map in cluster.weft_json(&["map", "list"])?.as_array().context("maps")? {
-        if ["ENDPOINTS", "IPCACHE", "POLICY_INFO", "POLICY_ENTRIES", "POLICY_PEERS", "CIDRS", "ROUTES"]
-            .iter()
-            .any(|name| map["name"] == *name)
-        {
-            all.insert(format!("map {}: {} entries", map["name"], map["entries"]));
-        }
-    }
-    files(&cluster.run_dir(), &mut all)?;
-    Ok(all)
-}
-
-fn files(dir: &Path, all: &mut BTreeSet<String>) -> Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files(&path, all)?
-        } else {
-            all.insert(format!("file {}", path.display()));
-        }
-    }
-    Ok(())
 }
 
 #[test]

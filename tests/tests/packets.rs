@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use std::net::IpAddr;
-use weft_abi::{Addr, DropReason, FlowEntry, IpcacheInfo, flow_flags, flow_kind, identity, path_action};
+use weft_abi::{Addr, DropReason, FlowEntry, IpcacheInfo, MetricKey, flow_flags, flow_kind, identity, path_action};
 use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT};
 use weft_tests::packet::site::{
     FAMILIES, Family, HOST_MAC_B, ID_A, ID_B, ID_C, MAC_B, POD_A, POD_B, Routing, addr, allow, allow_port, cidr, deny,
@@ -437,6 +437,8 @@ fn what_passes_and_what_drops_is_counted_and_events_are_bounded() {
         assert_eq!(kernel.counted(None)?, passed);
         let events = kernel.drain();
         assert!((10..200).contains(&events.len()), "{} events", events.len());
+        let suppressed = kernel.metrics.get(&MetricKey::index(MetricKey::SUPPRESSED, false), 0)?;
+        assert_eq!(suppressed.iter().map(|value| value.packets).sum::<u64>(), 1000 - events.len() as u64);
         // The ones that were not sent are told by the next that is, on the same CPU.
         config.events_per_s = 1_000_000;
         kernel.config.set(0, config, 0)?;

@@ -187,6 +187,8 @@ impl MetricKey {
     pub const MAX: u32 = 512;
     /// In place of a reason: what passed though a policy in audit mode denies it. It is counted as forwarded, too.
     pub const AUDITED: u8 = 1;
+    /// In place of a reason: events that were not reported, for the rate limit or a full ring buffer; direction 0.
+    pub const SUPPRESSED: u8 = 255;
 
     /// The index.
     #[inline(always)]

@@ -83,6 +83,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
     // What the kernel sees, and its housekeeping.
     let observer = Observer::new(config.node_name.as_str(), EVENTS_KEPT, Arc::new(Names::new(core.clone())));
+    tasks.spawn({
+        let (stop, reader) = (stop.clone(), events.stop());
+        async move {
+            stop.cancelled().await;
+            reader.stop();
+        }
+    });
     std::thread::Builder::new().name("weft-events".into()).spawn({
         let (observer, stop) = (observer.clone(), stop.clone());
         move || read_events(events, &observer, &stop)
@@ -163,14 +170,11 @@ async fn follow_observers(observer: Arc<Observer>, switch: ObserveSwitch, stop: 
 fn read_events(mut events: EventReader, observer: &Observer, stop: &CancellationToken) {
     let mut batch = Vec::with_capacity(EVENTS_BATCH);
     while !stop.is_cancelled() {
-        match events.wait(Duration::from_secs(1)) {
+        match events.wait(None) {
             Ok(true) => loop {
                 batch.clear();
                 let n = events.read(&mut batch, EVENTS_BATCH);
-                for event in &batch {
-                    // Nonsense is counted by the observer.
-                    let _ = observer.push(event);
-                }
+                observer.push_all(&batch);
                 if n < EVENTS_BATCH {
                     break;
                 }

@@ -60,7 +60,9 @@ pub fn configuration(config: &Config) -> Result<(), InstallError> {
     let Some(dir) = &config.cni_conf_dir else { return Ok(()) };
     fs::create_dir_all(dir).map_err(failed("cannot make", dir))?;
     let list = json!({
-        "cniVersion": "1.1.0",
+        // The version of runtimes that do not know `cniVersions` (libcni before 1.2: containerd 1.x): they refuse
+        // results of 1.1.0. The others take the newest of the list.
+        "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": "weft",
         "plugins": [{

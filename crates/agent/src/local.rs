@@ -94,8 +94,11 @@ impl Local {
     async fn status(&self) -> Result<Status, CniError> {
         let mut status = self.core.look(|core| core.status());
         let metrics = self.metrics.clone();
-        let counters = tokio::task::spawn_blocking(move || metrics.read()).await.map_err(|error| kernel(&error))?;
-        for counter in counters.map_err(|error| kernel(&error))? {
+        let read = move || Ok::<_, std::io::Error>((metrics.read()?, metrics.suppressed()?));
+        let read = tokio::task::spawn_blocking(read).await.map_err(|error| kernel(&error))?;
+        let (counters, suppressed) = read.map_err(|error| kernel(&error))?;
+        status.events_suppressed = suppressed;
+        for counter in counters {
             let direction = if counter.egress { "egress" } else { "ingress" }.to_owned();
             match DropReason::from_raw(counter.reason) {
                 Some(reason) => {

@@ -22,6 +22,8 @@ const LINE_MAX: u64 = 1 << 20;
 const CONNECTIONS_MAX: usize = 256;
 /// Answers that may wait for a slow reader.
 const ANSWERS_MAX: usize = 256;
+/// Bytes of answers that are written at once, if there are as many.
+const WRITE_BYTES: usize = 64 * 1024;
 /// A reader that takes nothing for so long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -117,38 +119,65 @@ async fn converse(
     let (sender, mut answers) = mpsc::channel(ANSWERS_MAX);
     let mut work = handler.clone().handle(request, sender);
     let (mut working, mut watching) = (true, streaming);
+    let mut lines = Vec::new();
     loop {
-        tokio::select! {
+        // What can be had without waiting goes out in one piece: a stream of flows would cost a call for each.
+        let full = lines.len() >= WRITE_BYTES;
+        let next = tokio::select! {
             biased;
-            next = answers.recv() => match next {
-                Some(next) => {
-                    if let Err(error) = answer(writer, &next).await {
-                        if working && !streaming {
-                            work.await;
-                        }
-                        return Err(error);
-                    }
-                }
-                None => return Ok(()),
-            },
-            () = &mut work, if working => working = false,
+            () = std::future::ready(()), if full => None,
+            next = answers.recv() => Some(next),
+            () = &mut work, if working => {
+                working = false;
+                continue;
+            }
             left = reader.fill_buf(), if watching => {
                 if left?.is_empty() {
                     return Ok(());
                 }
                 // The next request of an impatient caller waits its turn.
                 watching = false;
+                continue;
             }
+            () = std::future::ready(()), if !lines.is_empty() => None,
+        };
+        if let Some(Some(next)) = &next {
+            line_of(next, &mut lines)?;
+            continue;
+        }
+        if let Err(error) = write(writer, &mut lines).await {
+            if working && !streaming {
+                work.await;
+            }
+            return Err(error);
+        }
+        if next.is_some() {
+            return Ok(());
         }
     }
 }
 
 async fn answer(writer: &mut OwnedWriteHalf, response: &Response) -> io::Result<()> {
-    let mut line = serde_json::to_vec(response).map_err(io::Error::other)?;
-    line.push(b'\n');
-    tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&line))
+    let mut line = Vec::new();
+    line_of(response, &mut line)?;
+    write(writer, &mut line).await
+}
+
+fn line_of(response: &Response, to: &mut Vec<u8>) -> io::Result<()> {
+    serde_json::to_writer(&mut *to, response).map_err(io::Error::other)?;
+    to.push(b'\n');
+    Ok(())
+}
+
+async fn write(writer: &mut OwnedWriteHalf, lines: &mut Vec<u8>) -> io::Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(lines))
         .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    lines.clear();
+    Ok(())
 }
 
 fn malformed(problem: &str) -> Response {

@@ -4,6 +4,7 @@ use crate::cni;
 use crate::flow::{Flow, FlowFilter, PolicyRef};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A request: one line of JSON, `{"method": "status"}`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -81,7 +82,7 @@ pub enum Response {
     /// See [`Preview`].
     Preview(Preview),
     /// See [`Flow`].
-    Flow(Box<Flow>),
+    Flow(Arc<Flow>),
     /// So many flows that matched are missing here: the reader was too slow.
     Lost(u64),
 }

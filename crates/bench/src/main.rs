@@ -28,6 +28,9 @@ struct Arguments {
     /// Rounds; every scenario gets one slice a round.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
+    /// Of `path`: only the scenarios whose names begin with one of these, and their bases.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Length of a slice in milliseconds.
     #[arg(long, default_value_t = 200)]
     slice_ms: u64,
@@ -68,6 +71,7 @@ fn main() -> Result<()> {
         rounds: arguments.rounds,
         slice: std::time::Duration::from_millis(arguments.slice_ms),
         cni_plugins: arguments.cni_plugins.clone(),
+        only: arguments.only.clone(),
     };
 
     if arguments.what == ["baseline"] {

@@ -23,6 +23,8 @@ pub struct Settings {
     pub slice: Duration,
     /// The reference CNI plugins.
     pub cni_plugins: PathBuf,
+    /// Beginnings of the names of the wanted scenarios; none: all.
+    pub only: Vec<String>,
 }
 
 struct Scenario {
@@ -103,7 +105,7 @@ pub fn run(native: &Cluster, vxlan: &Cluster, settings: &Settings) -> Result<Rep
 
     let mut observed = Scenario::pods("same-node/observe", "base-near", client, plain);
     observed.observe = vec![native.socket("node-1")];
-    let scenarios = vec![
+    let mut scenarios = vec![
         Scenario::chain("base-near", "base-near", &near),
         Scenario::chain("base-near/again", "base-near", &near),
         Scenario::pods("same-node", "base-near", client, plain),
@@ -116,6 +118,12 @@ pub fn run(native: &Cluster, vxlan: &Cluster, settings: &Settings) -> Result<Rep
         Scenario::pods("native", "base-far", client, remote),
         Scenario::pods("vxlan", "base-far", tunnel_client, tunnel_remote),
     ];
+    if !settings.only.is_empty() {
+        let wanted = |name: &str| settings.only.iter().any(|start| name.starts_with(start.as_str()));
+        let bases: Vec<_> =
+            scenarios.iter().filter(|scenario| wanted(scenario.name)).map(|scenario| scenario.base).collect();
+        scenarios.retain(|scenario| wanted(scenario.name) || bases.iter().any(|base| scenario.name.starts_with(base)));
+    }
     rounds(&scenarios, settings)
 }
 

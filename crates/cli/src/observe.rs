@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use weft_api::agent::{Request, Response};
 use weft_api::flow::{Direction, Flow, Peer, Verdict};
@@ -22,7 +22,7 @@ const WAITING_MAX: usize = 4096;
 
 /// What the thread of one agent reports.
 enum Seen {
-    Flow(Box<Flow>),
+    Flow(Arc<Flow>),
     Note(String),
     /// Nothing more will come.
     End(Result<()>),
@@ -116,7 +116,7 @@ fn past(seen: &mpsc::Receiver<Seen>, last: usize, output: Output, out: &mut impl
 }
 
 fn follow(seen: &mpsc::Receiver<Seen>, agents: usize, output: Output, out: &mut impl Write) -> Result<ExitCode> {
-    let mut waiting: BTreeMap<(String, u64), (Instant, Box<Flow>)> = BTreeMap::new();
+    let mut waiting: BTreeMap<(String, u64), (Instant, Arc<Flow>)> = BTreeMap::new();
     let mut number = 0;
     let mut ended = 0;
     while ended < agents {

@@ -55,7 +55,7 @@ pub mod tunnel;
 
 pub use collect::{Collected, Collector};
 pub use dataplane::Datapath;
-pub use event::EventReader;
+pub use event::{EventReader, EventStop};
 pub use flows::{Connection, End, Flows};
 pub use hooks::Hooks;
 pub use metrics::{Counter, Metrics};

@@ -34,28 +34,42 @@ impl Metrics {
         Ok(Self { fd, cpus: sys::possible_cpus()? })
     }
 
-    /// Counters that are not zero.
+    /// Counters of packets that are not zero.
     ///
     /// # Errors
     /// A system call failed.
     pub fn read(&self) -> io::Result<Vec<Counter>> {
-        const VALUE: usize = size_of::<MetricValue>();
-        const _: () = assert!(VALUE == 16);
-        let map = RawMap::new(self.fd.as_fd(), size_of::<u32>(), VALUE * self.cpus);
         let mut counters = Vec::new();
-        for index in 0..MetricKey::MAX {
-            let Some(values) = map.get(&index.to_ne_bytes())? else { continue };
-            let (mut packets, mut bytes) = (0_u64, 0_u64);
-            for value in values.chunks_exact(VALUE) {
-                packets += word(&value[..8]);
-                bytes += word(&value[8..]);
-            }
+        for index in 0..MetricKey::index(MetricKey::SUPPRESSED, false) {
+            let (packets, bytes) = self.sum(index)?;
             let reason = u8::try_from(index / 2).unwrap_or(u8::MAX);
             if packets > 0 {
                 counters.push(Counter { reason, egress: index % 2 == 1, packets, bytes });
             }
         }
         Ok(counters)
+    }
+
+    /// Events that the programs did not report, for the rate limit or a full ring buffer.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn suppressed(&self) -> io::Result<u64> {
+        Ok(self.sum(MetricKey::index(MetricKey::SUPPRESSED, false))?.0)
+    }
+
+    /// Packets and bytes of one entry.
+    fn sum(&self, index: u32) -> io::Result<(u64, u64)> {
+        const VALUE: usize = size_of::<MetricValue>();
+        const _: () = assert!(VALUE == 16);
+        let map = RawMap::new(self.fd.as_fd(), size_of::<u32>(), VALUE * self.cpus);
+        let values = map.get(&index.to_ne_bytes())?.unwrap_or_default();
+        let (mut packets, mut bytes) = (0_u64, 0_u64);
+        for value in values.chunks_exact(VALUE) {
+            packets += word(&value[..8]);
+            bytes += word(&value[8..]);
+        }
+        Ok((packets, bytes))
     }
 }
 

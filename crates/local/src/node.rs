@@ -3,6 +3,8 @@
 //! It registers its node, watches the pods that are bound to it, and makes them so: network namespace, attachment
 //! through the CNI executable, control group, containers. It runs inside the node's network namespace. Everything
 //! that it must know after a restart is in files below the node's directory; its death ends no container.
+//!
+//! Mirror pods it leaves alone, as the kubelet does: objects of pods that somebody else on the node runs.
 
 mod cni;
 mod containers;
@@ -152,16 +154,22 @@ async fn dispatch(node: Arc<Node>, mut changes: mpsc::Receiver<Change>) {
     }
 }
 
+/// The annotation of a mirror pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// What a change means for which pod.
 fn decide(node: &Node, workers: &HashMap<String, watch::Sender<Wanted>>, change: Change) -> Vec<(String, Wanted)> {
     let uid = |pod: &Value| pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let is_mirror = |pod: &Value| pod["metadata"]["annotations"][MIRROR].is_string();
     match change {
+        Change::Put(pod) if is_mirror(&pod) => Vec::new(),
         Change::Put(pod) => vec![(uid(&pod), Wanted::Pod(Arc::new(pod)))],
         Change::Gone(pod) => {
             let uid = uid(&pod);
             if workers.contains_key(&uid) { vec![(uid, Wanted::Nothing)] } else { Vec::new() }
         }
-        Change::All(pods) => {
+        Change::All(mut pods) => {
+            pods.retain(|pod| !is_mirror(pod));
             let mut known: Vec<String> = workers.keys().cloned().collect();
             known.extend(record::load_all(&node.pods()).into_iter().map(|r| r.uid));
             known.sort();

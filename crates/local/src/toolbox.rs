@@ -12,6 +12,7 @@ mod serve;
 mod stream;
 
 use clap::{Args, Parser, Subcommand};
+use nix::sys::signal::{SigSet, Signal};
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use std::time::Duration;
 pub const PORT: u16 = 8080;
 
 /// Names of the subcommands: a container whose arguments begin with one runs it.
-pub const COMMANDS: [&str; 6] = ["serve", "connect", "client", "dns", "stream", "ping"];
+pub const COMMANDS: [&str; 7] = ["serve", "connect", "client", "dns", "stream", "ping", "pause"];
 
 /// How an attempt to reach something ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -105,6 +106,8 @@ enum Command {
     Load(LoadArguments),
     /// ICMP echo
     Ping(PingArguments),
+    /// Do nothing until told to end: a pod's first container under runtimes that want one
+    Pause,
 }
 
 #[derive(Args, Debug)]
@@ -270,11 +273,20 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         Command::Stream(StreamCommand::Run(arguments)) => stream::run(&arguments),
         Command::Load(arguments) => load::run(&arguments),
         Command::Ping(arguments) => ping::run(&arguments),
+        Command::Pause => pause(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("weft toolbox: {error}");
         ExitCode::FAILURE
     })
+}
+
+/// As process 1 of a container, which has no default actions, it must take the signals itself.
+fn pause() -> std::io::Result<ExitCode> {
+    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    ends.thread_block()?;
+    ends.wait()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The first address of a name; an address is its own.

@@ -1,13 +1,14 @@
 //! From the kernel's events to flows that people can read: [`decode`] -> [`enrich`] -> [`ring`] -> [`filter`] ->
 //! [`serve`].
 //!
-//! One thread feeds [`Observer::push`]; any number of readers take [`Observer::snapshot`]s or follow. Nobody who reads
+//! One thread feeds [`Observer::push_all`]; any number of readers take [`Observer::snapshot`]s or follow. Nobody who reads
 //! slowly holds up anybody else: he loses flows, and is told how many.
 
 pub mod clock;
 pub mod decode;
 pub mod enrich;
 pub mod filter;
+mod remember;
 pub mod ring;
 pub mod serve;
 

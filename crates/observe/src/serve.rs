@@ -4,6 +4,7 @@ use crate::clock::Clock;
 use crate::decode::{DecodeError, check};
 use crate::enrich::{self, Directory};
 use crate::filter::Filter;
+use crate::remember::Remembered;
 use crate::ring::Ring;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +13,8 @@ use weft_abi::Event;
 use weft_api::agent::Response;
 use weft_api::flow::{Flow, FlowFilter, Verdict};
 
-/// Flows that a reader may be behind before he loses some.
-pub const BEHIND_MAX: usize = 1024;
+/// Flows that a reader may be behind before he loses some: events come in bursts, and the ring has as many.
+pub const BEHIND_MAX: usize = 4096;
 
 /// A decoded event, and its flow once somebody wanted that.
 #[derive(Clone, Debug)]
@@ -111,17 +112,31 @@ impl Observer {
     /// # Errors
     /// The event is none of ours; it is counted.
     pub fn push(&self, event: &Event) -> Result<(), DecodeError> {
+        self.take_in(event, self.directory.as_ref())
+    }
+
+    /// Takes events in that came together; none of ours are counted. Names are looked up once for all of them.
+    pub fn push_all(&self, events: &[Event]) {
+        let directory = Remembered::new(self.directory.as_ref());
+        for event in events {
+            let _ = self.take_in(event, &directory);
+        }
+    }
+
+    fn take_in(&self, event: &Event, directory: &dyn Directory) -> Result<(), DecodeError> {
         let verdict = check(event).inspect_err(|_| {
             self.malformed.fetch_add(1, Ordering::Relaxed);
         })?;
-        let mut seen = Seen { event: *event, verdict, offset_ns: self.clock.offset_ns(event.time_ns), flow: None };
+        let offset_ns = self.clock.offset_ns(event.time_ns);
+        let flow_of = || Arc::new(enrich::flow(event, verdict, offset_ns, &self.node, directory));
+        let mut seen = Seen { event: *event, verdict, offset_ns, flow: None };
         if verdict != Verdict::Forwarded || *self.following.borrow() != 0 {
-            seen.flow = Some(self.flow(&seen));
+            seen.flow = Some(flow_of());
         }
         let mut shared = self.lock();
         for subscriber in &shared.subscribers {
             // Somebody who came since the look at `following` above.
-            let flow = seen.flow.get_or_insert_with(|| self.flow_of(&seen.event, verdict, seen.offset_ns));
+            let flow = seen.flow.get_or_insert_with(flow_of);
             if subscriber.filter.wants_event(event, verdict)
                 && subscriber.filter.wants_flow(flow)
                 && subscriber.flows.try_send(flow.clone()).is_err()
@@ -136,12 +151,11 @@ impl Observer {
     fn flow(&self, seen: &Seen) -> Arc<Flow> {
         match &seen.flow {
             Some(flow) => flow.clone(),
-            None => self.flow_of(&seen.event, seen.verdict, seen.offset_ns),
+            None => {
+                let directory = self.directory.as_ref();
+                Arc::new(enrich::flow(&seen.event, seen.verdict, seen.offset_ns, &self.node, directory))
+            }
         }
-    }
-
-    fn flow_of(&self, event: &Event, verdict: Verdict, offset_ns: i64) -> Arc<Flow> {
-        Arc::new(enrich::flow(event, verdict, offset_ns, &self.node, self.directory.as_ref()))
     }
 
     /// The last `last` flows that match, oldest first.
@@ -194,7 +208,7 @@ impl Observer {
     ) {
         if !follow {
             for flow in self.snapshot(filter, last) {
-                if answers.send(Response::Flow(Box::new(flow.as_ref().clone()))).await.is_err() {
+                if answers.send(Response::Flow(flow)).await.is_err() {
                     return;
                 }
             }
@@ -208,7 +222,7 @@ impl Observer {
                 () = answers.closed() => return,
             };
             let answer = match next {
-                Next::Flow(flow) => Response::Flow(Box::new(flow.as_ref().clone())),
+                Next::Flow(flow) => Response::Flow(flow),
                 Next::Lost(flows) => Response::Lost(flows),
             };
             if answers.send(answer).await.is_err() {

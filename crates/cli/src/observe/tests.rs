@@ -53,7 +53,7 @@ fn the_past_of_all_nodes_is_in_the_order_of_time() {
     for (node, times) in [("node-1", ["2", "5"]), ("node-2", ["1", "4"])] {
         for time in times {
             let flow = Flow { node: node.into(), time: time.into(), ..dropped() };
-            sender.send(Seen::Flow(Box::new(flow))).expect("room");
+            sender.send(Seen::Flow(Arc::new(flow))).expect("room");
         }
         sender.send(Seen::End(Ok(()))).expect("room");
     }
@@ -72,7 +72,7 @@ fn the_past_of_all_nodes_is_in_the_order_of_time() {
 fn followed_flows_are_put_in_order_when_they_come_together() {
     let (sender, seen) = mpsc::sync_channel(16);
     for time in ["3", "1", "2"] {
-        sender.send(Seen::Flow(Box::new(Flow { time: time.into(), ..dropped() }))).expect("room");
+        sender.send(Seen::Flow(Arc::new(Flow { time: time.into(), ..dropped() }))).expect("room");
     }
     sender.send(Seen::End(Ok(()))).expect("room");
     let mut text = Vec::new();

@@ -473,8 +473,14 @@ fn counters_and_events_start_empty() {
     let datapath = dir.open();
     assert_eq!(datapath.metrics().unwrap().read().unwrap(), []);
     let mut events = datapath.events().unwrap();
-    assert!(!events.wait(std::time::Duration::ZERO).unwrap());
+    assert!(!events.wait(Some(std::time::Duration::ZERO)).unwrap());
     let mut records = Vec::new();
     assert_eq!(events.read(&mut records, 10), 0);
     assert_eq!(events.malformed(), 0);
+    assert_eq!(datapath.metrics().unwrap().suppressed().unwrap(), 0);
+    // A reader that waits for ever ends when it is told to, however often it is asked.
+    let stop = events.stop();
+    let thread = std::thread::spawn(move || [events.wait(None).unwrap(), events.wait(None).unwrap()]);
+    stop.stop();
+    assert_eq!(thread.join().unwrap(), [false, false]);
 }

@@ -11,8 +11,8 @@ use tokio::io::AsyncWriteExt;
 pub(super) const IFNAME: &str = "eth0";
 /// An executable that takes longer hangs.
 const CALL_WITHIN: Duration = Duration::from_secs(60);
-/// The version in which results are asked for, if the configuration names none.
-const VERSION: &str = "1.1.0";
+/// The versions that results are understood in, the newest last.
+const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
 
 /// Directories of a node's CNI.
 #[derive(Clone, Debug)]
@@ -53,7 +53,8 @@ impl Network {
             return Ok(config);
         }
         // A single configuration is a list of one.
-        Ok(json!({"cniVersion": config["cniVersion"], "name": config["name"], "plugins": [config]}))
+        let (version, versions) = (&config["cniVersion"], &config["cniVersions"]);
+        Ok(json!({"cniVersion": version, "cniVersions": versions, "name": config["name"], "plugins": [config]}))
     }
 
     /// Attaches: every plugin of the list in order, each given the result of the one before.
@@ -93,10 +94,7 @@ impl Network {
         let kind = plugin["type"].as_str().filter(|t| !t.is_empty() && !t.contains('/'));
         let kind = kind.ok_or("plugins[].type: expected the name of an executable")?;
         let mut input = plugin.clone();
-        input["cniVersion"] = match &config["cniVersion"] {
-            Value::Null => json!(VERSION),
-            version => version.clone(),
-        };
+        input["cniVersion"] = version(config);
         input["name"] = config["name"].clone();
         if !previous.is_null() {
             input["prevResult"] = previous.clone();
@@ -143,6 +141,19 @@ fn plugins(config: &Value) -> &[Value] {
     config["plugins"].as_array().map_or(&[], Vec::as_slice)
 }
 
+/// The newest version that both the configuration (`cniVersions` and `cniVersion`) and we know; if it names none, ours.
+fn version(config: &Value) -> Value {
+    let named = &config["cniVersion"];
+    let listed = config["cniVersions"].as_array().map_or(&[][..], Vec::as_slice);
+    let common = VERSIONS.iter().rev().find(|known| named == **known || listed.iter().any(|v| v == **known));
+    match (common, named) {
+        (Some(common), _) => json!(common),
+        (None, Value::Null) => json!(VERSIONS[VERSIONS.len() - 1]),
+        // The executable says what is wrong with it.
+        (None, other) => other.clone(),
+    }
+}
+
 /// The error object that a failed executable prints, or whatever it said.
 fn explain(output: &std::process::Output) -> String {
     if let Ok(error) = serde_json::from_slice::<Value>(&output.stdout)
@@ -174,6 +185,19 @@ mod tests {
         let result = json!({"ips": [{"address": "10.0.0.5/32"}, {"address": "fd44::5/128"}, {"address": "x"}]});
         let texts: Vec<_> = addresses(&result).iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["10.0.0.5", "fd44::5"]);
+    }
+
+    #[test]
+    fn the_newest_common_version_counts() {
+        for (config, expected) in [
+            (json!({}), "1.1.0"),
+            (json!({"cniVersion": "0.4.0"}), "0.4.0"),
+            (json!({"cniVersion": "1.0.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"]}), "1.1.0"),
+            (json!({"cniVersion": "1.0.0", "cniVersions": ["0.4.0", "9.0.0"]}), "1.0.0"),
+            (json!({"cniVersion": "9.0.0"}), "9.0.0"),
+        ] {
+            assert_eq!(version(&config), json!(expected), "{config}");
+        }
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn what_an_unknown_pod_sends_is_dropped_and_reported() {
         let mut events = Vec::new();
         let is_ours = |event: &&weft_abi::Event| IpAddr::from(event.destination) == to.ip();
         let event = loop {
-            assert!(reader.wait(Duration::from_secs(10)).unwrap(), "no report: {events:?}");
+            assert!(reader.wait(Some(Duration::from_secs(10))).unwrap(), "no report: {events:?}");
             reader.read(&mut events, 100);
             if let Some(event) = events.iter().find(is_ours) {
                 break *event;

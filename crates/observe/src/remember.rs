@@ -1,0 +1,65 @@
+//! A directory that asks each question once: for events that came together, between which nothing has changed that
+//! their time would tell apart.
+
+use crate::enrich::{Directory, Party};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use weft_api::flow::{Direction, PolicyRef};
+use weft_model::id::{EndpointId, Identity, RuleId};
+
+/// Asked more questions than this it forgets: a flood from forged addresses must not grow it.
+const ANSWERS_MAX: usize = 256;
+
+/// The answers to one kind of question.
+type Answers<Q, A> = Mutex<HashMap<Q, A>>;
+
+/// See the module.
+pub(crate) struct Remembered<'a> {
+    directory: &'a dyn Directory,
+    parties: Answers<IpAddr, Option<Party>>,
+    labels: Answers<Identity, Option<Vec<String>>>,
+    rules: Answers<RuleId, Option<PolicyRef>>,
+    isolating: Answers<(EndpointId, bool), Vec<PolicyRef>>,
+}
+
+impl<'a> Remembered<'a> {
+    pub(crate) fn new(directory: &'a dyn Directory) -> Self {
+        Self {
+            directory,
+            parties: Mutex::default(),
+            labels: Mutex::default(),
+            rules: Mutex::default(),
+            isolating: Mutex::default(),
+        }
+    }
+}
+
+fn once<Q: Hash + Eq, A: Clone>(answers: &Answers<Q, A>, question: Q, ask: impl FnOnce() -> A) -> A {
+    // Only this thread has it; a panic in between leaves whole answers.
+    let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+    if answers.len() >= ANSWERS_MAX {
+        answers.clear();
+    }
+    answers.entry(question).or_insert_with(ask).clone()
+}
+
+impl Directory for Remembered<'_> {
+    fn party(&self, address: IpAddr) -> Option<Party> {
+        once(&self.parties, address, || self.directory.party(address))
+    }
+
+    fn labels(&self, identity: Identity) -> Option<Vec<String>> {
+        once(&self.labels, identity, || self.directory.labels(identity))
+    }
+
+    fn rule(&self, rule: RuleId) -> Option<PolicyRef> {
+        once(&self.rules, rule, || self.directory.rule(rule))
+    }
+
+    fn isolating(&self, endpoint: EndpointId, direction: Direction) -> Vec<PolicyRef> {
+        let question = (endpoint, direction == Direction::Ingress);
+        once(&self.isolating, question, || self.directory.isolating(endpoint, direction))
+    }
+}
