@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
+use weft_k8s::convert::Settings;
 
 /// Weft's operator: gives nodes their pod CIDRs and cleans up after nodes that are gone.
 #[derive(Parser, Clone, Debug, Default, Deserialize)]
@@ -47,6 +48,12 @@ pub struct Flags {
     /// How many seconds an identity must be unused before it is deleted; 0: never [default: 1800].
     #[arg(long, env = "WEFT_IDENTITY_GRACE_SECONDS", value_name = "SECONDS")]
     pub identity_grace_seconds: Option<u64>,
+    /// Take policies on nodes (nodeSelector) for valid: set it as the agents' [default: true].
+    #[arg(long, env = "WEFT_HOST_FIREWALL", value_name = "BOOL")]
+    pub host_firewall: Option<bool>,
+    /// Take protocols without ports, such as VRRP, in policies for valid: set it as the agents' [default: false].
+    #[arg(long, env = "WEFT_EXTENDED_PROTOCOLS", value_name = "BOOL")]
+    pub extended_protocols: Option<bool>,
 }
 
 /// Settings, checked.
@@ -72,6 +79,8 @@ pub struct Config {
     pub node_grace: Duration,
     /// How long an identity must be unused; `None`: identities stay.
     pub identity_grace: Option<Duration>,
+    /// What is valid in policies.
+    pub policies: Settings,
 }
 
 impl Config {
@@ -113,6 +122,11 @@ impl Config {
             gc_interval: some(flags.gc_seconds.or(file.gc_seconds).unwrap_or(300)),
             node_grace: seconds(flags.node_grace_seconds.or(file.node_grace_seconds).unwrap_or(60)),
             identity_grace: some(flags.identity_grace_seconds.or(file.identity_grace_seconds).unwrap_or(1800)),
+            policies: Settings {
+                host_firewall: flags.host_firewall.or(file.host_firewall).unwrap_or(true),
+                extended_protocols: flags.extended_protocols.or(file.extended_protocols).unwrap_or(false),
+                ..Settings::default()
+            },
         })
     }
 }

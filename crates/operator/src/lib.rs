@@ -1,4 +1,5 @@
-//! What a cluster needs once: pod CIDRs for its nodes, and the housekeeping of what nodes leave behind.
+//! What a cluster needs once: pod CIDRs for its nodes, a word on whether policies are valid, and the housekeeping of what
+//! nodes leave behind.
 //!
 //! Any number of operators may run; one leads (a Lease decides), and only that one writes.
 #![forbid(unsafe_code)]
@@ -40,7 +41,12 @@ async fn duties(config: Config, client: Client, term: CancellationToken) {
     };
     let (watched, known) = nodes::watch(client.clone(), term.clone());
     let work = async {
-        tokio::join!(crds, ipam::run(&config, &client, watched), housekeeping::run(&config, &client, known),);
+        tokio::join!(
+            crds,
+            ipam::run(&config, &client, watched),
+            housekeeping::run(&config, &client, known),
+            weft_k8s::status::run(&client, config.policies, term.clone()),
+        );
     };
     // Dropping the work ends it at its next await: nothing is written after the term.
     tokio::select! {

@@ -21,6 +21,11 @@ const LEASES: &str = "apis/coordination.k8s.io/v1/leases";
 const SLICES: &str = "apis/cilium.io/v2alpha1/ciliumendpointslices";
 const IDENTITIES: &str = "apis/cilium.io/v2/ciliumidentities";
 const CILIUM_NODES: &str = "apis/cilium.io/v2/ciliumnodes";
+const POLICIES: [&str; 3] = [
+    "apis/cilium.io/v2/ciliumnetworkpolicies",
+    "apis/cilium.io/v2/ciliumclusterwidenetworkpolicies",
+    "apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+];
 
 fn config(args: &[&str]) -> Config {
     let args = ["weft-operator", "--lease-seconds", "3"].iter().chain(args);
@@ -246,6 +251,59 @@ async fn an_identity_goes_only_when_it_was_unused_for_long() {
     assert!(marked(&fake).is_empty());
 }
 
+fn policy(namespace: &str, name: &str, spec: Value) -> Value {
+    json!({"metadata": {"name": name, "namespace": namespace, "generation": 3}, "spec": spec})
+}
+
+/// Status, reason and message of the only condition of a type.
+fn condition(fake: &Fake, collection: &str, name: &str, kind: &str) -> Option<(String, String)> {
+    let object = fake.get(collection, "", name)?;
+    let mut of_type = object["status"]["conditions"].as_array()?.iter().filter(|c| c["type"] == kind);
+    let found = of_type.next()?;
+    assert!(of_type.next().is_none() && found["lastTransitionTime"].is_string() && found["reason"].is_string());
+    let text = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
+    Some((text("status"), text("message")))
+}
+
+#[tokio::test]
+async fn policies_say_whether_they_are_valid() {
+    const CLUSTERWIDE: &str = POLICIES[1];
+    const TIERED: &str = POLICIES[2];
+    let fake = Fake::new();
+    let valid = json!({"endpointSelector": {}, "ingress": [{}]});
+    fake.put(CLUSTERWIDE, policy("", "good", valid.clone()));
+    fake.put(CLUSTERWIDE, policy("", "nodes", json!({"nodeSelector": {}, "ingress": [{}]})));
+    let mut bad = policy("", "bad", json!({"endpointSelector": {}, "ingress": [{"fromCIDR": ["x", "y"]}]}));
+    bad["status"] = json!({"conditions": [{"type": "Other", "status": "True"}]});
+    fake.put(CLUSTERWIDE, bad);
+    fake.put(TIERED, policy("", "tier", json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}})));
+    let operator = Operator::start(&fake, config(&["--host-firewall", "false"]));
+    let said = |name: &'static str, status: &'static str| {
+        move |fake: &Fake| condition(fake, CLUSTERWIDE, name, "Valid").is_some_and(|(found, _)| found == status)
+    };
+    fake.until("valid", said("good", "True")).await;
+    fake.until("invalid", said("bad", "False")).await;
+    fake.until("the host firewall is off", said("nodes", "False")).await;
+    fake.until("accepted", |fake| condition(fake, TIERED, "tier", "Accepted").is_some()).await;
+    let (_, message) = condition(&fake, CLUSTERWIDE, "bad", "Valid").expect("there");
+    assert!(message.contains("spec.ingress[0].fromCIDR[0]: ") && message.contains("fromCIDR[1]: "), "{message}");
+    let others = fake.get(CLUSTERWIDE, "", "bad").expect("there")["status"]["conditions"].clone();
+    assert_eq!((others.as_array().map(Vec::len), &others[0]["type"]), (Some(2), &json!("Other")));
+    let tier = fake.get(TIERED, "", "tier").expect("there")["status"]["conditions"][0].clone();
+    assert_eq!((&tier["status"], &tier["observedGeneration"]), (&json!("True"), &json!(3)));
+    // What is said already is not said again, by another leader neither.
+    let statuses = |fake: &Fake| fake.writes().iter().filter(|write| write.ends_with("/status")).count();
+    assert_eq!(statuses(&fake), 4);
+    operator.stop().await;
+    let operator = Operator::start(&fake, config(&["--host-firewall", "false"]));
+    let mut mended = fake.get(CLUSTERWIDE, "", "bad").expect("there");
+    mended["spec"] = valid;
+    fake.put(CLUSTERWIDE, mended);
+    fake.until("mended", said("bad", "True")).await;
+    assert_eq!(statuses(&fake), 5, "{:?}", fake.writes());
+    operator.stop().await;
+}
+
 fn config_without_identity_grace() -> Config {
     config(&["--identity-grace-seconds", "0"])
 }
@@ -257,6 +315,9 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
         fake.put(NODES, node(&format!("node-{n}")));
     }
     let narrow = ["--pod-cidr", "10.0.0.0/23,fd00::/63"];
+    for (collection, namespace) in POLICIES.into_iter().zip(["n", "", ""]) {
+        fake.put(collection, policy(namespace, "a", json!({"endpointSelector": {}})));
+    }
     // Two leaders tell the same.
     for count in 1..=2 {
         let operator = Operator::start(&fake, config(&narrow));
@@ -268,6 +329,12 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
         // The lease is renewed in the meantime.
         let renewed = |fake: &Fake| fake.asked().iter().any(|(_, what, verb)| what == "leases" && *verb == "update");
         fake.until("renewed", renewed).await;
+        let watched = |fake: &Fake| {
+            let asked = fake.asked();
+            let of = |verb: &str| asked.iter().filter(|(group, _, asked)| !group.is_empty() && *asked == verb).count();
+            of("watch") == POLICIES.len() && of("patch") >= POLICIES.len()
+        };
+        fake.until("policies are judged", watched).await;
         operator.stop().await;
     }
     let gone = config(&["--node-grace-seconds", "0", "--identity-grace-seconds", "1"]);
