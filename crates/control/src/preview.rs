@@ -70,14 +70,16 @@ pub fn compare(before: &Engine, after: &Engine, peers: &[Peer]) -> Changes {
             }
             let points = points(before, after, id, direction);
             for group in alike.values() {
-                let model = &peers[group[0]];
+                // Whoever is exempt, such as the endpoint itself, says nothing of those that are like it.
+                let mut asked = group.iter().filter(|n| !is_exempt(direction, id, &peers[**n])).peekable();
+                let Some(model) = asked.peek().map(|n| &peers[**n]) else { continue };
                 let (denied, allowed) = differences(before, after, direction, id, model, &points);
                 for (list, (ports, rule)) in [(&mut changes.denied, denied), (&mut changes.allowed, allowed)] {
                     if ports.is_empty() {
                         continue;
                     }
-                    let others = group.iter().filter(|n| !is_exempt(direction, id, &peers[**n]));
-                    list.extend(others.map(|n| Pair { direction, endpoint: id, peer: *n, ports: ports.clone(), rule }));
+                    let pair = |n: &usize| Pair { direction, endpoint: id, peer: *n, ports: ports.clone(), rule };
+                    list.extend(asked.clone().map(pair));
                 }
             }
         }
