@@ -47,7 +47,7 @@ pub fn lint(text: &str) -> Vec<Finding> {
         Ok(documents) => documents.iter().for_each(|document| object(document, "", &mut findings)),
         Err((at, message)) => findings.push(finding(at, Severity::Error, String::new(), message)),
     }
-    findings.sort_by(|a, b| (a.line, a.column, a.severity).cmp(&(b.line, b.column, b.severity)));
+    findings.sort_by_key(|finding| (finding.line, finding.column, finding.severity));
     findings
 }
 
@@ -93,10 +93,10 @@ fn is_ours(version: &str, kind: &str) -> bool {
             // Others have a NetworkPolicy, too.
             group == own || group.is_empty()
         }
-        // A slip in the name of a kind.
+        // A slip in the name of a kind, or a predecessor of ClusterNetworkPolicy.
         None => {
             kind == convert::CIDR_GROUP
-                || group == "policy.networking.k8s.io" && kind.ends_with("ClusterNetworkPolicies")
+                || group == "policy.networking.k8s.io"
                 || group == "cilium.io" && kind.contains("etworkPol")
         }
     }

@@ -54,7 +54,10 @@ pub fn policy(kind: PolicyKind, object: &WirePolicy, settings: Settings) -> Resu
 pub fn object(object: &Value, settings: &Settings) -> Result<Change, Problems> {
     let text = |name: &'static str| object[name].as_str().unwrap_or_default();
     let (version, kind) = (text("apiVersion"), text("kind"));
-    if kind == CIDR_GROUP && matches!(version, CILIUM_V2 | "cilium.io/v2alpha1") {
+    if kind == CIDR_GROUP {
+        if !matches!(version, CILIUM_V2 | "cilium.io/v2alpha1") {
+            return Err(Problem::new("apiVersion", format!("{version:?}, expected {CILIUM_V2}")).into());
+        }
         known(object, &["spec"])?;
         let group: WireCidrGroup = parse(object)?;
         named(&group.metadata.name)?;

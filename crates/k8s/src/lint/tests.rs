@@ -83,6 +83,8 @@ fn which_objects_are_judged() {
         ("cilium.io/v1", "CiliumNetworkPolicy", Some(1)),
         ("cilium.io/v2", "CiliumNetworkPolcy", Some(2)),
         ("cilium.io/v2", "CiliumCIDRGroup", Some(1)),
+        ("cilium.io/v3", "CiliumCIDRGroup", Some(1)),
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", Some(2)),
         ("cilium.io/v2", "CiliumEnvoyConfig", None),
         ("crd.projectcalico.org/v1", "NetworkPolicy", None),
         ("crd.antrea.io/v1beta1", "ClusterNetworkPolicy", None),
