@@ -176,7 +176,11 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
         return forward::send(skb, s);
     }
-    if for_node && !host::is_judged(skb, s, config) {
+    // What is for nobody that the programs know may be for another address of the node's.
+    let nobody = host::is_subject(config)
+        && s.packet.flags & (UNMASQUERADED | packet::TUNNELLED) == 0
+        && decide::endpoint(&s.packet.destination).is_none();
+    if (for_node || nobody) && !host::is_judged(skb, s, config) {
         return s.act(PASS);
     }
     track::track(skb, s, Hook::FromDevice, config)

@@ -6,7 +6,8 @@
 use crate::map::TypedMap;
 use std::collections::{BTreeMap, BTreeSet};
 use weft_abi::{
-    CLASS_ADMIN, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, map_name, policy_action, policy_flags, policy_shape,
+    CLASS_ADMIN, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, map_name, policy_action, policy_flags,
+    policy_shape,
 };
 use weft_model::desired::{Action, CompiledPolicy, DataplaneError, PolicyPatch, PortPrefix, Verdict};
 use weft_model::id::{ClassId, PeerClass, PolicyId, RuleId};
