@@ -179,13 +179,13 @@ fn differences(
                     *rule = rule_of(&then);
                 }
                 match ports.last_mut() {
-                    Some(known) if (known.0, known.1, known.2) == (*protocol, *first, *last) => {}
+                    // Of another address of the peer.
+                    Some((same, _, end)) if same == protocol && *end == *last => {}
                     Some((same, _, end)) if same == protocol && u32::from(*end) + 1 == u32::from(*first) => {
                         *end = *last
                     }
                     _ => ports.push((*protocol, *first, *last)),
                 }
-                break;
             }
         }
     }
