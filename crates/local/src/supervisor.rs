@@ -152,6 +152,12 @@ fn operator(config: &Config) -> anyhow::Result<Service> {
     service.option("--node-mask-v4", crate::cluster::options::NODE_MASK_V4.to_string());
     service.option("--node-mask-v6", crate::cluster::options::NODE_MASK_V6.to_string());
     service.option("--lease-namespace", "kube-system");
+    // What the agents take for valid.
+    for key in ["extended-protocols", "host-firewall"] {
+        if let Some(value) = config.agent.get(key) {
+            service.option(&format!("--{key}"), value);
+        }
+    }
     Ok(service)
 }
 
