@@ -1,9 +1,11 @@
 //! Masquerading: pods reach the outside with the node's address and a port of a range that the node's own sockets do
 //! not use.
 
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_loop, bpf_skb_store_bytes,
 };
 use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, NodeConfig, flow_flags, flow_kind};
 
@@ -41,21 +43,19 @@ pub fn reserve(s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
     if low == 0 || range == 0 {
         return Err(DropReason::NoNatMapping);
     }
-    let own = u32::from(u16::from_be(inside_port));
-    // SAFETY: no arguments.
-    let start = unsafe { bpf_get_prandom_u32() };
-    let mut taken = 0;
-    for n in 0..TRIES {
-        let port = if n == 0 && own >= low && own < low + range { own } else { low + start.wrapping_add(n) % range };
-        let port_be = if s.packet.protocol == SCTP { inside_port } else { (port as u16).to_be() };
-        if try_port(s, &outside, port_be, echo) {
-            taken = port_be;
-            break;
-        }
-        if s.packet.protocol == SCTP {
-            break;
-        }
+    let mut attempt = Attempt {
+        s: core::ptr::from_mut(s),
+        low,
+        range,
+        // SAFETY: no arguments.
+        start: unsafe { bpf_get_prandom_u32() },
+        taken: 0,
+    };
+    // SAFETY: a callback of the right shape and its argument, which outlives the call.
+    unsafe {
+        bpf_loop(TRIES, attempt_port as *mut c_void, (&raw mut attempt).cast(), 0);
     }
+    let taken = attempt.taken as u16;
     if taken == 0 {
         return Err(DropReason::NoNatMapping);
     }
@@ -63,6 +63,40 @@ pub fn reserve(s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
     s.entry.nat_port_be = taken;
     s.entry.flags |= flow_flags::MASQUERADED;
     Ok(())
+}
+
+/// Looking for a free port.
+#[repr(C)]
+struct Attempt {
+    s: *mut Scratch,
+    low: u32,
+    range: u32,
+    start: u32,
+    taken: u32,
+}
+
+/// By callback: the verifier walks it once, not for every try.
+unsafe extern "C" fn attempt_port(n: u32, attempt: *mut c_void) -> i64 {
+    // SAFETY: the argument of the loop.
+    let attempt = unsafe { &mut *attempt.cast::<Attempt>() };
+    // SAFETY: this CPU's own memory, which the caller of the loop has borrowed and does not use meanwhile.
+    let s = unsafe { &mut *attempt.s };
+    let Some(config) = crate::track::config() else { return 1 };
+    let outside = if s.packet.version == 4 { config.node_v4 } else { config.node_v6 };
+    let (low, range) = (attempt.low, attempt.range);
+    if range == 0 {
+        return 1;
+    }
+    let own = u32::from(u16::from_be(s.packet.source_port));
+    let port =
+        if n == 0 && own >= low && own < low + range { own } else { low + attempt.start.wrapping_add(n) % range };
+    let keeps_port = s.packet.protocol == SCTP;
+    let port_be = if keeps_port { s.packet.source_port } else { (port as u16).to_be() };
+    if try_port(s, &outside, port_be, s.packet.flags & ECHO != 0) {
+        attempt.taken = u32::from(port_be);
+        return 1;
+    }
+    i64::from(keeps_port)
 }
 
 #[inline(never)]
