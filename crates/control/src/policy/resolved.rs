@@ -19,14 +19,13 @@ use weft_model::desired::{Action, CompiledPolicy, PolicyPatch, PortPrefix, Verdi
 use weft_model::id::{ClassId, EndpointId, PeerClass, PolicyId, RuleId};
 use weft_model::intent::Protocol;
 
+mod rest;
+
 /// A named port.
 pub type PortName = (Protocol, String);
 
 /// Every IPv4 address.
 const EVERY_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
-
-/// A policy that has this many rows more than when it was made may be better off if it is made anew.
-const GROWTH: usize = 256;
 
 /// The kernel keeps IPv4 addresses as IPv6 ones, so a short IPv6 prefix such as `::/0` would be the longest match of
 /// an IPv4 address too, unless there is an IPv4 prefix for every address.
@@ -101,6 +100,8 @@ pub struct Resolved {
     /// Some rule does something else than to allow.
     has_denials: bool,
     classes: HashMap<Arc<Content>, ClassId>,
+    /// The same by what makes a content; not all of them.
+    known: HashMap<Vec<Hit>, ClassId>,
     rows: BTreeMap<ClassId, Class>,
     /// Classes that may have lost their last row.
     idle: BTreeSet<ClassId>,
@@ -127,6 +128,7 @@ impl Resolved {
             prefixes: Vec::new(),
             has_denials: false,
             classes: HashMap::default(),
+            known: HashMap::default(),
             rows: BTreeMap::new(),
             idle: BTreeSet::new(),
             next_class: 1,
@@ -289,20 +291,6 @@ impl Resolved {
         concerned.into_iter().filter_map(|class| Some((class, self.hits(&row(class)?.key)))).collect()
     }
 
-    /// The content that most identities have, if it is worth not to write it down for each of their classes.
-    fn best_rest(&self, peers: &Peers, concerned: &BTreeMap<Index, Vec<Hit>>) -> Option<Content> {
-        let mut counts: HashMap<&[Hit], usize> = HashMap::default();
-        for (class, hits) in concerned {
-            let row = peers.classes().get(*class);
-            if !row.is_prefix {
-                *counts.entry(hits).or_default() += row.members;
-            }
-        }
-        let (hits, members) = counts.into_iter().max_by_key(|(hits, members)| (*members, *hits))?;
-        let content = (members * 2 > peers.pod_identities()).then(|| self.content(hits))?;
-        (!content.is_empty()).then_some(content)
-    }
-
     /// Looks at all classes. Refused if they do not fit.
     pub fn fill(&mut self, peers: &Peers, usage: &mut Usage, limits: &Limits) -> Result<(), Overflow> {
         let concerned = self.concerned(peers.classes());
@@ -311,16 +299,8 @@ impl Resolved {
             self.compiled.rest = class;
             self.rows.get_mut(&class).expect("just made").rows += 1;
         }
-        let mut known: HashMap<&[Hit], ClassId> = HashMap::default();
         for (class, hits) in &concerned {
-            let content = match known.get(hits.as_slice()) {
-                Some(content) => *content,
-                None => {
-                    let content = self.class_for(self.content(hits), usage, limits)?;
-                    known.insert(hits, content);
-                    content
-                }
-            };
+            let content = self.class_of_hits(hits, usage, limits)?;
             self.set_row(peers.classes().get(*class), Some(content), usage, limits)?;
         }
         if self.has_rest() {
@@ -337,7 +317,7 @@ impl Resolved {
     /// Looks at one class.
     pub fn learn(&mut self, class: &Peer, usage: &mut Usage, limits: &Limits) -> Result<(), Overflow> {
         let hits = self.hits(&class.key);
-        let content = self.class_for(self.content(&hits), usage, limits)?;
+        let content = self.class_of_hits(&hits, usage, limits)?;
         self.set_row(class, Some(content), usage, limits)
     }
 
@@ -347,27 +327,13 @@ impl Resolved {
         debug_assert!(forgotten.is_ok(), "removing a row needs no room");
     }
 
-    /// Whether it has grown so much that another `rest` would make it much smaller.
-    pub fn is_outgrown(&mut self, peers: &Peers) -> bool {
-        let rows = self.compiled.classes.len();
-        if rows < 2 * self.rows_when_made + GROWTH {
-            return false;
+    fn class_of_hits(&mut self, hits: &[Hit], usage: &mut Usage, limits: &Limits) -> Result<ClassId, Overflow> {
+        if let Some(class) = self.known.get(hits) {
+            return Ok(*class);
         }
-        // Ask again when it has grown as much once more.
-        self.rows_when_made = rows;
-        let concerned = self.concerned(peers.classes());
-        let best = self.best_rest(peers, &concerned);
-        let plain = |content: &Content| best.as_ref().unwrap_or(&self.any) == content;
-        let mut needed = 0;
-        for (class, row) in peers.classes().iter() {
-            needed += match (concerned.get(&class), row.is_prefix, best.is_some()) {
-                (Some(hits), false, true) => usize::from(!plain(&self.content(hits))),
-                (Some(_), ..) => 1,
-                (None, false, true) => 1,
-                (None, ..) => 0,
-            };
-        }
-        needed * 2 < rows
+        let class = self.class_for(self.content(hits), usage, limits)?;
+        self.known.insert(hits.to_vec(), class);
+        Ok(class)
     }
 
     fn class_for(&mut self, content: Content, usage: &mut Usage, limits: &Limits) -> Result<ClassId, Overflow> {
@@ -482,12 +448,14 @@ impl Resolved {
                 new.put_entries.extend(row.content.iter().map(|(place, verdict)| (place.of(class), *verdict)));
             }
         }
+        let mut is_forgotten = false;
         for class in std::mem::take(&mut self.idle) {
             if self.rows.get(&class).is_none_or(|row| row.rows > 0) {
                 continue;
             }
             let row = self.rows.remove(&class).expect("just looked at");
             self.classes.remove(&row.content);
+            is_forgotten = true;
             usage.entries -= row.content.len();
             for place in row.content.keys() {
                 self.compiled.entries.remove(&place.of(class));
@@ -495,6 +463,10 @@ impl Resolved {
                     gone.del_entries.insert(place.of(class));
                 }
             }
+        }
+        if is_forgotten {
+            let rows = &self.rows;
+            self.known.retain(|_, class| *class == ClassId::ANY || rows.contains_key(class));
         }
         self.in_kernel = true;
         (new, gone)
