@@ -24,16 +24,8 @@ pub fn state(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
         all.extend(String::from_utf8_lossy(&output.stdout).lines().map(|line| format!("{what:?}: {line}")));
     }
     for map in cluster.weft_json(&["map", "list", "--node", node])?.as_array().context("maps")? {
-        const ENTRIES: [&str; 8] = [
-            "ENDPOINTS",
-            "IPCACHE",
-            "PEERS",
-            "POLICY_CLASSES",
-            "POLICY_ENTRIES",
-            "POLICY_INFO",
-            "PREFIXES",
-            "ROUTES",
-        ];
+        const ENTRIES: [&str; 8] =
+            ["ENDPOINTS", "IPCACHE", "PEERS", "POLICY_CLASSES", "POLICY_ENTRIES", "POLICY_INFO", "PREFIXES", "ROUTES"];
         if ENTRIES.iter().any(|name| map["name"] == *name) {
             all.insert(format!("map {}: {} entries", map["name"], map["entries"]));
         }
