@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_control::ipam::{AddressPool, ClusterPool, IpamError, NodePool};
-use weft_control::oracle::generate::Random;
+use weft_oracle::Random;
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
