@@ -137,7 +137,7 @@ fn check(
 fn differs(before: Option<&World>, world: &World, packet: &Packet) -> Option<String> {
     let differs_in = |order: u64| {
         let mut random = Random::new(order);
-        let (mut agent, mut numbers) = (Agent::new(NODE), Numbers::default());
+        let (mut agent, mut numbers) = (Agent::new(NODE), Numbers::scarce());
         if let Some(before) = before {
             agent.hear_bit_by_bit(before, &mut numbers, &mut random);
         }
@@ -201,7 +201,7 @@ pub fn seed(seed: u64) -> Result<Tally, Difference> {
 
 fn follow(seed: u64, history: &mut Vec<World>) -> Result<Tally, (Packet, String)> {
     let mut random = Random::new(seed);
-    let (mut agent, mut numbers, mut tally) = (Agent::new(NODE), Numbers::default(), Tally::default());
+    let (mut agent, mut numbers, mut tally) = (Agent::new(NODE), Numbers::scarce(), Tally::default());
     let mut world = generate::world(&mut random);
     for step in 0..=random.below(5) {
         if step > 0 {

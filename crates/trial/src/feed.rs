@@ -15,9 +15,16 @@ use weft_oracle::{End, Judge, World};
 #[derive(Clone, Debug, Default)]
 pub struct Numbers {
     by_labels: BTreeMap<Arc<LabelSet>, Identity>,
+    reuse: bool,
 }
 
 impl Numbers {
+    /// Numbers that are given again as soon as no pod has them.
+    #[must_use]
+    pub fn scarce() -> Self {
+        Self { reuse: true, ..Self::default() }
+    }
+
     /// The identity of each pod with a network of its own. Label sets that are new get numbers.
     pub fn identities(&mut self, world: &World) -> BTreeMap<usize, Identity> {
         let judge = Judge::new(world);
@@ -26,6 +33,10 @@ impl Numbers {
             let identity = pod.reserved.unwrap_or_else(|| self.number_of(LabelSet(judge.identity(n).collect())));
             identities.insert(n, identity);
         }
+        if self.reuse {
+            let used: BTreeSet<Identity> = identities.values().copied().collect();
+            self.by_labels.retain(|_, identity| used.contains(identity));
+        }
         identities
     }
 
@@ -33,8 +44,9 @@ impl Numbers {
         if let Some(identity) = self.by_labels.get(&labels) {
             return *identity;
         }
-        let next = Identity::ALLOCATED.start() + u32::try_from(self.by_labels.len()).expect("worlds are small");
-        let identity = Identity::allocated(next).expect("worlds are small");
+        let given: BTreeSet<Identity> = self.by_labels.values().copied().collect();
+        let mut free = Identity::ALLOCATED.filter_map(Identity::allocated).filter(|number| !given.contains(number));
+        let identity = free.next().expect("worlds are small");
         self.by_labels.insert(Arc::new(labels), identity);
         identity
     }
