@@ -451,3 +451,25 @@ fn too_many_resolved_policies_are_refused() {
     assert_eq!(in_force(&engine).len(), 3);
     assert!(engine.problems()[0].text.contains("4 resolved policies on this node, of which 3 fit"));
 }
+
+#[test]
+fn of_a_class_that_splits_the_smaller_part_moves() {
+    let mut engine = Engine::default();
+    let all = vec![rule(Some(vec![Peer::Endpoints(EndpointSelector::EVERY_POD)]), ports(1))];
+    engine.apply((0..300).map(|n| identity(1000 + n, &format!("app-{n}"))));
+    engine.apply([endpoint(1, "web"), endpoint(2, "db"), policy("all", "1", app("web"), all)]);
+    let requirements = vec![Requirement::NotIn("k8s:app".to_owned(), ["app-7".to_owned()].into())];
+    let most = Peer::Endpoints(EndpointSelector { namespace: None, requirements });
+    let plan = engine.apply([policy("most", "1", app("db"), vec![rule(Some(vec![most]), ports(2))])]);
+    assert_eq!(plan.put_peers, [(number(1007), engine.peer_class(number(1007)).unwrap())]);
+    let outside = "192.0.2.1".parse().unwrap();
+    for (id, ports, of_all) in [(1, 1, true), (2, 2, false)] {
+        let compiled = engine.compiled(ingress(&engine, id).0).unwrap();
+        for n in 0..300 {
+            for port in 0..2 {
+                let decision = engine.lookup(compiled, number(1000 + n), outside, 6, 2 * port);
+                assert_eq!(decision.is_some(), port < ports && (of_all || n != 7), "{n} on {port} at {id}");
+            }
+        }
+    }
+}
