@@ -28,14 +28,15 @@ impl Numbers {
     /// The identity of each pod with a network of its own. Label sets that are new get numbers.
     pub fn identities(&mut self, world: &World) -> BTreeMap<usize, Identity> {
         let judge = Judge::new(world);
+        if self.reuse {
+            let used = (0..world.pods.len()).map(|n| LabelSet(judge.identity(n).collect()));
+            let used: BTreeSet<LabelSet> = used.collect();
+            self.by_labels.retain(|labels, _| used.contains(&**labels));
+        }
         let mut identities = BTreeMap::new();
         for (n, pod) in world.pods.iter().enumerate().filter(|(_, pod)| !pod.host_network) {
             let identity = pod.reserved.unwrap_or_else(|| self.number_of(LabelSet(judge.identity(n).collect())));
             identities.insert(n, identity);
-        }
-        if self.reuse {
-            let used: BTreeSet<Identity> = identities.values().copied().collect();
-            self.by_labels.retain(|_, identity| used.contains(identity));
         }
         identities
     }
