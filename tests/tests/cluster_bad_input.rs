@@ -35,10 +35,10 @@ fn full_map(cluster: &Cluster, server: &Pod, far: &Pod) -> Result<()> {
                   ingress: [{from: [{podSelector: {matchLabels: {app: far}}}], ports: [{port: 8080}]}]}";
     cluster.policy("guard", before)?;
     let mut ports = String::new();
-    for n in 0..2000 {
-        // Neither end of any of these ranges is aligned: each takes many entries.
-        let first = 1 + n * 32;
-        write!(ports, "{{port: {first}, endPort: {}, protocol: UDP}}, ", first + 29)?;
+    for n in 0..2400 {
+        // Neither end of any of these ranges is aligned: each takes eight entries.
+        let (first, protocol) = (1 + n % 1200 * 32, if n < 1200 { "UDP" } else { "SCTP" });
+        write!(ports, "{{port: {first}, endPort: {}, protocol: {protocol}}}, ", first + 29)?;
     }
     let object = |name: &str, ports: &str| {
         format!(
@@ -143,6 +143,6 @@ fn cni_of_a_wrong_type(cluster: &Cluster) -> Result<()> {
     let output = plugin.wait_with_output()?;
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let text = answer.to_string();
-    ensure!(!output.status.success() && answer["code"] == 6 && text.contains("socket"), "weft-cni: {answer}");
+    ensure!(!output.status.success() && answer["code"] == 7 && text.contains("socket"), "weft-cni: {answer}");
     Ok(())
 }
