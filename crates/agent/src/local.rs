@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use weft_abi::DropReason;
+use weft_abi::{DropReason, MetricKey};
 use weft_api::agent::{AuditRequest, Preview, PreviewRequest, Request, Response, Status, WaitRequest};
 use weft_api::cni::{CniError, code};
 use weft_api::flow::{Direction as FlowDirection, Flow, FlowFilter, PolicyRef, Verdict};
@@ -104,7 +104,8 @@ impl Local {
                 Some(reason) => {
                     status.drops.push((reason.text().to_owned(), direction, counter.packets, counter.bytes))
                 }
-                None if counter.reason == 0 => {}
+                // What passed, in audit mode or not.
+                None if matches!(counter.reason, 0 | MetricKey::AUDITED) => {}
                 None => {
                     status.drops.push((format!("reason {}", counter.reason), direction, counter.packets, counter.bytes))
                 }

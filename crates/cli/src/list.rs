@@ -76,7 +76,8 @@ pub fn endpoints(options: &ListOptions) -> Result<ExitCode> {
         ["NODE", "ID", "POD", "ADDRESSES", "IDENTITY", "INGRESS", "EGRESS", "STATE", "DEVICE"],
         |OfNode { node, row }| {
             let audit = if row.audit { " (audit)" } else { "" };
-            let state = row.problem.as_ref().map_or_else(|| row.state.clone(), |why| format!("{}: {why}", row.state)) + audit;
+            let state =
+                row.problem.as_ref().map_or_else(|| row.state.clone(), |why| format!("{}: {why}", row.state)) + audit;
             [
                 node.clone(),
                 row.id.to_string(),

@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use tree::{Document, Node};
 use weft_model::intent::{Change, Peer, Policy, PolicyKind, Spec};
-use weft_model::label::is_excluded;
+use weft_model::label::is_carried;
 use weft_model::selector::Requirement;
 
 /// How bad a finding is.
@@ -167,17 +167,12 @@ fn peers_by_lost_labels(policy: &Policy) -> BTreeSet<(String, String)> {
             for requirement in &selector.requirements {
                 // Its absence is what every pod has.
                 let (Requirement::In(key, _) | Requirement::Exists(key)) = requirement else { continue };
-                let Some((source, bare)) = key.split_once(':') else { continue };
-                if source != "reserved" && !is_own(bare) && is_excluded(bare) {
+                if !is_carried(key) {
+                    let bare = key.split_once(':').map_or(key.as_str(), |(_, bare)| bare);
                     found.insert((path.clone(), bare.to_owned()));
                 }
             }
         }
     }
     found
-}
-
-/// Whether the control plane puts labels with such a key on every pod.
-fn is_own(key: &str) -> bool {
-    key == "io.kubernetes.pod.namespace" || key.starts_with("io.cilium.k8s.")
 }

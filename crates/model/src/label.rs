@@ -41,6 +41,20 @@ pub fn is_excluded(key: &str) -> bool {
         && (key.contains(EXCLUDED_FAMILY) || EXCLUDED.iter().any(|prefix| key.starts_with(prefix)))
 }
 
+/// Whether identities carry labels under `key`, which has its source: those that a pod brings, but for the excluded, and
+/// those that the control plane adds. A selector of peers that asks for any other can not be judged.
+#[must_use]
+pub fn is_carried(key: &str) -> bool {
+    let Some((source, bare)) = key.split_once(':') else { return !is_excluded(key) };
+    let is = |known: &str| known.strip_prefix("k8s:") == Some(bare);
+    !matches!(source, "k8s" | "any")
+        || is(NAMESPACE)
+        || is(CLUSTER)
+        || is(SERVICE_ACCOUNT)
+        || NAMESPACE_LABELS.strip_prefix("k8s:").is_some_and(|prefix| bare.starts_with(prefix))
+        || !is_excluded(bare)
+}
+
 /// Security-relevant labels, `source:key` -> value, sorted.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]

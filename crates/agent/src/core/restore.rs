@@ -102,8 +102,7 @@ impl Core {
     }
 
     fn adopt_kernel(&mut self) -> Result<(), DataplaneError> {
-        let (policies, cidrs, peers) =
-            (self.dataplane.policies()?, self.dataplane.cidrs()?, self.dataplane.peers()?);
+        let (policies, cidrs, peers) = (self.dataplane.policies()?, self.dataplane.cidrs()?, self.dataplane.peers()?);
         // The engine refuses what the maps would not hold, so that a policy is refused whole and by name.
         let usage = self.dataplane.usage()?;
         let size = |name: &str| {

@@ -1,12 +1,10 @@
 //! One rule, judged from what was written: does it match, and if not, what does not fit?
 
 use super::{Party, Question};
-use crate::identity::is_excluded;
 use crate::policy::{Direction, Engine, pod_numbers};
 use weft_model::id::{EndpointId, Identity, PeerScope};
 use weft_model::intent::{EndpointSelector, Entity, Peer, PortMatch, PortRule, Protocol, Rule};
-use weft_model::label::{LabelSet, NAMESPACE};
-use weft_model::selector::Requirement;
+use weft_model::label::{LabelSet, is_carried};
 
 /// How a peer was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,13 +91,7 @@ fn selects(written: &Peer, labels: &LabelSet, peer: &Party) -> Option<By> {
 
 /// Identities do not carry every label of their pods.
 fn can_be_judged(selector: &EndpointSelector) -> bool {
-    let carried = |requirement: &Requirement| {
-        let key = requirement.key();
-        let of_pod = key.strip_prefix("k8s:").or_else(|| key.strip_prefix("any:"));
-        let own = key == NAMESPACE || key.contains("io.cilium.k8s.") || key.contains("io.kubernetes.pod.namespace");
-        own || !of_pod.is_some_and(is_excluded)
-    };
-    selector.requirements.iter().all(carried)
+    selector.requirements.iter().all(|requirement| is_carried(requirement.key()))
 }
 
 fn is_of(entity: Entity, labels: &LabelSet) -> bool {

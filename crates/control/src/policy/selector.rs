@@ -1,12 +1,11 @@
 //! Whom a rule names, as the engine asks about it.
 
 use super::resolved::PortName;
-use crate::identity::is_excluded;
 use ipnet::IpNet;
 use std::sync::Arc;
 use weft_model::id::PeerScope;
 use weft_model::intent::{Covers, EndpointSelector, Entity, Peer};
-use weft_model::label::{CLUSTER, LabelSet, NAMESPACE, NAMESPACE_LABELS, SERVICE_ACCOUNT};
+use weft_model::label::{LabelSet, NAMESPACE, is_carried};
 use weft_model::selector::Requirement;
 
 /// One peer of a rule.
@@ -34,20 +33,22 @@ impl PeerSelector {
     /// Of a peer of a rule; `Ok(None)`: it selects nobody. `Err`: why it selects nobody although it was meant to.
     pub fn new(peer: &Peer) -> Result<Option<Self>, String> {
         Ok(Some(match peer {
-            Peer::Endpoints(selector) => match selector.requirements.iter().map(key).find(|key| !is_carried(key)) {
-                None => {
-                    let mut selector = selector.clone();
-                    selector.requirements.sort();
-                    selector.requirements.dedup();
-                    Self::Endpoints(selector)
+            Peer::Endpoints(selector) => {
+                match selector.requirements.iter().map(Requirement::key).find(|key| !is_carried(key)) {
+                    None => {
+                        let mut selector = selector.clone();
+                        selector.requirements.sort();
+                        selector.requirements.dedup();
+                        Self::Endpoints(selector)
+                    }
+                    Some(key) => {
+                        return Err(format!(
+                            "selects by the pod label {:?}, which is not part of a pod's identity: it selects nobody",
+                            super::labels::bare(key)
+                        ));
+                    }
                 }
-                Some(key) => {
-                    return Err(format!(
-                        "selects by the pod label {:?}, which is not part of a pod's identity: it selects nobody",
-                        super::labels::bare(key)
-                    ));
-                }
-            },
+            }
             Peer::Cidr { cidr, except, covers } => {
                 let except = except.iter().map(IpNet::trunc).collect();
                 Self::Cidr { cidr: cidr.trunc(), except, covers: *covers }
@@ -86,28 +87,6 @@ impl PeerSelector {
 
 fn unresolved(what: &str) -> String {
     format!("names {what}, which nobody replaced by addresses: it selects nobody")
-}
-
-/// The key of a requirement.
-pub fn key(requirement: &Requirement) -> &str {
-    match requirement {
-        Requirement::In(key, _) | Requirement::NotIn(key, _) => key,
-        Requirement::Exists(key) | Requirement::DoesNotExist(key) => key,
-    }
-}
-
-/// Whether identities carry a label under this key.
-fn is_carried(key: &str) -> bool {
-    let Some((source, name)) = key.split_once(':') else { return !is_excluded(key) };
-    if source != "k8s" && source != "any" {
-        return true;
-    }
-    let own = |known: &str| super::labels::bare(known) == name;
-    own(NAMESPACE)
-        || own(CLUSTER)
-        || own(SERVICE_ACCOUNT)
-        || name.starts_with(super::labels::bare(NAMESPACE_LABELS))
-        || !is_excluded(name)
 }
 
 fn entity_matches(entity: Entity, labels: &LabelSet) -> bool {

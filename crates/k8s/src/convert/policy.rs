@@ -4,7 +4,9 @@ use super::{Problem, Problems, Settings, cidr_group, cilium, cluster_policy, fie
 use crate::wire::{CILIUM_V2, WireCidrGroup, WirePolicy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use weft_model::intent::{Change, ObjectName, Policy, PolicyKind, PolicyName};
+use weft_model::intent::{Change, ObjectName, Peer, Policy, PolicyKind, PolicyName, RuleAction, Spec};
+use weft_model::label::is_carried;
+use weft_model::selector::Requirement;
 
 /// Namespace of an object that names none.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -42,8 +44,27 @@ pub fn policy(kind: PolicyKind, object: &WirePolicy, settings: Settings) -> Resu
         PolicyKind::CiliumClusterwideNetworkPolicy => cilium::specs(None, object, settings)?,
         PolicyKind::ClusterNetworkPolicy => vec![cluster_policy::spec(&object.spec)?],
     };
+    judgeable(&specs)?;
     let (uid, resource_version) = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
     Ok(Policy { name, uid, resource_version, specs })
+}
+
+/// A selector on a label that identities do not carry selects nobody. In a rule that allows, that is the safe side; a rule
+/// that denies must not be taken for one that does.
+fn judgeable(specs: &[Spec]) -> Result<(), Problems> {
+    let mut problems = Vec::new();
+    for rule in specs.iter().flat_map(|spec| spec.ingress.iter().chain(&spec.egress)) {
+        for peer in rule.peers.iter().flatten().filter(|_| rule.action == RuleAction::Deny) {
+            let Peer::Endpoints(selector) = peer else { continue };
+            for key in selector.requirements.iter().map(Requirement::key).filter(|key| !is_carried(key)) {
+                let place = if rule.place.starts_with("specs") { String::new() } else { "spec.".to_owned() };
+                let what =
+                    format!("selects peers by {key:?}, which is not part of their identity: it would deny nobody");
+                problems.push(Problem::new(format!("{place}{}", rule.place), what));
+            }
+        }
+    }
+    Problems::new(problems).map_or(Ok(()), Err)
 }
 
 /// A policy of any kind, or a CiliumCIDRGroup, as people write it: with `apiVersion` and `kind`, and no field that the

@@ -441,3 +441,14 @@ fn every_problem_is_told() {
     assert_eq!(fields, wanted);
     assert!(problems.to_string().ends_with("(and 5 more problems)"), "{problems}");
 }
+
+#[test]
+fn a_denial_that_could_hit_nobody_is_refused() {
+    let selector = json!({"matchExpressions": [{"key": "pod-template-hash", "operator": "NotIn", "values": ["a"]}]});
+    let denying = json!({"spec": {"endpointSelector": {}, "ingressDeny": [{"fromEndpoints": [selector]}]}});
+    let problem = bad_spec(CNP, denying);
+    assert!(problem.contains("spec.ingressDeny[0]") && problem.contains("pod-template-hash"), "{problem}");
+    // One that allows is on the safe side; as a subject the label counts.
+    rule(CNP, "ingress", json!({"fromEndpoints": [selector]}));
+    good(CNP, json!({"endpointSelector": selector, "ingressDeny": [{"fromEntities": ["all"]}]}));
+}
