@@ -1,4 +1,5 @@
 use super::*;
+use weft_api::flow::PolicyRef;
 
 fn agents() -> Vec<Agent> {
     ["node-1", "node-2"].map(|node| Agent { node: node.into(), socket: "/nowhere".into() }).into()
@@ -14,8 +15,9 @@ fn decision(allowed: bool) -> Option<Decision> {
         namespace: "b".into(),
         name: "deny".into(),
         rule: (allowed).then(|| "ingress[0]".into()),
+        log: None,
     };
-    Some(Decision { allowed, reason: "because".into(), policies: vec![policy] })
+    Some(Decision { allowed, reason: "because".into(), policies: vec![policy], others: Vec::new() })
 }
 
 fn answer(egress: Option<Decision>, ingress: Option<Decision>) -> Result<Response> {

@@ -33,6 +33,7 @@ fn dropped() -> Flow {
             namespace: "shop".into(),
             name: "deny-all".into(),
             rule: None,
+            log: None,
         }],
         suppressed: 0,
     }

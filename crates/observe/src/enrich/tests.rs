@@ -32,6 +32,7 @@ fn policy(name: &str, rule: Option<&str>) -> PolicyRef {
         namespace: "default".into(),
         name: name.into(),
         rule: rule.map(str::to_owned),
+        log: None,
     }
 }
 
