@@ -189,6 +189,7 @@ fn language(label: &str, routing: &str) -> Result<()> {
     tiers(&stage).context("tiers")?;
     nodes(&stage).context("nodes as subjects and peers")?;
     audit(&stage).context("audit mode")?;
+    preview(&stage).context("preview and lint")?;
     live(&stage).context("established connections")?;
     refused(&stage).context("policies that cannot be honoured")?;
     stage.cluster.down()
@@ -581,6 +582,48 @@ fn audit(stage: &Stage) -> Result<()> {
         })?;
         cluster.weft(&["endpoint", "audit", "default/server", "off"])?;
         eventually("enforcement", || stage.drops(client, To::Pod(server), Tcp(80)))
+    })
+}
+
+/// What would change is told, and nothing changes.
+fn preview(stage: &Stage) -> Result<()> {
+    let Stage { cluster, server, client, other, .. } = stage;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("policy.yaml");
+    let path = file.to_str().context("a path in UTF-8")?;
+    let object = |rules: &str| {
+        let spec = on_server(rules);
+        format!("---\n{{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: new}}, {spec}}}\n")
+    };
+    std::fs::write(&file, object("ingress: [{fromEndpoints: [{matchLabels: {app: other}}]}]"))?;
+    let lint = cluster.weft(&["policy", "lint", "-f", path])?;
+    ensure!(lint.contains("no problems"), "{lint}");
+    stage.passes(client, To::Pod(server), Tcp(80))?;
+    let told: Value = serde_json::from_str(&cluster.weft(&["policy", "preview", "-f", path, "-o", "json"])?)?;
+    let peers = |change: &str| -> Vec<String> {
+        let examples = told[change]["examples"].as_array().cloned().unwrap_or_default();
+        let of_server = examples.iter().filter(|example| example["endpoint"] == "default/server");
+        of_server.filter_map(|example| example["peer"].as_str().map(str::to_owned)).collect()
+    };
+    let denied = peers("newly_denied");
+    ensure!(denied.contains(&"default/client".to_owned()), "{told}");
+    ensure!(!denied.contains(&"default/other".to_owned()) && peers("newly_allowed").is_empty(), "{told}");
+    stage.passes(client, To::Pod(server), Tcp(80))?;
+    std::fs::write(&file, object("ingress: [{fromEndpoints: [{}], toPorts: [{ports: [{port: '99999'}]}]}]"))?;
+    let output = cluster.try_weft(&["policy", "lint", "-f", path])?;
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(!output.status.success() && answer.contains(":2:") && answer.contains("port"), "{answer}");
+    let output = cluster.try_weft(&["policy", "preview", "-f", path])?;
+    ensure!(!output.status.success(), "a preview of what is not valid");
+    let closed = on_server("ingress: [{fromEndpoints: [{matchLabels: {app: client}}]}]");
+    stage.with(&[("cnp", "new", &closed)], || {
+        stage.drops(other, To::Pod(server), Tcp(80))?;
+        std::fs::write(&file, object("ingress: [{fromEndpoints: [{matchLabels: {app: client}}]}]"))?;
+        let told = cluster.weft(&["policy", "preview", "--delete", "-f", path, "-o", "json"])?;
+        let told: Value = serde_json::from_str(&told)?;
+        let counts = (told["newly_allowed"]["count"].as_u64(), told["drops_passing"]["count"].as_u64());
+        ensure!(counts.0 > Some(0) && counts.1 > Some(0), "{told}");
+        Ok(())
     })
 }
 

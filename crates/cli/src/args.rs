@@ -323,7 +323,8 @@ fn policy_name(text: &str) -> Result<PolicyArg, String> {
     let parts: Vec<&str> = text.split('/').collect();
     let (kind, namespace, name) = match parts[..] {
         [kind, namespace, name] => (kind_of(kind).filter(|kind| kind.is_namespaced()), namespace, name),
-        [first, name] => match kind_of(first).filter(|kind| !kind.is_namespaced()) {
+        // What looks like a kind is one: a namespace of that name is written with its kind before it.
+        [first, name] => match kind_of(first) {
             Some(kind) => (Some(kind), "", name),
             None => (Some(PolicyKind::NetworkPolicy), first, name),
         },

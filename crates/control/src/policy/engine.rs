@@ -211,7 +211,7 @@ impl Engine {
     fn merge_twins(&mut self) {
         let (classes, twins) = self.peers.classes().len();
         let is_short = !self.refused.is_empty() || !self.starved.is_empty() || self.peers.starving().is_some();
-        if twins * 2 > classes.max(4) || (is_short && twins > 0) {
+        if twins * 2 > classes || (is_short && twins > 0) {
             self.peers.merge_twins();
         }
     }
