@@ -126,6 +126,10 @@ fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<
     let to_origin = hears_low == origin_low;
     s.source_identity = if to_origin { responder } else { origin };
     s.destination_identity = if to_origin { origin } else { responder };
+    if matches!(hook, Hook::FromDevice) && decide::endpoint(&s.packet.source).is_some() {
+        // Our own pods do not speak from out there.
+        return Err(DropReason::InvalidSourceIp);
+    }
     if matches!(hook, Hook::FromPod) {
         match decide::endpoint(&s.packet.source) {
             Some(info) if info.ifindex == s.packet.ifindex => s.source_identity = info.identity,

@@ -287,3 +287,17 @@ fn without_a_configuration_nothing_passes() {
         Ok(())
     });
 }
+
+/// An error about a connection between two pods of this node does not come from the network in one's name.
+#[test]
+fn errors_in_the_name_of_a_pod_of_ours() {
+    both(|kernel, f| {
+        from_a(kernel, &ip(f.a, f.b).tcp(1024, 80, SYN, b""))?;
+        let error = ip(f.a, f.b).unreachable(&ip(f.b, f.a).tcp(80, 1024, ACK, b""));
+        assert_eq!(from_a(kernel, &error)?.action, REDIRECT, "the pod itself may say so");
+        assert_eq!(from_wire(kernel, &error)?.action, DROP);
+        let event = kernel.drain().pop().expect("an event");
+        assert_eq!(event.reason, DropReason::InvalidSourceIp as u8);
+        Ok(())
+    });
+}
