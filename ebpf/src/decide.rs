@@ -17,6 +17,7 @@ use crate::{Hook, host, nat, notify, policy, route};
 pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry, low: u8) -> Result<(), DropReason> {
     let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     let mut forward = true;
+    let mut reopened = false;
     let now = now_s();
     clear(&mut s.entry);
     s.entry.last_seen_s = now;
@@ -30,7 +31,7 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry, l
     } else {
         // SAFETY: not null: a value of FLOWS, readable for the length of the program.
         let old = unsafe { &mut *existing };
-        let reopened = s.packet.protocol == crate::packet::TCP
+        reopened = s.packet.protocol == crate::packet::TCP
             && s.packet.tcp_flags & (crate::packet::TCP_SYN | crate::packet::TCP_ACK) == crate::packet::TCP_SYN
             && crate::track::closing(old.flags);
         if reopened {
@@ -78,7 +79,7 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry, l
     }
     // SAFETY: as above.
     let old = unsafe { &mut *existing };
-    refresh(s, old, forward)
+    refresh(s, old, forward, reopened)
 }
 
 #[inline(always)]
@@ -111,8 +112,9 @@ fn is_node_alone(entry: &FlowEntry) -> bool {
 }
 
 #[inline(always)]
-fn refresh(s: &Scratch, old: &mut FlowEntry, forward: bool) -> Result<(), DropReason> {
-    let stale = !crate::track::fresh(old);
+fn refresh(s: &Scratch, old: &mut FlowEntry, forward: bool, reopened: bool) -> Result<(), DropReason> {
+    // A connection that is opened again shares nothing with the one before: neither the way back, nor where that led.
+    let stale = reopened || !crate::track::fresh(old);
     old.source_endpoint = s.entry.source_endpoint;
     old.destination_endpoint = s.entry.destination_endpoint;
     old.source_identity = s.entry.source_identity;

@@ -8,7 +8,7 @@ use weft_tests::packet::site::{
     DEVICE, FAMILIES, Family, HOST_MAC_A, HOST_MAC_B, ID_A, ID_C, MAC_A, MAC_B, POD_A, Routing, TUNNEL, V4, V6, addr,
     allow, allow_port, from_a, from_b, from_wire, isolate, on_node, put_policy,
 };
-use weft_tests::packet::{ACK, ETH, Ip, SYN, TCP, UDP, checksum, ip, quoted, read};
+use weft_tests::packet::{ACK, ETH, Ip, RST, SYN, TCP, UDP, checksum, ip, quoted, read};
 
 fn native(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
     on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
@@ -226,6 +226,26 @@ fn a_receiver_judges_by_the_identity_in_the_tunnel() {
         let outcome = from_b(kernel, &ip(f.b, f.new).tcp(80, 1, SYN | ACK, b""))?;
         assert_eq!(unwrap(&outcome.frame).0, 301);
         isolate(kernel, f.b, 0, 0)
+    });
+}
+
+#[test]
+fn a_connection_that_is_opened_again_finds_its_way_through_the_tunnel_again() {
+    vxlan(|kernel, f| {
+        let opens = wrap(V4.peer, ID_C, &ip(f.c, f.a).tcp(7, 80, SYN, b""));
+        let next_hop = |kernel: &Kernel| -> Result<Addr> {
+            let found = kernel.connection(flow_kind::FLOW, parsed(f.c), parsed(f.a))?;
+            Ok(found.context("the connection")?.1.nat_addr)
+        };
+        from_wire(kernel, &opens)?;
+        from_a(kernel, &ip(f.a, f.c).tcp(80, 7, SYN | ACK, b""))?;
+        let known = next_hop(kernel)?;
+        assert!(!known.is_none(), "answers go to the other node");
+        from_wire(kernel, &wrap(V4.peer, ID_C, &ip(f.c, f.a).tcp(7, 80, RST, b"")))?;
+        from_wire(kernel, &opens)?;
+        assert_eq!(from_a(kernel, &ip(f.a, f.c).tcp(80, 7, SYN | ACK, b""))?.action, REDIRECT);
+        assert_eq!(next_hop(kernel)?, known);
+        Ok(())
     });
 }
 
