@@ -11,6 +11,7 @@ mod path;
 mod policy;
 mod program;
 mod report;
+mod scale;
 mod traffic;
 
 use anyhow::{Context, Result, bail};
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 #[command(name = "weft-bench", version)]
 struct Arguments {
     /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
-    /// cni, policy, memory, or all.
+    /// cni, policy, memory, policy-scale (needs no cluster; never part of all), or all.
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
     /// Rounds; every scenario gets one slice a round.
@@ -48,7 +49,7 @@ struct Arguments {
     alarm_s: u32,
 }
 
-const BENCHMARKS: [&str; 6] = ["baseline", "path", "program", "cni", "policy", "memory"];
+const BENCHMARKS: [&str; 7] = ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -76,6 +77,9 @@ fn main() -> Result<()> {
 
     if arguments.what == ["baseline"] {
         return path::baseline(&settings)?.write(&arguments.out.join("baseline.json"));
+    }
+    if arguments.what == ["policy-scale"] {
+        return scale::run()?.write(&arguments.out.join("policy-scale.json"));
     }
     let native = cluster::Cluster::up(&bin_dir, "native", 2)?;
     if wanted("cni") {
