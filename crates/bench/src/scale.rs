@@ -28,6 +28,8 @@ use weft_model::selector::Requirement;
 
 /// Changes of each kind.
 const TIMES: u32 = 200;
+/// The same for labels that cut across each other: every one of them makes more classes.
+const TIMES_CROSSING: u32 = 10;
 /// Room in the maps: more than an agent asks for by default, so that the shape that needs most can be measured.
 const ROOM: u32 = 1 << 21;
 
@@ -276,11 +278,12 @@ fn scale(shape: Shape, dir: &Path, report: &mut Report) -> Result<()> {
         [("identity_known", &known), ("identity_new", &unheard), ("policy_more", &more), ("policy_less", &less)];
     for (what, change) in kinds {
         let mut times = Vec::new();
-        for n in 0..TIMES {
+        let count = if shape == Shape::Crossing { TIMES_CROSSING } else { TIMES };
+        for n in 0..count {
             times.push(timed(&mut engine, &mut dataplane, vec![change(n)])?.1);
         }
         for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-            report.plain(scenario, &format!("{what}_{name}"), percentile(&times, share), "ms", TIMES as usize);
+            report.plain(scenario, &format!("{what}_{name}"), percentile(&times, share), "ms", count as usize);
         }
     }
     ensure!(engine.problems().is_empty(), "{:?}", engine.problems().first());
