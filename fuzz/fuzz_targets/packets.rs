@@ -84,6 +84,12 @@ fn may_pass(frame: &[u8], from_pod: bool, action: u32) -> Result<(), String> {
     if ethertype == EtherType::ARP {
         return Ok(());
     }
+    // Behind the header of a fragment that is not the first is no header: the parser must not look for one.
+    const FRAGMENT: u8 = 44;
+    let ip = &frame[14..];
+    if ethertype == EtherType::IPV6 && ip.len() >= 48 && ip[6] == FRAGMENT && (ip[42] != 0 || ip[43] & 0xf8 != 0) {
+        return Ok(());
+    }
     let parsed = SlicedPacket::from_ethernet(frame).map_err(|error| format!("it is malformed: {error}"))?;
     let (source, destination): (IpAddr, IpAddr) = match &parsed.net {
         Some(NetSlice::Ipv4(v4)) => (v4.header().source_addr().into(), v4.header().destination_addr().into()),
