@@ -413,6 +413,10 @@ fn extensions(skb: Skb, s: &mut Scratch, first: u8) -> Result<(), DropReason> {
             }
             _ => break,
         }
+        // Hop-by-hop options stand right behind the IPv6 header or nowhere (RFC 8200 section 4.1).
+        if next == 0 {
+            return Err(DropReason::Ipv6ExtensionHeader);
+        }
     }
     if matches!(next, 0 | 43 | 44 | 60) || offset > 2048 {
         return Err(DropReason::Ipv6ExtensionHeader);

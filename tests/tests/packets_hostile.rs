@@ -301,3 +301,17 @@ fn errors_in_the_name_of_a_pod_of_ours() {
         Ok(())
     });
 }
+
+#[test]
+fn hop_by_hop_options_stand_first_or_nowhere() {
+    on_node(Routing::Native, |kernel| {
+        let (options, padding) = ([0, 0, 1, 4, 0, 0, 0, 0], [0; 8]);
+        let right = ip(V6.a, V6.b).extension(0, &options).extension(43, &padding).tcp(1, 80, SYN, b"");
+        assert_eq!(from_a(kernel, &right)?.action, REDIRECT);
+        kernel.drain();
+        let wrong = ip(V6.a, V6.b).extension(43, &padding).extension(0, &options).tcp(1, 80, SYN, b"");
+        assert_eq!(from_a(kernel, &wrong)?.action, DROP);
+        assert_eq!(kernel.drain().pop().expect("an event").reason, DropReason::Ipv6ExtensionHeader as u8);
+        Ok(())
+    });
+}
