@@ -421,6 +421,10 @@ fn extensions(skb: Skb, s: &mut Scratch, first: u8) -> Result<(), DropReason> {
     if matches!(next, 0 | 43 | 44 | 60) || offset > 2048 {
         return Err(DropReason::Ipv6ExtensionHeader);
     }
+    // A header that claims more than there is; who has ports is found out when they are read.
+    if offset > ETH + s.packet.length {
+        return Err(DropReason::InvalidPacket);
+    }
     if next == ICMP {
         return Err(DropReason::UnknownL4);
     }

@@ -315,3 +315,19 @@ fn hop_by_hop_options_stand_first_or_nowhere() {
         Ok(())
     });
 }
+
+#[test]
+fn extension_headers_do_not_reach_beyond_the_packet() {
+    on_node(Routing::Native, |kernel| {
+        // A protocol without ports, of which nothing else is read.
+        const GRE: u8 = 47;
+        let mut frame = ip(V6.a, V6.b).extension(60, &[0, 0, 1, 4, 0, 0, 0, 0]).udp(1, 80, b"");
+        frame[ETH + 40] = GRE;
+        assert_eq!(from_a(kernel, &frame)?.action, REDIRECT);
+        kernel.drain();
+        frame[ETH + 41] = 2;
+        assert_eq!(from_a(kernel, &frame)?.action, DROP);
+        assert_eq!(kernel.drain().pop().expect("an event").reason, DropReason::InvalidPacket as u8);
+        Ok(())
+    });
+}

@@ -26,7 +26,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "weft-agent",
         &["weft-model", "weft-abi", "weft-api", "weft-control", "weft-k8s", "weft-datapath", "weft-observe"],
     ),
-    ("weft-bench", &["weft-api", "weft-model"]),
+    ("weft-bench", &["weft-abi", "weft-api", "weft-control", "weft-datapath", "weft-model"]),
     ("weft-ebpf", &["weft-abi"]),
     ("xtask", &[]),
 ];
