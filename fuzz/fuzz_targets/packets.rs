@@ -90,6 +90,15 @@ fn may_pass(frame: &[u8], from_pod: bool, action: u32) -> Result<(), String> {
     if ethertype == EtherType::IPV6 && ip.len() >= 48 && ip[6] == FRAGMENT && (ip[42] != 0 || ip[43] & 0xf8 != 0) {
         return Ok(());
     }
+    // A pod may send itself what it likes; an authentication header (RFC 4302) is a protocol, not looked into.
+    let itself = match ethertype {
+        EtherType::IPV6 if ip.len() >= 40 => ip[8..24] == ip[24..40],
+        EtherType::IPV4 if ip.len() >= 20 => ip[12..16] == ip[16..20],
+        _ => false,
+    };
+    if from_pod && itself {
+        return Ok(());
+    }
     let parsed = SlicedPacket::from_ethernet(frame).map_err(|error| format!("it is malformed: {error}"))?;
     let (source, destination): (IpAddr, IpAddr) = match &parsed.net {
         Some(NetSlice::Ipv4(v4)) => (v4.header().source_addr().into(), v4.header().destination_addr().into()),
