@@ -400,6 +400,10 @@ fn extensions(skb: Skb, s: &mut Scratch, first: u8) -> Result<(), DropReason> {
                 let header: [u32; 2] = load(skb, offset)?;
                 let bytes = header[0].to_ne_bytes();
                 next = bytes[0];
+                // Of a later fragment there is nothing else to look at.
+                if next == 0 {
+                    return Err(DropReason::Ipv6ExtensionHeader);
+                }
                 let field = u16::from_be_bytes([bytes[2], bytes[3]]);
                 offset += 8;
                 if field & 0xfff9 != 0 {

@@ -75,6 +75,25 @@ fuzz_target!(|data: &[u8]| {
     });
 });
 
+/// Behind the header of a fragment that is not the first is no header: the parser must not look for one.
+fn is_later_fragment(ip: &[u8]) -> Result<bool, String> {
+    const HOP_BY_HOP: u8 = 0;
+    const FRAGMENT: u8 = 44;
+    let (Some(mut next), mut offset) = (ip.get(6).copied(), 40) else { return Ok(false) };
+    while let (HOP_BY_HOP | 43 | FRAGMENT | 60, Some(header)) = (next, ip.get(offset..offset + 8)) {
+        let later = next == FRAGMENT && (header[2] != 0 || header[3] & 0xf8 != 0);
+        offset += if next == FRAGMENT { 8 } else { (usize::from(header[1]) + 1) * 8 };
+        next = header[0];
+        if next == HOP_BY_HOP {
+            return Err("hop-by-hop options stand behind another header".to_owned());
+        }
+        if later {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn may_pass(frame: &[u8], from_pod: bool, action: u32) -> Result<(), String> {
     // What comes from the network and is not for a pod is the node's own business.
     if !from_pod && action == weft_tests::packet::kernel::PASS {
@@ -84,10 +103,13 @@ fn may_pass(frame: &[u8], from_pod: bool, action: u32) -> Result<(), String> {
     if ethertype == EtherType::ARP {
         return Ok(());
     }
-    // Behind the header of a fragment that is not the first is no header: the parser must not look for one.
-    const FRAGMENT: u8 = 44;
     let ip = &frame[14..];
-    if ethertype == EtherType::IPV6 && ip.len() >= 48 && ip[6] == FRAGMENT && (ip[42] != 0 || ip[43] & 0xf8 != 0) {
+    let headerless = match ethertype {
+        EtherType::IPV4 => ip.len() >= 20 && (ip[6] & 0x1f != 0 || ip[7] != 0),
+        EtherType::IPV6 => is_later_fragment(ip)?,
+        _ => false,
+    };
+    if headerless {
         return Ok(());
     }
     // A pod may send itself what it likes; an authentication header (RFC 4302) is a protocol, not looked into.

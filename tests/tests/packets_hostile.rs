@@ -312,6 +312,10 @@ fn hop_by_hop_options_stand_first_or_nowhere() {
         let wrong = ip(V6.a, V6.b).extension(43, &padding).extension(0, &options).tcp(1, 80, SYN, b"");
         assert_eq!(from_a(kernel, &wrong)?.action, DROP);
         assert_eq!(kernel.drain().pop().expect("an event").reason, DropReason::Ipv6ExtensionHeader as u8);
+        // A later fragment, too, though nobody looks at what is behind it.
+        let later = ip(V6.a, V6.b).extension(0, &options).fragment(7, 64, false).raw(0, &[0; 64]);
+        assert_eq!(from_a(kernel, &later)?.action, DROP);
+        assert_eq!(kernel.drain().pop().expect("an event").reason, DropReason::Ipv6ExtensionHeader as u8);
         Ok(())
     });
 }
