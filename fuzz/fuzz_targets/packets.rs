@@ -149,7 +149,9 @@ fn may_pass(frame: &[u8], from_pod: bool, action: u32) -> Result<(), String> {
         return Ok(());
     }
     match &parsed.transport {
-        Some(TransportSlice::Tcp(tcp)) if from_pod && is(destination, |f| f.b) && tcp.destination_port() == 80 => Ok(()),
+        Some(TransportSlice::Tcp(tcp)) if from_pod && is(destination, |f| f.b) && tcp.destination_port() == 80 => {
+            Ok(())
+        }
         // An answer to what pod A opened.
         Some(TransportSlice::Tcp(tcp)) if !from_pod && is(source, |f| f.b) && tcp.source_port() == 80 => Ok(()),
         _ => Err(format!("no rule allows {source} -> {destination}")),

@@ -15,9 +15,9 @@ fuzz_target!(|data: &[u8]| {
     let clean = findings.iter().all(|finding| finding.severity != Severity::Error);
     for document in documents.iter().filter(|document| !document.is_null()) {
         // Objects of others are none of the linter's business.
-        let known = PolicyKind::ALL.into_iter().any(|kind| {
-            document["kind"] == kind.name() && document["apiVersion"] == convert::api_version(kind)
-        });
+        let known = PolicyKind::ALL
+            .into_iter()
+            .any(|kind| document["kind"] == kind.name() && document["apiVersion"] == convert::api_version(kind));
         match convert::object(document, &settings) {
             Ok(_) => {}
             Err(problem) => assert!(!(clean && known), "the linter finds nothing, the agent does: {problem}\n{text}"),
