@@ -28,7 +28,19 @@ any_source() { has_source "$(rustup_rustc nightly)" || has_source "$(rustup_rust
 
 apt=()
 want() { installed "$1" || apt+=("$1"); }
-known() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'; }
+# Whether apt can install it; asks for new lists once, before it says no. (No pipe into `grep -q`: with pipefail the
+# writer's broken pipe would count.)
+known() {
+  local answer
+  answer=$(apt-cache policy "$1" 2>/dev/null || true)
+  if ! [[ $answer =~ Candidate:\ [^\(] ]]; then
+    [ "$(id -u)" = 0 ] && [ -z "${updated:-}" ] || return 1
+    updated=1
+    apt-get update -qq >/dev/null || return 1
+    answer=$(apt-cache policy "$1" 2>/dev/null || true)
+    [[ $answer =~ Candidate:\ [^\(] ]]
+  fi
+}
 
 if have apt-get; then
   have cc || want gcc
@@ -60,7 +72,7 @@ apt_install() {
 }
 
 if ! any_source; then
-  if have apt-get && { known rust-web-src || { [ "$(id -u)" = 0 ] && apt-get update -qq && known rust-web-src; }; }; then
+  if have apt-get && known rust-web-src; then
     # Debian keeps a current compiler for its browsers.
     want rustc-web
     want cargo-web
