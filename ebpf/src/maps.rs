@@ -4,8 +4,10 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use weft_abi::{
-    Addr, CidrValue, ENDPOINT_ID_MAX, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo,
-    MetricKey, MetricValue, NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, RouteInfo,
+    Addr, AffinityKey, AffinityValue, BackendInfo, CidrValue, ENDPOINT_ID_MAX, EndpointInfo, FlowEntry, FlowKey,
+    FragmentKey, FragmentValue, FrontendInfo, FrontendKey, IpcacheInfo, MaglevKey, MaglevPart, MetricKey, MetricValue,
+    NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, RouteInfo, SlotKey, SocketKey,
+    SocketValue,
 };
 
 use crate::notify::Bucket;
@@ -29,6 +31,20 @@ pub static POLICY_ENTRIES: HashMap<PolicyEntryKey, PolicyEntryValue> =
 #[map]
 pub static POLICY_INFO: HashMap<u32, PolicyInfo> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 #[map]
+pub static FRONTENDS: HashMap<FrontendKey, FrontendInfo> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+#[map]
+pub static SLOTS: HashMap<SlotKey, BackendInfo> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
+#[map]
+pub static BACKENDS: HashMap<u32, BackendInfo> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static MAGLEV: HashMap<MaglevKey, MaglevPart> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static RANGES: LpmTrie<RangeData, u32> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(16_384, 0);
+#[map]
+pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::with_max_entries(16_384, 0);
+#[map]
 pub static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
@@ -44,3 +60,11 @@ pub static METRICS: PerCpuArray<MetricValue> = PerCpuArray::with_max_entries(Met
 pub static EVENT_LIMIT: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// What follows the prefix length in a key of [`RANGES`] (`weft_abi::RangeKey`).
+#[repr(C)]
+pub struct RangeData {
+    /// Network order.
+    pub service_be: u32,
+    pub addr: Addr,
+}

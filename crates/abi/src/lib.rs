@@ -13,6 +13,7 @@ mod event;
 mod flow;
 pub mod identity;
 mod policy;
+mod service;
 
 pub use addr::Addr;
 pub use config::{NodeConfig, config_flags};
@@ -29,8 +30,13 @@ pub use policy::{
     policy_shape,
 };
 
+pub use service::{
+    AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, RangeKey, SlotKey,
+    SocketKey, SocketValue, backend_flags, service_flags,
+};
+
 /// Version of all layouts in this crate together. It is part of the pin directory's name.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Highest endpoint number of a node; slot 0 of the generation array is the node's own.
 pub const ENDPOINT_ID_MAX: u16 = 4095;
@@ -60,6 +66,20 @@ pub mod map_name {
     pub const POLICY_ENTRIES: &str = "POLICY_ENTRIES";
     /// u32 policy id -> [`crate::PolicyInfo`].
     pub const POLICY_INFO: &str = "POLICY_INFO";
+    /// [`crate::FrontendKey`] -> [`crate::FrontendInfo`].
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// [`crate::SlotKey`] -> [`crate::BackendInfo`]: sets of backends.
+    pub const SLOTS: &str = "SLOTS";
+    /// u32 backend number -> [`crate::BackendInfo`].
+    pub const BACKENDS: &str = "BACKENDS";
+    /// [`crate::MaglevKey`] -> [`crate::MaglevPart`].
+    pub const MAGLEV: &str = "MAGLEV";
+    /// [`crate::RangeKey`] -> u32 1: who may use a load balancer's address.
+    pub const RANGES: &str = "RANGES";
+    /// [`crate::AffinityKey`] -> [`crate::AffinityValue`].
+    pub const AFFINITY: &str = "AFFINITY";
+    /// [`crate::SocketKey`] -> [`crate::SocketValue`]: sockets whose peer was translated.
+    pub const SOCKETS: &str = "SOCKETS";
     /// [`crate::FlowKey`] -> [`crate::FlowEntry`]: connection tracking and NAT.
     pub const FLOWS: &str = "FLOWS";
     /// [`crate::FragmentKey`] -> [`crate::FragmentValue`].
@@ -83,6 +103,17 @@ mod pod {
         )* };
     }
     pod!(
+        SocketValue,
+        SocketKey,
+        SlotKey,
+        RangeKey,
+        MaglevPart,
+        MaglevKey,
+        FrontendKey,
+        FrontendInfo,
+        BackendInfo,
+        AffinityValue,
+        AffinityKey,
         Addr,
         CidrValue,
         EndpointInfo,

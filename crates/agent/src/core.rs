@@ -243,7 +243,9 @@ impl Core {
             | Change::Service(_)
             | Change::ServiceGone(_)
             | Change::Backends(_)
-            | Change::BackendsGone(_) => {}
+            | Change::BackendsGone(_)
+            | Change::LocalRedirect(_)
+            | Change::LocalRedirectGone(_) => {}
             Change::Identity(IdentityLabels { identity, labels }) => {
                 self.identities.insert(identity, labels.clone());
                 self.relabel(|record| record.labels == labels || record.identity == identity);

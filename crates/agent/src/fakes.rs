@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 use weft_datapath::NodeSettings;
 use weft_model::desired::{
-    CompiledPolicy, Dataplane, DataplaneError, Endpoint, Host, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched,
+    CompiledPolicy, Dataplane, DataplaneError, Endpoint, Host, IpcacheEntry, MapUsage, PolicyPatch, Route,
+    ServicePatch, ServiceTables, Touched,
 };
 use weft_model::id::{Identity, PeerClass, PolicyId};
 use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod};
@@ -31,6 +32,7 @@ pub struct Held {
     pub ipcache: BTreeMap<IpAddr, IpcacheEntry>,
     pub cidrs: BTreeMap<IpNet, Identity>,
     pub routes: BTreeMap<IpNet, Route>,
+    pub services: ServiceTables,
     pub links: BTreeMap<String, u32>,
     pub link_next: u32,
     /// Every successful operation, in order.
@@ -186,6 +188,13 @@ impl Dataplane for World {
     fn routes(&mut self) -> Result<BTreeMap<IpNet, Route>, DataplaneError> {
         Ok(self.held().routes.clone())
     }
+    fn patch_services(&mut self, patch: &ServicePatch) -> Result<(), DataplaneError> {
+        let patch = patch.clone();
+        self.write("patch_services".into(), |held| held.services.apply(&patch))
+    }
+    fn services(&mut self) -> Result<ServiceTables, DataplaneError> {
+        Ok(self.held().services.clone())
+    }
     fn bump(&mut self, touched: &Touched) -> Result<(), DataplaneError> {
         let text = match touched {
             Touched::Node => "bump node".to_owned(),
@@ -300,6 +309,8 @@ pub fn pod(text: &str, uid: &str, labels: &[(&str, &str)]) -> Pod {
         service_account: "default".into(),
         host_network: false,
         named_ports: Vec::new(),
+        host_ports: Vec::new(),
+        ready: true,
         finished: false,
     }
 }

@@ -260,7 +260,9 @@ impl Expander {
 
     fn addresses_of(&self, service: &ObjectName) -> impl Iterator<Item = IpAddr> {
         let slices = self.by_service.get(service).into_iter().flatten();
-        slices.filter_map(|slice| self.backends.get(slice)).flat_map(|backends| backends.addresses.iter().copied())
+        slices
+            .filter_map(|slice| self.backends.get(slice))
+            .flat_map(|backends| backends.endpoints.iter().map(|backend| backend.address))
     }
 
     fn api_server(&self) -> BTreeSet<IpAddr> {

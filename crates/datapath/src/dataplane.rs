@@ -17,7 +17,8 @@ use weft_abi::{
     NodeConfig, RouteInfo, endpoint_flags, ipcache_flags, map_name, route_flags,
 };
 use weft_model::desired::{
-    CompiledPolicy, Dataplane, DataplaneError, Endpoint, Host, IpcacheEntry, MapUsage, PolicyPatch, Route, Touched,
+    CompiledPolicy, Dataplane, DataplaneError, Endpoint, Host, IpcacheEntry, MapUsage, PolicyPatch, Route,
+    ServicePatch, ServiceTables, Touched,
 };
 use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId};
 
@@ -406,6 +407,17 @@ impl Dataplane for Datapath {
             _ => None,
         };
         Ok(all.into_iter().filter_map(|(key, info)| Some((cidr::cidr(key)?, route(info)?))).collect())
+    }
+
+    fn patch_services(&mut self, _patch: &ServicePatch) -> Result<(), DataplaneError> {
+        Err(DataplaneError::System {
+            what: "write services".into(),
+            source: std::io::Error::from(std::io::ErrorKind::Unsupported),
+        })
+    }
+
+    fn services(&mut self) -> Result<ServiceTables, DataplaneError> {
+        Ok(ServiceTables::default())
     }
 
     fn bump(&mut self, touched: &Touched) -> Result<(), DataplaneError> {

@@ -5,12 +5,14 @@ use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_info, bpf_map_type};
 use std::collections::BTreeMap;
 use std::fmt;
 use weft_abi::{
-    Addr, CidrValue, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo, LpmKey, MetricValue,
-    NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, RouteInfo, map_name,
+    Addr, AffinityKey, AffinityValue, BackendInfo, CidrValue, EndpointInfo, FlowEntry, FlowKey, FragmentKey,
+    FragmentValue, FrontendInfo, FrontendKey, IpcacheInfo, LpmKey, MaglevKey, MaglevPart, MetricValue, NodeConfig,
+    PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, RangeKey, RouteInfo, SlotKey, SocketKey, SocketValue,
+    map_name,
 };
 
 /// Key and value sizes that user space relies on, by name.
-const SIZES: [(&str, usize, usize); 14] = [
+const SIZES: [(&str, usize, usize); 21] = [
     (map_name::ENDPOINTS, size_of::<Addr>(), size_of::<EndpointInfo>()),
     (map_name::IPCACHE, size_of::<Addr>(), size_of::<IpcacheInfo>()),
     (map_name::PREFIXES, size_of::<LpmKey>(), size_of::<CidrValue>()),
@@ -19,6 +21,13 @@ const SIZES: [(&str, usize, usize); 14] = [
     (map_name::POLICY_CLASSES, size_of::<PolicyClassKey>(), size_of::<u32>()),
     (map_name::POLICY_ENTRIES, size_of::<PolicyEntryKey>(), size_of::<PolicyEntryValue>()),
     (map_name::POLICY_INFO, size_of::<u32>(), size_of::<PolicyInfo>()),
+    (map_name::FRONTENDS, size_of::<FrontendKey>(), size_of::<FrontendInfo>()),
+    (map_name::SLOTS, size_of::<SlotKey>(), size_of::<BackendInfo>()),
+    (map_name::BACKENDS, size_of::<u32>(), size_of::<BackendInfo>()),
+    (map_name::MAGLEV, size_of::<MaglevKey>(), size_of::<MaglevPart>()),
+    (map_name::RANGES, size_of::<RangeKey>(), size_of::<u32>()),
+    (map_name::AFFINITY, size_of::<AffinityKey>(), size_of::<AffinityValue>()),
+    (map_name::SOCKETS, size_of::<SocketKey>(), size_of::<SocketValue>()),
     (map_name::FLOWS, size_of::<FlowKey>(), size_of::<FlowEntry>()),
     (map_name::FRAGMENTS, size_of::<FragmentKey>(), size_of::<FragmentValue>()),
     (map_name::GENERATIONS, size_of::<u32>(), size_of::<u32>()),

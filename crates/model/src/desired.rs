@@ -5,6 +5,13 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+mod service;
+
+pub use service::{
+    BackendEntry, BackendId, BackendSet, Frontend, FrontendEntry, FrontendKind, ServiceId, ServicePatch, ServiceTables,
+    SetId,
+};
+
 /// A local endpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
@@ -304,6 +311,17 @@ pub trait Dataplane: Send {
     /// # Errors
     /// [`DataplaneError`]
     fn routes(&mut self) -> Result<BTreeMap<IpNet, Route>, DataplaneError>;
+    /// Changes services. Refused whole if it does not fit; if a write fails in the middle, the same patch again completes
+    /// it.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn patch_services(&mut self, patch: &ServicePatch) -> Result<(), DataplaneError>;
+    /// Services that the kernel holds.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]
+    fn services(&mut self) -> Result<ServiceTables, DataplaneError>;
     /// Makes everything written so far take hold on the flows of `touched`, established ones included:
     /// when this returns, the next packet of each is judged by it.
     ///

@@ -8,14 +8,19 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 mod policy;
+mod service;
 
 pub use policy::{
     CidrGroups, Covers, EndpointSelector, Entity, Peer, Policy, PolicyKind, PolicyName, PortMatch, PortRule, Protocol,
     Rule, RuleAction, Services, Spec, Subject, Tier,
 };
+pub use service::{
+    Algorithm, Backend, Backends, Forwarding, HostPort, LocalRedirect, RedirectFrontend, RedirectPort, Routing,
+    Service, ServicePort, Topology,
+};
 
 /// `namespace/name`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct ObjectName {
     /// Namespace.
     pub namespace: String,
@@ -57,6 +62,10 @@ pub struct Pod {
     pub host_network: bool,
     /// Container ports that have a name.
     pub named_ports: Vec<NamedPort>,
+    /// Ports of the node that its containers ask for.
+    pub host_ports: Vec<HostPort>,
+    /// Its condition `Ready` is true.
+    pub ready: bool,
     /// Succeeded or Failed.
     pub finished: bool,
 }
@@ -129,28 +138,6 @@ pub struct CidrGroup {
     pub cidrs: Vec<IpNet>,
 }
 
-/// A Service, as far as policies name it.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Service {
-    /// Namespace and name.
-    pub name: ObjectName,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its pods, by their plain labels; empty: it has no selector.
-    pub selector: BTreeMap<String, String>,
-}
-
-/// The addresses in one EndpointSlice (discovery.k8s.io) of a Service.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Backends {
-    /// The slice.
-    pub slice: ObjectName,
-    /// The Service that it belongs to.
-    pub service: ObjectName,
-    /// Addresses, ready or not.
-    pub addresses: Vec<IpAddr>,
-}
-
 /// A change of one row, or news of a source.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Change {
@@ -183,10 +170,14 @@ pub enum Change {
     Service(Service),
     /// It is gone.
     ServiceGone(ObjectName),
-    /// Addresses behind a Service.
+    /// What is behind a Service.
     Backends(Backends),
     /// That EndpointSlice is gone.
     BackendsGone(ObjectName),
+    /// A CiliumLocalRedirectPolicy.
+    LocalRedirect(LocalRedirect),
+    /// It is gone.
+    LocalRedirectGone(ObjectName),
     /// An identity.
     Identity(IdentityLabels),
     /// It is gone.
@@ -218,6 +209,8 @@ pub enum Source {
     Services,
     /// EndpointSlices of Services.
     Backends,
+    /// CiliumLocalRedirectPolicies.
+    LocalRedirects,
     /// CiliumIdentities.
     Identities,
     /// CiliumEndpointSlices.

@@ -177,7 +177,10 @@ fn service(random: &mut Random, world: &World, n: usize) -> Service {
         selector = BTreeMap::new();
         addresses = world.api_server.clone();
     }
-    Service { object: intent::Service { name, labels: labels(random, OTHER_KEYS, 50), selector }, addresses }
+    Service {
+        object: intent::Service { name, labels: labels(random, OTHER_KEYS, 50), selector, routing: None },
+        addresses,
+    }
 }
 
 fn owned((key, value): (&String, &String)) -> (String, String) {

@@ -152,12 +152,12 @@ impl View {
             self.services.insert(name.clone(), service.object.clone());
             // The API server's addresses come below.
             if name.namespace != "default" {
-                self.backends.insert(name.clone(), Backends { slice: name.clone(), service: name, addresses });
+                self.backends.insert(name.clone(), backends(name, &addresses));
             }
         }
         let name = ObjectName { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
         let addresses = world.api_server.clone();
-        self.backends.insert(name.clone(), Backends { slice: name.clone(), service: name, addresses });
+        self.backends.insert(name.clone(), backends(name, &addresses));
         for node in &world.nodes {
             let (name, addresses, labels) = (node.name.clone(), node.addresses.clone(), node.labels.clone());
             self.nodes.insert(name.clone(), Node { name, addresses, labels, pod_cidrs: Vec::new() });
@@ -252,4 +252,10 @@ pub fn peer(
         End::World(IpAddr::V6(_)) => Identity::WORLD_IPV6,
     };
     world.address(end, v6).map(|address| (identity, address))
+}
+
+/// A slice of these addresses.
+fn backends(name: ObjectName, addresses: &[std::net::IpAddr]) -> Backends {
+    let endpoints = addresses.iter().copied().map(intent::Backend::ready).collect();
+    Backends { slice: name.clone(), service: name, ports: Vec::new(), endpoints }
 }

@@ -41,6 +41,7 @@ impl Core {
                     Source::Policies(kind) => kind.name(),
                     Source::CidrGroups => "CIDR groups",
                     Source::Services => "services",
+                    Source::LocalRedirects => "local redirect policies",
                     Source::Backends => "endpoint slices of services",
                     Source::Identities => "identities",
                     Source::Slices => "slices of endpoints",

@@ -1,5 +1,5 @@
 use super::*;
-use weft_model::intent::{PolicyKind, PortRule, RuleAction, Tier};
+use weft_model::intent::{Backend, PolicyKind, PortRule, RuleAction, Tier};
 use weft_model::selector::Selector;
 
 fn name(namespace: &str, name: &str) -> ObjectName {
@@ -66,6 +66,7 @@ fn services_stand_for_their_pods_or_their_addresses() {
         name: name("shop", "db"),
         labels: BTreeMap::new(),
         selector: BTreeMap::from([("app".to_owned(), "db".to_owned())]),
+        routing: None,
     };
     expander.hear(&Change::Service(service.clone()));
     let selector = EndpointSelector {
@@ -75,8 +76,10 @@ fn services_stand_for_their_pods_or_their_addresses() {
     assert_eq!(heard(&mut expander), Some(vec![Peer::Endpoints(selector)]));
     service.selector.clear();
     expander.hear(&Change::Service(service));
-    let addresses = vec!["198.51.100.7".parse().expect("v4"), "2001:db8::7".parse().expect("v6")];
-    expander.hear(&Change::Backends(Backends { slice: name("shop", "db-1"), service: name("shop", "db"), addresses }));
+    let endpoints =
+        ["198.51.100.7", "2001:db8::7"].map(|text| Backend::ready(text.parse().expect("an address"))).into();
+    let (slice, service) = (name("shop", "db-1"), name("shop", "db"));
+    expander.hear(&Change::Backends(Backends { slice, service, ports: Vec::new(), endpoints }));
     let covers = Covers { pods: false, nodes: true };
     assert_eq!(heard(&mut expander), Some(vec![cidr("198.51.100.7/32", covers), cidr("2001:db8::7/128", covers)]));
     expander.hear(&Change::BackendsGone(name("shop", "db-1")));

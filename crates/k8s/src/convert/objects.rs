@@ -35,6 +35,8 @@ pub fn pod(object: WirePod) -> Pod {
         service_account: if account.is_empty() { "default".to_owned() } else { account },
         host_network: object.spec.host_network,
         named_ports,
+        host_ports: Vec::new(),
+        ready: true,
         finished: matches!(object.status.phase.as_str(), "Succeeded" | "Failed"),
     }
 }

@@ -5,7 +5,7 @@ use super::field::{self, Path, each, list, required};
 use super::objects::address;
 use super::{Problem, Problems};
 use crate::wire::{WireCidrGroup, WireEndpointSlice, WireService};
-use weft_model::intent::{Backends, CidrGroup, ObjectName, Service};
+use weft_model::intent::{Backend, Backends, CidrGroup, ObjectName, Service};
 
 /// Label of an EndpointSlice that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -17,6 +17,7 @@ pub fn service(object: WireService) -> Service {
         name: ObjectName { namespace: object.metadata.namespace, name: object.metadata.name },
         labels: object.metadata.labels,
         selector: object.spec.selector,
+        routing: None,
     }
 }
 
@@ -27,17 +28,20 @@ pub fn service(object: WireService) -> Service {
 pub fn backends(object: WireEndpointSlice) -> Result<Option<Backends>, Problem> {
     let service = object.metadata.labels.get(SERVICE_NAME).filter(|name| !name.is_empty());
     let Some(service) = service.filter(|_| object.address_type != "FQDN") else { return Ok(None) };
-    let mut addresses = Vec::new();
+    let mut endpoints = Vec::new();
     for (n, endpoint) in object.endpoints.iter().enumerate() {
         for (k, text) in endpoint.addresses.iter().enumerate() {
-            addresses.push(address(&format!("endpoints[{n}].addresses[{k}]"), text)?);
+            endpoints.push(Backend::ready(address(&format!("endpoints[{n}].addresses[{k}]"), text)?));
         }
     }
-    addresses.sort_unstable();
-    addresses.dedup();
     let namespace = object.metadata.namespace;
     let service = ObjectName { namespace: namespace.clone(), name: service.clone() };
-    Ok(Some(Backends { slice: ObjectName { namespace, name: object.metadata.name }, service, addresses }))
+    Ok(Some(Backends {
+        slice: ObjectName { namespace, name: object.metadata.name },
+        service,
+        ports: Vec::new(),
+        endpoints,
+    }))
 }
 
 /// A CiliumCIDRGroup.

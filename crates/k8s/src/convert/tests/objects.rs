@@ -109,7 +109,7 @@ fn services_their_addresses_and_groups_of_prefixes() {
     };
     let read = slice("kubernetes.io/service-name", "IPv6", "fd00::1").expect("usable").expect("of a Service");
     assert_eq!((read.service.to_string().as_str(), read.slice.to_string().as_str()), ("n/s", "n/s-1"));
-    assert_eq!(read.addresses, ["fd00::1".parse::<std::net::IpAddr>().expect("an address")]);
+    assert_eq!(read.endpoints, [weft_model::intent::Backend::ready("fd00::1".parse().expect("an address"))]);
     assert_eq!(slice("other", "IPv4", "10.0.0.1").expect("usable"), None);
     assert_eq!(slice("kubernetes.io/service-name", "FQDN", "a.example").expect("usable"), None);
     let problem = slice("kubernetes.io/service-name", "IPv4", "10.0.0").expect_err("no address");
