@@ -13,6 +13,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the macro of a program leaves its documentation behind")]
 
+mod balance;
 mod collect;
 mod decide;
 mod forward;
@@ -24,7 +25,10 @@ mod neighbour;
 mod notify;
 mod packet;
 mod policy;
+mod refuse;
 mod route;
+mod sctp;
+mod service;
 mod track;
 mod tunnel;
 
@@ -65,6 +69,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.audited = 0;
     s.known = 0;
     s.host = 0;
+    s.translated = 0;
     s.source_identity = 0;
     s.destination_identity = 0;
     s.source_endpoint = 0;
