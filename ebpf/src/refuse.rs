@@ -1,11 +1,11 @@
 //! Answers to packets that cannot go on, in the name of the address that they were sent to: made of the packet itself,
 //! sent back by the way that it came.
 
+use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_redirect, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
     bpf_skb_store_bytes,
 };
-use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use weft_abi::DropReason;
 
 use crate::packet::{ETH, ICMP, ICMPV6, Scratch, Skb, TCP, UDP, load, skb_len};

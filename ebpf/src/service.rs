@@ -146,9 +146,7 @@ fn usable(s: &mut Scratch, old: &FlowEntry) -> bool {
 fn vacate(s: &Scratch, old: &mut FlowEntry) {
     let last = old.last_seen_s;
     // SAFETY: a field of a map value.
-    if last != FlowEntry::DELETING
-        && unsafe { exchange(&raw mut old.last_seen_s, last, FlowEntry::DELETING) } == last
-    {
+    if last != FlowEntry::DELETING && unsafe { exchange(&raw mut old.last_seen_s, last, FlowEntry::DELETING) } == last {
         let _ = FLOWS.remove(&s.key);
     }
 }
@@ -342,10 +340,7 @@ fn destination(skb: Skb, s: &mut Scratch, address: &Addr, port_be: u16) -> Resul
 #[inline(never)]
 pub fn mark(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
     if s.translated & translated::FORWARD == 0 {
-        if forward
-            && s.entry.flags & flow_flags::TRANSLATED != 0
-            && matches!(hook, Hook::FromPod | Hook::FromDevice)
-        {
+        if forward && s.entry.flags & flow_flags::TRANSLATED != 0 && matches!(hook, Hook::FromPod | Hook::FromDevice) {
             // The same ports, but not by the service: answers could not be told apart.
             return Err(DropReason::NoNatMapping);
         }

@@ -139,9 +139,8 @@ pub fn follow(
             let forward = (entry.flags & flow_flags::ORIGIN_LOW != 0) == low;
             s.reply = u8::from(!forward);
             let path: &Path = if forward { &entry.forward } else { &entry.reply };
-            let opening = s.packet.protocol == TCP
-                && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
-                && closing(entry.flags);
+            let opening =
+                s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN && closing(entry.flags);
             if path.in_ifindex == s.packet.ifindex
                 && path.action != path_action::NONE
                 && !opening

@@ -3,14 +3,12 @@
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use weft_abi::{DropReason, FlowEntry, client_hash, flow_flags, flow_kind, path_action};
+use weft_abi::{DropReason, FlowEntry, flow_flags, flow_kind, maglev_hash, path_action};
 use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT};
-use weft_tests::packet::service::{
-    frontend, put_cluster_ip, put_service, put_set, put_table, remove_set, terminate,
-};
+use weft_tests::packet::service::{frontend, put_cluster_ip, put_service, put_set, put_table, remove_set, terminate};
 use weft_tests::packet::site::{
-    DEVICE, FAMILIES, Family, HOST_MAC_A, HOST_MAC_B, MAC_A, MAC_B, Routing, V4, addr, allow_port, from_a, from_b,
-    from_wire, isolate, on_node, put_policy, ID_A, ID_B,
+    DEVICE, FAMILIES, Family, HOST_MAC_A, HOST_MAC_B, ID_A, ID_B, MAC_A, MAC_B, Routing, V4, addr, allow_port, from_a,
+    from_b, from_wire, isolate, on_node, put_policy,
 };
 use weft_tests::packet::{ACK, ETH, FIN, RST, Read, SCTP, SYN, TCP, UDP, ip, quoted, read};
 
@@ -71,8 +69,16 @@ fn what_is_sent_to_a_service_goes_to_a_backend_and_answers_come_from_the_service
             put_cluster_ip(kernel, 1, frontend(vip(f), 80, protocol), &[(1, f.b, 8080)])?;
             let (questions, answers) = match protocol {
                 TCP => (
-                    [there.tcp(40000, 80, SYN, b""), there.tcp(40000, 80, ACK, b"odd"), there.tcp(40000, 80, ACK, b"even")],
-                    [back.tcp(8080, 40000, SYN | ACK, b""), back.tcp(8080, 40000, ACK, b"x"), back.tcp(8080, 40000, ACK, b"")],
+                    [
+                        there.tcp(40000, 80, SYN, b""),
+                        there.tcp(40000, 80, ACK, b"odd"),
+                        there.tcp(40000, 80, ACK, b"even"),
+                    ],
+                    [
+                        back.tcp(8080, 40000, SYN | ACK, b""),
+                        back.tcp(8080, 40000, ACK, b"x"),
+                        back.tcp(8080, 40000, ACK, b""),
+                    ],
                 ),
                 UDP => (
                     [there.udp(40000, 80, b"1"), there.udp(40000, 80, b"22"), there.udp(40000, 80, b"")],
@@ -211,6 +217,9 @@ fn a_client_stays_with_its_backend_as_long_as_the_service_says() {
         let second = chosen(kernel, 1050)?;
         assert!((1051..1060).all(|port| chosen(kernel, port).is_ok_and(|to| to == second)));
         let id = u32::from(second) - 8000 + 1;
+        let left: Vec<_> = backends.iter().copied().filter(|(_, _, port)| ![first, second].contains(port)).collect();
+        put_cluster_ip(kernel, 3, key, &left)?;
+        kernel.frontends.insert(key, weft_abi::FrontendInfo { internal_count: 18, ..info }, 0)?;
         let gone = kernel.backends.get(&id, 0)?;
         kernel.backends.remove(&id)?;
         let third: BTreeSet<u16> = (1060..1070).map(|port| chosen(kernel, port)).collect::<Result<_>>()?;
@@ -258,13 +267,13 @@ fn maglev_chooses_the_same_on_every_node() {
                 put_table(kernel, 3, &table)?;
                 for port in 1..200 {
                     let seen = passed(&from_a(kernel, &ip(f.a, vip(f)).tcp(port, 80, SYN, b""))?);
-                    let hash = client_hash(&addr(f.a), port.to_be(), TCP);
+                    let hash = maglev_hash(&addr(f.a), port.to_be());
                     assert_eq!(seen.destination_port(), 8000 + table[hash as usize % 251]);
                     send.send(seen.destination_port())?;
                 }
                 info.affinity_s = 1;
                 kernel.frontends.insert(key, info, 0)?;
-                let hash = client_hash(&addr(f.a), 0, TCP);
+                let hash = maglev_hash(&addr(f.a), 0);
                 let seen = passed(&from_a(kernel, &ip(f.a, vip(f)).tcp(1000, 80, SYN, b""))?);
                 assert_eq!(seen.destination_port(), 8000 + table[hash as usize % 251]);
                 forget(kernel)?;
@@ -317,7 +326,10 @@ fn a_service_without_backends_refuses_at_once() {
             let outcome = from_a(kernel, frame)?;
             let answer = passed(&outcome);
             assert_eq!((answer.source, answer.destination), (parsed(vip(f)), parsed(f.a)));
-            assert_eq!((answer.destination_mac, answer.source_mac), (frame[6..12].try_into()?, frame[0..6].try_into()?));
+            assert_eq!(
+                (answer.destination_mac, answer.source_mac),
+                (frame[6..12].try_into()?, frame[0..6].try_into()?)
+            );
             assert_eq!(answer.rest[..2], if f.v6 { [1, 4] } else { [3, 3] });
             assert_eq!(answer.rest[4..8], [0; 4]);
             let quote = quoted(&answer);

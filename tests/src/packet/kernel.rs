@@ -123,7 +123,8 @@ impl Kernel {
         }
         let mut ebpf = loader.load(&object()?)?;
         for (name, program) in ebpf.programs_mut() {
-            let program: &mut SchedClassifier = program.try_into()?;
+            // Those at sockets cannot be run like this.
+            let Ok(program) = <&mut SchedClassifier>::try_from(program) else { continue };
             program.load().with_context(|| format!("load {name}"))?;
         }
         let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
@@ -137,8 +138,7 @@ impl Kernel {
         let metrics = take(map_name::METRICS)?;
         let (frontends, slots, backends) =
             (take(map_name::FRONTENDS)?, take(map_name::SLOTS)?, take(map_name::BACKENDS)?);
-        let (maglev, ranges, affinity) =
-            (take(map_name::MAGLEV)?, take(map_name::RANGES)?, take(map_name::AFFINITY)?);
+        let (maglev, ranges, affinity) = (take(map_name::MAGLEV)?, take(map_name::RANGES)?, take(map_name::AFFINITY)?);
         Ok(Self {
             ebpf,
             endpoints: endpoints.try_into()?,
@@ -202,8 +202,8 @@ impl Kernel {
     pub fn verified(&self) -> Result<Vec<(String, u32)>> {
         self.ebpf
             .programs()
+            .filter_map(|(name, program)| Some((name, <&SchedClassifier>::try_from(program).ok()?)))
             .map(|(name, program)| {
-                let program: &SchedClassifier = program.try_into()?;
                 Ok((name.to_owned(), program.info()?.verified_instruction_count().context("the kernel counts")?))
             })
             .collect()
