@@ -348,9 +348,8 @@ impl Services {
 
     /// A range such as `::/0` lies over IPv4's addresses, too, but says nothing of them.
     fn wants_v4_kept(&self, service: ServiceId) -> bool {
-        let mut own = self.of_service(service).peekable();
         let mut reaches = false;
-        while let Some(range) = own.next() {
+        for range in self.of_service(service) {
             if rows::range_key(service, range) == rows::all_v4(service) {
                 return false;
             }
