@@ -91,6 +91,10 @@ pub struct Options {
     /// times the backends of a Service: 251, 509, 1021, 2039, 4093, 8191, 16381 (default), 32749, 65521 or 131071.
     #[arg(long, env = "WEFT_MAGLEV_TABLE_SIZE")]
     pub maglev_table_size: Option<u32>,
+    /// Directory of the control group (version 2) that holds the processes of this node and its pods; without it: the
+    /// root of all.
+    #[arg(long, env = "WEFT_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -185,6 +189,8 @@ pub struct Config {
     pub node_port_acceleration: Acceleration,
     /// Entries of the tables of Services with consistent hashing.
     pub maglev_table_size: u32,
+    /// Control group of the node's processes; `None`: the root.
+    pub cgroup_root: Option<PathBuf>,
     /// Log directives.
     pub log: String,
 }
@@ -260,6 +266,7 @@ impl Options {
             node_port_mode: self.node_port_mode.or(other.node_port_mode),
             node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
+            cgroup_root: self.cgroup_root.or(other.cgroup_root),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -320,6 +327,7 @@ impl Options {
                 other => return Err(value("node-port-acceleration", "`xdp` or `none`", other)),
             },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
+            cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
     }
@@ -445,7 +453,6 @@ mod tests {
             (&["--node-name", "n", "--masquerade", "yes"], "masquerade: expected `true` or `false`"),
             (&["--node-name", "n", "--host-firewall", "on"], "host-firewall: expected `true` or `false`"),
             (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
-            (&["--node-name", "n", "--socket-lb", "on"], "socket-lb: expected `true` or `false`"),
             (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),
@@ -453,6 +460,8 @@ mod tests {
             (&["--node-name", "n", "--node-port-acceleration", "on"], "node-port-acceleration: expected `xdp`"),
             (&["--node-name", "n", "--maglev-table-size", "16384"], "maglev-table-size: expected 251, 509"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
+            (&["--node-name", "n", "--socket-lb", "on"], "socket-lb: expected `true` or `false`"),
+            (&["--node-name", "n", "--cgroup-root", "weft"], "cgroup-root: expected an absolute path"),
         ];
         for (flags, problem) in cases {
             let error = options(flags).check().expect_err(problem).to_string();

@@ -104,29 +104,22 @@ impl Engine {
     pub fn hear(&mut self, change: &Change) {
         match change {
             Change::Service(service) => self.set_service(service),
-            Change::ServiceGone(name) => {
-                if self.sources.services.remove(name).is_some() {
-                    self.touch_service(name);
-                }
-            }
+            Change::ServiceGone(name) => self.remove_service_object(name),
             Change::Backends(slice) => {
-                for service in self.sources.slices.put(slice, &self.settings) {
-                    self.touch(Object::Service(service));
-                }
+                let services = self.sources.slices.put(slice, &self.settings);
+                services.into_iter().for_each(|service| self.touch(Object::Service(service)));
             }
             Change::BackendsGone(slice) => {
-                if let Some(service) = self.sources.slices.remove(slice) {
-                    self.touch(Object::Service(service));
-                }
+                let service = self.sources.slices.remove(slice);
+                service.into_iter().for_each(|service| self.touch(Object::Service(service)));
             }
             Change::LocalRedirect(redirect) => {
                 let old = self.sources.redirects.insert(redirect.name.clone(), redirect.clone());
                 old.iter().chain([redirect]).for_each(|redirect| self.touch_redirect(redirect));
             }
             Change::LocalRedirectGone(name) => {
-                if let Some(old) = self.sources.redirects.remove(name) {
-                    self.touch_redirect(&old);
-                }
+                let old = self.sources.redirects.remove(name);
+                old.iter().for_each(|redirect| self.touch_redirect(redirect));
             }
             Change::Node(node) if node.name == self.settings.node_name => self.set_node(node),
             _ => {}
@@ -141,6 +134,12 @@ impl Engine {
             None => drop(self.sources.services.remove(name)),
         }
         self.touch_service(name);
+    }
+
+    fn remove_service_object(&mut self, name: &ObjectName) {
+        if self.sources.services.remove(name).is_some() {
+            self.touch_service(name);
+        }
     }
 
     fn touch_service(&mut self, name: &ObjectName) {
@@ -536,6 +535,20 @@ impl Engine {
     #[must_use]
     pub fn tables(&self) -> &ServiceTables {
         self.held.tables()
+    }
+
+    /// Whose frontend it is that is in force.
+    #[must_use]
+    pub fn object_at(&self, frontend: &Frontend) -> Option<&Object> {
+        let entry = self.held.frontend(frontend)?;
+        self.owners.get(&entry.service).map(|(object, _)| &**object)
+    }
+
+    /// How many Services have frontends in force.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let services = self.objects.iter().filter(|(object, _)| matches!(***object, Object::Service(_)));
+        services.filter(|(_, own)| own.ports.values().any(|id| self.held.of_service(*id).is_some())).count()
     }
 
     /// What of which object is not in force, and why.
