@@ -217,7 +217,8 @@ fn admit(s: &mut Scratch) -> Result<(), DropReason> {
         if identity::scope(sender(s, config)) == identity::SCOPE_WORLD {
             let range = RangeData { service_be: s.service.info.service.to_be(), addr: s.packet.source };
             const BITS: u32 = (size_of::<RangeKey>() as u32 - 4) * 8;
-            if RANGES.get(&Key::new(BITS, range)).is_none() {
+            // Other values are there for the trie alone.
+            if RANGES.get(&Key::new(BITS, range)).is_none_or(|allowed| *allowed != 1) {
                 return Err(DropReason::SourceRange);
             }
         }
