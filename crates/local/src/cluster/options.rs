@@ -14,6 +14,9 @@ pub const NODE_MASK_V6: u8 = 64;
 /// The most nodes that one machine's fabric has addresses for.
 pub const NODES_MAX: u8 = 200;
 
+/// The domain of the names of services and pods.
+pub const DOMAIN: &str = "cluster.local";
+
 /// The network of the node addresses.
 pub const FABRIC_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 0, 0), 24);
 /// The network of the node addresses.

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+/// Addresses at the beginning of a range that nobody gets who does not ask for one.
+const RESERVED: u32 = 10;
 /// Node ports given out.
 const NODE_PORTS: std::ops::RangeInclusive<i64> = 30_000..=32_767;
 
@@ -235,8 +237,14 @@ fn choose(
         }
         return Ok(address.to_string());
     }
-    // Address 0 names the range, the last one may be broadcast, the first ten are for those who ask for one.
-    let free = range.and_then(|r| r.hosts().skip(10).take(100_000).find(|a| !used.contains(a)));
+    // Address 0 names the range, the last one may be broadcast, the first ones are for those who ask for one.
+    let index = settings.service_cidrs.iter().position(|c| family(c.addr()) == wanted_family);
+    let free = index.and_then(|index| {
+        let last = settings.service_cidrs[index].broadcast();
+        (RESERVED + 1..100_000)
+            .map_while(|nth| settings.service_address(index, nth))
+            .find(|a| !used.contains(a) && (a.is_ipv6() || *a != last))
+    });
     free.map(|a| a.to_string())
         .ok_or_else(|| Cause::invalid(field, &wanted_family.into(), "no free address of this family is left"))
 }
