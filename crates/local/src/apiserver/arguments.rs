@@ -138,7 +138,9 @@ fn names(arguments: &Arguments, settings: &Settings) -> Vec<String> {
     let fixed = ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
     let mut names: Vec<String> = fixed.iter().map(|n| (*n).to_owned()).collect();
     names.push(format!("kubernetes.default.svc.{}", crate::cluster::options::DOMAIN));
-    names.extend((0..settings.service_cidrs.len()).filter_map(|n| settings.service_address(n, 1)).map(|a| a.to_string()));
+    names.extend(
+        (0..settings.service_cidrs.len()).filter_map(|n| settings.service_address(n, 1)).map(|a| a.to_string()),
+    );
     let addresses = arguments.listen.iter().chain(&arguments.netns_listen).map(SocketAddr::ip);
     names.extend(addresses.filter(|a: &IpAddr| !a.is_unspecified()).map(|a| a.to_string()));
     names.sort();

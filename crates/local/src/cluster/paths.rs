@@ -112,6 +112,12 @@ impl Paths {
         format!("weft-{}", self.cluster)
     }
 
+    /// Name of the cgroup that holds every process of a node: its agent, its pods, whatever else runs on it.
+    #[must_use]
+    pub fn node_cgroup(&self, node: &str) -> String {
+        format!("{}/{node}", self.cgroup())
+    }
+
     /// The namespace belongs to this cluster. `a` and `a-b` are different clusters, so the whole form counts.
     #[must_use]
     pub fn owns_netns(&self, name: &str) -> bool {

@@ -11,7 +11,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 /// How a container is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -129,18 +130,59 @@ pub(super) async fn ended(files: ContainerDir) {
     }
 }
 
-/// Asks a container to end, waits as long as it may take, then ends it.
-pub(super) async fn stop(files: ContainerDir, grace: Duration) {
-    if let Some(first) = files.first_process() {
-        first.signal(if grace.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM });
+/// What a container has after its hook, however long that took, unless it has to end at once.
+const AFTER_HOOK_MIN: Duration = Duration::from_secs(2);
+
+/// Does what is to be done before, asks a container to end, waits as long as it may take, then ends it. The deadline may
+/// come closer meanwhile.
+pub(super) async fn stop(
+    files: ContainerDir,
+    before: impl Future<Output = ()> + Send,
+    mut deadline: watch::Receiver<Instant>,
+) {
+    let runs = || files.read_exit().is_none() && Process::read(&files.shim()).is_some_and(|p| p.alive());
+    if !runs() {
+        return;
     }
-    if tokio::time::timeout(grace, ended(files.clone())).await.is_err() {
-        // Between its start and its record there may be nobody to signal yet.
-        while Process::read(&files.shim()).is_some_and(|p| p.alive()) && files.read_exit().is_none() {
-            if let Some(first) = files.first_process() {
-                first.signal(Signal::SIGKILL);
+    let began = Instant::now();
+    let at_once = *deadline.borrow() <= began;
+    if !at_once {
+        let hooked = tokio::select! {
+            () = before => true,
+            () = ended(files.clone()) => return,
+            () = passed(&mut deadline) => false,
+        };
+        if let Some(first) = files.first_process() {
+            first.signal(Signal::SIGTERM);
+        }
+        let patience = async {
+            passed(&mut deadline).await;
+            // Whose deadline was brought forward does not wait for that, either.
+            if !hooked && *deadline.borrow() > began + AFTER_HOOK_MIN {
+                tokio::time::sleep(AFTER_HOOK_MIN).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        tokio::select! {
+            () = ended(files.clone()) => return,
+            () = patience => {}
+        }
+    }
+    // Between its start and its record there may be nobody to signal yet.
+    while runs() {
+        if let Some(first) = files.first_process() {
+            first.signal(Signal::SIGKILL);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Returns when the deadline is over, wherever it is by then.
+async fn passed(deadline: &mut watch::Receiver<Instant>) {
+    loop {
+        let until = *deadline.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return,
+            Ok(()) = deadline.changed() => {}
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Readiness, liveness and startup probes, from the node as the kubelet does it.
+//! Readiness, liveness and startup probes, and what is done before a container ends, from the node as the kubelet does
+//! it.
 
 use crate::pod::ContainerDir;
 use serde_json::Value;
@@ -42,7 +43,7 @@ pub(super) struct Probe {
 }
 
 #[derive(Clone, Debug)]
-enum Action {
+pub(super) enum Action {
     Tcp(SocketAddr),
     Http {
         target: SocketAddr,
@@ -105,6 +106,45 @@ impl Probe {
                 tell(false, result.err().unwrap_or_default());
             }
             tokio::time::sleep(self.period).await;
+        }
+    }
+}
+
+/// What is done before a container is told to end (`lifecycle.preStop`).
+#[derive(Clone, Debug)]
+pub(super) enum Hook {
+    /// Like a probe.
+    Act(Action),
+    /// Nothing, for so long.
+    Sleep(Duration),
+}
+
+impl Hook {
+    /// Of a container, if it has one.
+    pub(super) fn pre_stop(
+        container: &Value,
+        address: Option<IpAddr>,
+        weft: PathBuf,
+        files: ContainerDir,
+    ) -> Option<Self> {
+        let handler = &container["lifecycle"]["preStop"];
+        if !handler.is_object() {
+            return None;
+        }
+        if let Some(seconds) = handler["sleep"]["seconds"].as_u64() {
+            return Some(Self::Sleep(Duration::from_secs(seconds)));
+        }
+        Some(Self::Act(action(container, handler, address, weft, files)))
+    }
+
+    /// Does it.
+    pub(super) async fn run(&self) -> Result<(), String> {
+        match self {
+            Self::Act(action) => action.once().await,
+            Self::Sleep(time) => {
+                tokio::time::sleep(*time).await;
+                Ok(())
+            }
         }
     }
 }

@@ -53,13 +53,11 @@ pub(super) fn plan(wanted: &[Wanted], present: &[&Value], labels: &Value) -> Pla
 }
 
 fn reconcile<'a>(group: &Wanted, own: impl Iterator<Item = &'a Value>, labels: &Value, plan: &mut Plan) {
-    let mut missing: BTreeMap<(String, String), &Value> =
-        group.endpoints.iter().map(|e| (identity(e), e)).collect();
+    let mut missing: BTreeMap<(String, String), &Value> = group.endpoints.iter().map(|e| (identity(e), e)).collect();
     let mut kept: Vec<Kept<'a>> = own
         .map(|slice| {
             let before = items(slice, &["endpoints"]);
-            let endpoints: Vec<Value> =
-                before.iter().filter_map(|e| missing.remove(&identity(e))).cloned().collect();
+            let endpoints: Vec<Value> = before.iter().filter_map(|e| missing.remove(&identity(e))).cloned().collect();
             Kept { slice, changed: endpoints != before || slice["metadata"]["labels"] != *labels, endpoints }
         })
         .collect();

@@ -57,35 +57,40 @@ fn conditions_are_those_of_the_pod() {
     let ending = |p: &mut Value| p["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
     let unready = |p: &mut Value| p["status"]["conditions"][0]["status"] = "False".into();
     let done = |p: &mut Value| p["status"]["phase"] = "Succeeded".into();
-    let pods = [pod(1, 80, |_| {}), pod(2, 80, ending), pod(3, 80, unready), pod(4, 80, done), pod(5, 80, |p| {
-        ending(p);
-        unready(p);
-    })];
+    let pods = [
+        pod(1, 80, |_| {}),
+        pod(2, 80, ending),
+        pod(3, 80, unready),
+        pod(4, 80, done),
+        pod(5, 80, |p| {
+            ending(p);
+            unready(p);
+        }),
+    ];
     let states = |service: &Value| -> Vec<Value> {
         groups(service, &pods)[0].endpoints.iter().map(|e| e["conditions"].clone()).collect()
     };
     let state = |r: bool, s: bool, t: bool| json!({"ready": r, "serving": s, "terminating": t});
-    assert_eq!(states(&service(|_| {})), [
-        state(true, true, false),
-        state(false, true, true),
-        state(false, false, false),
-        state(false, false, true)
-    ]);
+    assert_eq!(
+        states(&service(|_| {})),
+        [state(true, true, false), state(false, true, true), state(false, false, false), state(false, false, true)]
+    );
     let published = service(|s| s["spec"]["publishNotReadyAddresses"] = true.into());
-    assert_eq!(states(&published), [
-        state(true, true, false),
-        state(true, true, true),
-        state(true, false, false),
-        state(true, false, true)
-    ]);
+    assert_eq!(
+        states(&published),
+        [state(true, true, false), state(true, true, true), state(true, false, false), state(true, false, true)]
+    );
 }
 
 #[test]
 fn endpoints_tell_where_they_are_and_which_ports_they_have() {
-    let pods = [pod(1, 80, |_| {}), pod(2, 8080, |p| {
-        p["spec"]["hostname"] = "two".into();
-        p["spec"]["subdomain"] = "web".into();
-    })];
+    let pods = [
+        pod(1, 80, |_| {}),
+        pod(2, 8080, |p| {
+            p["spec"]["hostname"] = "two".into();
+            p["spec"]["subdomain"] = "web".into();
+        }),
+    ];
     let all = groups(&service(|_| {}), &pods);
     assert_eq!(all.len(), 4, "two families, two port numbers");
     for (family, address) in [("IPv4", "10.244.0.3"), ("IPv6", "fd44::2")] {
@@ -130,8 +135,11 @@ fn slices_are_full_at_a_hundred_and_stable() {
         let present: Vec<&Value> = slices.iter().collect();
         let plan = plan(&groups(&one_family, pods), &present, &labels);
         slices = apply(&slices, &plan, &labels);
-        let held: BTreeSet<String> =
-            slices.iter().flat_map(|s| items(s, &["endpoints"])).map(|e| text(e, &["targetRef", "uid"]).to_owned()).collect();
+        let held: BTreeSet<String> = slices
+            .iter()
+            .flat_map(|s| items(s, &["endpoints"]))
+            .map(|e| text(e, &["targetRef", "uid"]).to_owned())
+            .collect();
         let asked: BTreeSet<String> = pods.iter().map(|p| uid(p).to_owned()).collect();
         assert_eq!(held, asked);
         assert!(slices.iter().all(|s| items(s, &["endpoints"]).len() <= ENDPOINTS_MAX));
