@@ -22,6 +22,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         "apiserver" => crate::apiserver::main(rest),
         "supervisor" => crate::supervisor::main(&rest),
         "node" => crate::node::main(&rest),
+        "cluster-dns" => crate::dns::main(rest),
         "enter" => enter(&rest),
         "run" => run_at(&rest),
         "container" => crate::pod::shim::main(&rest),
@@ -29,7 +30,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         "exec" => crate::pod::exec::main(&rest),
         "toolbox" => crate::toolbox::main(rest),
         other => {
-            let parts = "apiserver, supervisor, node, enter, run, container, init or exec";
+            let parts = "apiserver, supervisor, node, cluster-dns, enter, run, container, init or exec";
             eprintln!("weft internal {other}: expected {parts}");
             ExitCode::from(2)
         }

@@ -11,7 +11,7 @@ use super::resource::{Registry, Resource};
 use super::store::{Key, Store, StoreError, Stored};
 use ipnet::IpNet;
 use serde_json::Value;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub use delete::{DeleteOptions, Deleted, FOREGROUND, ORPHAN, Propagation};
@@ -28,16 +28,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The nth address of the range at `index`, counting from the one that names the range. The first is the API
-    /// server's, the tenth the name server's.
+    /// The nth address of the range at `index`, counting from the one that names the range.
     #[must_use]
     pub fn service_address(&self, index: usize, nth: u32) -> Option<IpAddr> {
-        let range = self.service_cidrs.get(index)?;
-        let address = match range.network() {
-            IpAddr::V4(base) => IpAddr::from(Ipv4Addr::from(u32::from(base).checked_add(nth)?)),
-            IpAddr::V6(base) => IpAddr::from(Ipv6Addr::from(u128::from(base).checked_add(u128::from(nth))?)),
-        };
-        range.contains(&address).then_some(address)
+        crate::cluster::options::nth_address(self.service_cidrs.get(index)?, nth)
     }
 }
 

@@ -37,6 +37,9 @@ struct Arguments {
     /// Where to write the kubeconfig that nodes use.
     #[arg(long)]
     node_kubeconfig: Option<PathBuf>,
+    /// Where to write the kubeconfig of cluster DNS.
+    #[arg(long)]
+    dns_kubeconfig: Option<PathBuf>,
     /// Where the nodes' runners have their sockets.
     #[arg(long)]
     run_dir: PathBuf,
@@ -101,6 +104,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if let (Some(file), Some(address)) = (file, address) {
             pki.write_kubeconfig(file, &arguments.cluster, &format!("https://{address}"), user)?;
         }
+    }
+    if let (Some(file), Some(address)) = (&arguments.dns_kubeconfig, endpoints.first()) {
+        let server = format!("https://{address}");
+        pki.write_account_kubeconfig(file, &arguments.cluster, &server, ("kube-system", "cluster-dns"))?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()?;
     runtime.block_on(async {

@@ -61,6 +61,9 @@ pub struct UpOptions {
     /// Zones, given to the nodes in turn as topology.kubernetes.io/zone [default: none]
     #[arg(long, value_name = "LIST")]
     pub zones: Vec<String>,
+    /// No cluster DNS: pods ask the machine's name servers
+    #[arg(long)]
+    pub no_dns: bool,
     /// Where cluster DNS sends questions about other names, as ADDRESS or ADDRESS:PORT; repeatable [default: nowhere]
     #[arg(long, value_name = "SERVER")]
     pub dns_upstream: Vec<String>,
@@ -125,6 +128,9 @@ pub struct Config {
     /// Zones, given to the nodes in turn.
     #[serde(default)]
     pub zones: Vec<String>,
+    /// Has cluster DNS.
+    #[serde(default)]
+    pub dns: bool,
     /// Name servers for what is not of this cluster.
     #[serde(default)]
     pub dns_upstreams: Vec<SocketAddr>,
@@ -212,6 +218,8 @@ impl UpOptions {
             fabric_routes: Vec::new(),
             ip_forwarding: self.fabric_ip_forwarding,
             zones: routes::parse_zones(&self.zones)?,
+            // Somebody else's cluster has its own.
+            dns: !self.no_dns && self.kubeconfig.is_none(),
             dns_upstreams: parse_upstreams(&self.dns_upstream)?,
             kubeconfig,
             port: 0,
@@ -261,6 +269,9 @@ impl UpOptions {
         }
         if !self.zones.is_empty() && wanted.zones != existing.zones {
             return Some(differs("zones", wanted.zones.join(","), format!("{:?}", existing.zones.join(","))));
+        }
+        if self.no_dns && existing.dns {
+            return Some(differs("no-dns", "true".into(), "cluster DNS".into()));
         }
         if !self.dns_upstream.is_empty() && wanted.dns_upstreams != existing.dns_upstreams {
             let text = |servers: &[SocketAddr]| servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
@@ -332,11 +343,40 @@ impl Config {
         addresses
     }
 
+    /// Where pods ask for names: the tenth address of each service range. None without cluster DNS.
+    #[must_use]
+    pub fn dns_addresses(&self) -> Vec<IpAddr> {
+        let ranges = self.service_cidrs.iter().filter(|_| self.dns);
+        ranges.filter_map(|range| nth_address(range, DNS_ADDRESS)).collect()
+    }
+
+    /// Where pods find the API server: the first address of the first service range. None if it is somebody else's.
+    #[must_use]
+    pub fn api_address(&self) -> Option<IpAddr> {
+        let range = self.service_cidrs.first().filter(|_| self.kubeconfig.is_none())?;
+        nth_address(range, API_ADDRESS)
+    }
+
     /// Places.
     #[must_use]
     pub fn paths(&self) -> Paths {
         Paths::new(&self.name)
     }
+}
+
+/// Which address of the first service range is the API server's.
+pub const API_ADDRESS: u32 = 1;
+/// Which address of each service range is cluster DNS'.
+pub const DNS_ADDRESS: u32 = 10;
+
+/// The nth address of a range, counting from the one that names the range.
+#[must_use]
+pub fn nth_address(range: &IpNet, nth: u32) -> Option<IpAddr> {
+    let address = match range.network() {
+        IpAddr::V4(base) => IpAddr::from(Ipv4Addr::from(u32::from(base).checked_add(nth)?)),
+        IpAddr::V6(base) => IpAddr::from(Ipv6Addr::from(u128::from(base).checked_add(u128::from(nth))?)),
+    };
+    range.contains(&address).then_some(address)
 }
 
 /// Settings of the agent that a cluster on one machine leaves to its user.

@@ -46,6 +46,12 @@ impl Paths {
         self.lib().join("node-kubeconfig")
     }
 
+    /// For cluster DNS, inside the fabric.
+    #[must_use]
+    pub fn dns_kubeconfig(&self) -> PathBuf {
+        self.lib().join("dns-kubeconfig")
+    }
+
     /// Logs of the cluster's own processes.
     #[must_use]
     pub fn logs(&self) -> PathBuf {

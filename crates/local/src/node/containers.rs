@@ -1,7 +1,8 @@
 //! Starting and stopping containers, and what became of them.
 
 use super::record::{ContainerRecord, PodDir, Record};
-use super::{Node, environment, image, sandbox};
+use super::{Node, environment, image, resolv, sandbox};
+use crate::cluster::options::DOMAIN;
 use crate::pod::{ContainerDir, ContainerSpec, Exit};
 use crate::process::{Process, write_atomically};
 use nix::sys::signal::Signal;
@@ -64,17 +65,19 @@ pub(super) async fn start(
     old.id = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
     old.started = crate::pod::now();
     let files = dir.container(&name, attempt);
+    let hostname = environment::hostname(node, record, pod);
+    let machine = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let spec = ContainerSpec {
         image: found,
         command,
         working_dir: container["workingDir"].as_str().filter(|d| !d.is_empty()).unwrap_or("/").to_owned(),
         user: user(pod, container),
-        hostname: environment::hostname(node, record),
+        hostname: hostname.clone(),
         netns: record.netns.clone(),
         cgroup: sandbox::cgroup(node, record).map_err(|e| failed(e.to_string()))?.path().to_owned(),
         log: log(node, record, &name, attempt),
-        resolv_conf: fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-        hosts: hosts(node, record),
+        resolv_conf: resolv::conf(pod, &record.namespace, DOMAIN, &node.config.dns_addresses(), &machine),
+        hosts: resolv::hosts(pod, &record.namespace, DOMAIN, &hostname, &record.addresses),
         mounts,
         stdin: container["stdin"] == true,
         env,
@@ -199,12 +202,4 @@ fn user(pod: &Value, container: &Value) -> Option<(u32, u32)> {
         |field: &str| own[field].as_u64().or_else(|| common[field].as_u64()).and_then(|n| u32::try_from(n).ok());
     let user = number("runAsUser")?;
     Some((user, number("runAsGroup").unwrap_or(0)))
-}
-
-fn hosts(node: &Node, record: &Record) -> String {
-    let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
-    for address in &record.addresses {
-        text.push_str(&format!("{address} {}\n", environment::hostname(node, record)));
-    }
-    text
 }

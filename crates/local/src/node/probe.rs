@@ -40,7 +40,12 @@ pub(super) struct Probe {
     timeout: Duration,
     successes: u64,
     failures: u64,
+    /// Between attempts until the first one that succeeds.
+    first_period: Duration,
 }
+
+/// A pod that gets ready is wanted soon.
+const READINESS_MIN: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug)]
 pub(super) enum Action {
@@ -73,10 +78,12 @@ impl Probe {
             return None;
         }
         let number = |field: &str, default: u64| probe[field].as_u64().unwrap_or(default);
+        let period = Duration::from_secs(number("periodSeconds", 10).max(1));
         Some(Self {
             action: action(container, probe, address, weft, files),
             initial_delay: Duration::from_secs(number("initialDelaySeconds", 0)),
-            period: Duration::from_secs(number("periodSeconds", 10).max(1)),
+            period,
+            first_period: if purpose == Purpose::Readiness { period.min(READINESS_MIN) } else { period },
             timeout: Duration::from_secs(number("timeoutSeconds", 1).max(1)),
             successes: number("successThreshold", 1).max(1),
             failures: number("failureThreshold", 3).max(1),
@@ -105,7 +112,8 @@ impl Probe {
                 verdict = Some(false);
                 tell(false, result.err().unwrap_or_default());
             }
-            tokio::time::sleep(self.period).await;
+            let pause = if verdict == Some(true) || good > 0 { self.period } else { self.first_period };
+            tokio::time::sleep(pause).await;
         }
     }
 }
