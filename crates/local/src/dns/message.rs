@@ -119,11 +119,11 @@ fn from_zone(zone: &Zone, question: &Query, mut response: Response) -> Outcome {
     match found {
         Answer::NotOurs => return Outcome::Forward(Box::new(response)),
         Answer::NoName => {
-            response.message.add_authority(zone.authority());
+            response.message.add_authority(zone.authority(question.name()));
             response = response.code(ResponseCode::NXDomain);
         }
         Answer::NoData => {
-            response.message.add_authority(zone.authority());
+            response.message.add_authority(zone.authority(question.name()));
         }
         Answer::Records { mut answers, additionals, elsewhere } => {
             // Askers take the first: each gets another one. A name that leads to another stays in front.
