@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use weft_abi::{
     Addr, AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, SlotKey,
-    SocketKey, SocketValue, backend_flags, maglev_hash, map_name, service_flags, socket_kind,
+    SocketKey, SocketValue, backend_flags, client_hash, map_name, service_flags, socket_kind,
 };
 use weft_model::desired::{Dataplane as _, IpcacheEntry};
 use weft_model::id::Identity;
@@ -336,7 +336,7 @@ fn maglevs_table_chooses_where_there_is_one() {
             }
             let change = |info: &mut FrontendInfo| (info.internal_table, info.affinity_s) = (101, 1);
             scene.tables.service(family.service, 80, set, &family.backends, change);
-            let entry = maglev_hash(&AffinityKey::of_netns(cookie), 0) % 101;
+            let entry = client_hash(&AffinityKey::of_netns(cookie), 0, TCP) % 101;
             let expected = family.backends[usize::from(table[usize::try_from(entry).unwrap()])];
             let (service, _) = family.spellings(family.service).remove(0);
             for n in 0..8 {
@@ -562,6 +562,13 @@ fn no_connect_fails_while_agents_come_and_go() {
         // The links of a group that is gone go too.
         hooks.attach_sockets(&second.0).unwrap();
         drop((other, second, hooks, datapath));
+        // The kernel ends a group a while after its directory went.
+        let last = sys::object_get(&dir.inside("links/socket-release")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while sys::cgroup_info(last.as_fd()).unwrap().expect("a group's link").cgroup != 0 {
+            assert!(Instant::now() < deadline, "the group lives for ever");
+            std::thread::yield_now();
+        }
         let (_, adopted) = open(&dir);
         assert_eq!((adopted.links.len(), adopted.pruned.len()), (0, 11));
     });
