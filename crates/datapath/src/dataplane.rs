@@ -5,6 +5,7 @@ use crate::map::TypedMap;
 use crate::open::{self, Adopted, OpenError, Options};
 use crate::page::ConfigPage;
 use crate::pins::PinDir;
+use crate::sockets::{Destroyer, Removed};
 use crate::{Collector, EventReader, Flows, Hooks, Metrics, NodeSettings, ObserveSwitch};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -42,6 +43,7 @@ pub struct Datapath {
     flows: Flows,
     page: Arc<ConfigPage>,
     hooks: Hooks,
+    pub(crate) removed: Removed,
     _pins: PinDir,
 }
 
@@ -158,6 +160,7 @@ impl Datapath {
             flows: Flows::new(flows, fragments),
             page: Arc::new(page),
             hooks: parts.hooks,
+            removed: Removed::default(),
             maps: parts.maps,
             _pins: parts.pins,
         };
@@ -229,6 +232,17 @@ impl Datapath {
     #[must_use]
     pub fn collector(&self) -> Collector {
         Collector::new(self.hooks.collector(), &self.flows)
+    }
+
+    /// Ends sockets that were led to backends which are removed from now on. The node's network namespace is the calling
+    /// thread's.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn destroyer(&self) -> std::io::Result<Destroyer> {
+        let sockets = TypedMap::new(map_name::SOCKETS, self.maps[map_name::SOCKETS].clone())?;
+        let backends = TypedMap::new(map_name::BACKENDS, self.maps[map_name::BACKENDS].clone())?;
+        Destroyer::new(self.removed.clone(), sockets, backends)
     }
 
     /// Turns reports of allowed flows on and off.

@@ -61,13 +61,7 @@ impl Diagnosis {
     ///
     /// # Errors
     /// A system call failed, or the kernel refused.
-    pub fn for_each(
-        &mut self,
-        family: u8,
-        protocol: u8,
-        states: u32,
-        mut each: impl FnMut(Found),
-    ) -> io::Result<()> {
+    pub fn for_each(&mut self, family: u8, protocol: u8, states: u32, mut each: impl FnMut(Found)) -> io::Result<()> {
         self.send(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, protocol, states, &[0; ID])?;
         loop {
             if self.receive(|message| {
@@ -100,15 +94,7 @@ impl Diagnosis {
         }
     }
 
-    fn send(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        protocol: u8,
-        states: u32,
-        id: &[u8; ID],
-    ) -> io::Result<()> {
+    fn send(&mut self, kind: u16, flags: u16, family: u8, protocol: u8, states: u32, id: &[u8; ID]) -> io::Result<()> {
         // `struct nlmsghdr` and `struct inet_diag_req_v2`.
         let mut request = Vec::with_capacity(HEADER + 8 + ID);
         let length = u32::try_from(HEADER + 8 + ID).map_err(io::Error::other)?;

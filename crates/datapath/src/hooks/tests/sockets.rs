@@ -3,6 +3,7 @@
 use super::*;
 use crate::map::TypedMap;
 use crate::netlink::Socket;
+use crate::sockets::Protocols;
 use crate::testing::unique;
 use crate::{NodeSettings, cgroup};
 use child::Process;
@@ -522,6 +523,72 @@ fn a_closed_socket_is_forgotten() {
                     assert_eq!(process.ask(&format!("close {name}")), "closed");
                 }
                 assert_eq!(scene.tables.sockets.dump().unwrap(), []);
+            }
+        }
+    });
+}
+
+#[test]
+fn sockets_of_a_removed_backend_are_aborted() {
+    in_netns(|| {
+        let scene = Scene::new();
+        let pod = NetNs::create().unwrap();
+        let _server = serve(&pod);
+        // The file by which the agent knows a pod's namespace.
+        let mut in_pod = Process::start(&pod, Some(&scene.group.0));
+        let namespaces = [PathBuf::from("/proc/0/ns/net"), in_pod.netns()];
+        let mut on_node = scene.process();
+        let destroyer = scene.datapath.destroyer().unwrap();
+        assert!(destroyer.wait(Duration::ZERO).is_none());
+        for (family, set) in [(V4, 1), (V6, 2)] {
+            let (gone, stays) = (family.backends[0], family.backends[1]);
+            for (service, own) in family.spellings(family.service) {
+                for process in [&mut on_node, &mut in_pod] {
+                    scene.tables.service(family.service, 80, set, &[stays], |_| {});
+                    process.ask(&format!("udp other {own}"));
+                    process.ask(&format!("connect other {service}:80"));
+                    scene.tables.service(family.service, 80, set, &[gone], |_| {});
+                    for name in ["led", "loose", "direct"] {
+                        process.ask(&format!("udp {name} {own}"));
+                    }
+                    process.ask(&format!("connect led {service}:80"));
+                    process.ask(&format!("send loose {service}:80"));
+                    let (direct, _) = family.spellings(gone).into_iter().find(|(_, any)| *any == own).unwrap();
+                    assert_eq!(process.ask(&format!("connect direct {direct}:80")), format!("{direct}:80"));
+                    assert_eq!(who(&process.ask(&format!("tcp stream {service}:80"))), gone);
+                    process.tell("wait led");
+                }
+                let ids = [set, set + 1000].map(|set| scene.tables.number(gone) + set);
+                let infos = ids.map(|id| (id, scene.tables.backends.get(&id).unwrap().unwrap()));
+                // While it exists nothing is aborted, whoever says that it was removed.
+                scene.datapath.removed.add(infos);
+                let both = Protocols { tcp: true, udp: true };
+                let report = destroyer.wait(Duration::from_secs(10)).expect("there is something to do");
+                assert_eq!(destroyer.destroy(&report, both, &namespaces).unwrap(), 0);
+
+                scene.tables.service(family.service, 80, set, &[stays], |_| {});
+                for id in ids {
+                    assert!(scene.tables.backends.remove(&id).unwrap());
+                }
+                for (protocols, count) in [
+                    (Protocols::default(), 0),
+                    (Protocols { udp: true, tcp: false }, 2),
+                    (Protocols { udp: true, tcp: false }, 0),
+                ] {
+                    assert_eq!(destroyer.destroy(&report, protocols, &namespaces).unwrap(), count, "{protocols:?}");
+                }
+                for process in [&mut on_node, &mut in_pod] {
+                    assert_eq!(process.answer(), "error 103", "aborted");
+                    for name in ["other", "direct"] {
+                        assert!(!process.ask(&format!("send {name}")).starts_with("error"), "{name}");
+                    }
+                    assert_eq!(who(&process.ask(&format!("send loose {service}:80"))), stays);
+                    process.tell("wait stream");
+                }
+                assert_eq!(destroyer.destroy(&report, both, &namespaces).unwrap(), 2);
+                for process in [&mut on_node, &mut in_pod] {
+                    assert_eq!(process.answer(), "error 103", "aborted");
+                }
             }
         }
     });
