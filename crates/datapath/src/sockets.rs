@@ -37,8 +37,11 @@ pub(crate) struct Removed(Arc<(Mutex<BTreeMap<u32, BackendInfo>>, Condvar)>);
 impl Removed {
     /// Wakes the [`Destroyer`].
     pub(crate) fn add(&self, backends: impl IntoIterator<Item = (u32, BackendInfo)>) {
-        self.lock().extend(backends);
-        self.0.1.notify_all();
+        let mut removed = self.lock();
+        removed.extend(backends);
+        if !removed.is_empty() {
+            self.0.1.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, BackendInfo>> {
