@@ -475,7 +475,6 @@ mod tests {
             (&["--node-name", "n", "--masquerade", "yes"], "masquerade: expected `true` or `false`"),
             (&["--node-name", "n", "--host-firewall", "on"], "host-firewall: expected `true` or `false`"),
             (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
-            (&["--node-name", "n", "--socket-lb", "on"], "socket-lb: expected `true` or `false`"),
             (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),
