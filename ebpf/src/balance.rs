@@ -5,7 +5,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
 use weft_abi::{
-    AffinityKey, AffinityValue, DropReason, MaglevKey, MaglevPart, SlotKey, backend_flags, maglev_hash, service_flags,
+    AffinityKey, AffinityValue, DropReason, MaglevKey, MaglevPart, SlotKey, backend_flags, client_hash, service_flags,
 };
 
 use crate::maps::{AFFINITY, BACKENDS, MAGLEV, SLOTS};
@@ -60,7 +60,7 @@ fn pick(s: &mut Scratch) -> bool {
         unsafe { bpf_get_prandom_u32() % count }
     } else {
         let port_be = if s.service.info.affinity_s == 0 { s.packet.source_port } else { 0 };
-        let entry = maglev_hash(&s.packet.source, port_be) % table;
+        let entry = client_hash(&s.packet.source, port_be, s.packet.protocol) % table;
         const ENTRIES: u32 = MaglevPart::ENTRIES as u32;
         // SAFETY: values are replaced, never changed in place; one of its entries is copied.
         let Some(part) = (unsafe { MAGLEV.get(&MaglevKey { set, part: entry / ENTRIES }) }) else { return false };

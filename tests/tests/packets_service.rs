@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use weft_abi::{DropReason, FlowEntry, flow_flags, flow_kind, maglev_hash, path_action};
+use weft_abi::{DropReason, FlowEntry, client_hash, flow_flags, flow_kind, path_action};
 use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT};
 use weft_tests::packet::service::{frontend, put_cluster_ip, put_service, put_set, put_table, remove_set, terminate};
 use weft_tests::packet::site::{
@@ -267,13 +267,13 @@ fn maglev_chooses_the_same_on_every_node() {
                 put_table(kernel, 3, &table)?;
                 for port in 1..200 {
                     let seen = passed(&from_a(kernel, &ip(f.a, vip(f)).tcp(port, 80, SYN, b""))?);
-                    let hash = maglev_hash(&addr(f.a), port.to_be());
+                    let hash = client_hash(&addr(f.a), port.to_be(), TCP);
                     assert_eq!(seen.destination_port(), 8000 + table[hash as usize % 251]);
                     send.send(seen.destination_port())?;
                 }
                 info.affinity_s = 1;
                 kernel.frontends.insert(key, info, 0)?;
-                let hash = maglev_hash(&addr(f.a), 0);
+                let hash = client_hash(&addr(f.a), 0, TCP);
                 let seen = passed(&from_a(kernel, &ip(f.a, vip(f)).tcp(1000, 80, SYN, b""))?);
                 assert_eq!(seen.destination_port(), 8000 + table[hash as usize % 251]);
                 forget(kernel)?;
