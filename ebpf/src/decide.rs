@@ -8,7 +8,7 @@ use weft_abi::{
 };
 
 use crate::maps::{ENDPOINTS, FLOWS, IPCACHE, ROUTES};
-use crate::packet::{End, Scratch, Skb, TUNNELLED, UNMASQUERADED, clear};
+use crate::packet::{End, Scratch, Skb, TUNNELLED, UNMASQUERADED, clear, translated};
 use crate::track::{next_flags, now_s};
 use crate::{Hook, host, nat, notify, policy, route, service};
 
@@ -64,14 +64,21 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -
         }
         return Err(reason);
     }
+    let outside = matches!(hook, Hook::FromDevice) && s.translated & translated::FORWARD != 0;
+    if outside && s.path.action == path_action::STACK {
+        // The node itself as a backend: its answers would not be the service's.
+        return Err(DropReason::Unroutable);
+    }
     if matches!(hook, Hook::FromDevice) && s.path.action == path_action::STACK && s.host == 0 {
         // Through this node, to nobody of ours: not tracked here.
         return Ok(());
     }
     s.entry.flags = next_flags(&s.packet, s.entry.flags, forward);
     s.path.in_ifindex = s.packet.ifindex;
-    // Only pods are masqueraded; the verifier need not look into it for the other programs.
-    if matches!(hook, Hook::FromPod) && s.path.action == path_action::MASQUERADE {
+    // Only pods are masqueraded, and clients outside; the verifier need not look into it for the other programs.
+    if matches!(hook, Hook::FromPod) && s.path.action == path_action::MASQUERADE
+        || outside && matches!(s.path.action, path_action::MASQUERADE | path_action::TUNNEL)
+    {
         nat::reserve(s, config)?;
     }
     if s.path.action == path_action::TUNNEL {

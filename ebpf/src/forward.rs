@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{TC_ACT_OK, bpf_redir_neigh};
 use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
 use weft_abi::{Addr, DropReason, FlowEntry, NodeConfig, flow_flags, path_action};
 
-use crate::packet::{ETH, Scratch, Skb, skb_gso_size};
-use crate::{nat, notify, service, tunnel};
+use crate::packet::{ETH, Scratch, Skb, skb_gso_size, translated};
+use crate::{nat, notify, refuse, service, tunnel as vxlan};
 
 /// Follows the path of the entry, or `s.path` where there is none.
 #[inline(always)]
@@ -55,19 +55,29 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
         path_action::DEVICE | path_action::TUNNEL | path_action::MASQUERADE => {
             // The stack knows how to say so to the sender. Only what is masqueraded it must not forward: the pod's own
             // address would go out.
+            let tunnel = path.action == path_action::TUNNEL;
             let masquerade = path.action == path_action::MASQUERADE;
-            if s.packet.ttl <= 1 || !masquerade && too_big(skb, s, config) {
+            if s.packet.ttl <= 1 {
+                return s.act(TC_ACT_OK as i32);
+            }
+            if !masquerade && too_big(skb, s, config) {
+                if s.translated & translated::FORWARD != 0 {
+                    // An error about the backend would tell the client nothing.
+                    return refuse::too_big(s, u32::from(config.pod_mtu));
+                }
                 return s.act(TC_ACT_OK as i32);
             }
             if answers {
                 service::back(skb, s, flags)?;
             }
-            if path.action == path_action::MASQUERADE {
-                nat::outbound(skb, s, &outside, outside_port)?;
+            if masquerade || tunnel && flags & flow_flags::MASQUERADED != 0 && s.reply == 0 {
+                // What is tunnelled has the next hop in the other address's place.
+                let own = if s.packet.version == 4 { config.node_v4 } else { config.node_v6 };
+                nat::outbound(skb, s, if tunnel { &own } else { &outside }, outside_port)?;
             }
             hop(skb, s)?;
-            if path.action == path_action::TUNNEL {
-                tunnel::push(skb, s, &path.target, config)?;
+            if tunnel {
+                vxlan::push(skb, s, &path.target, config)?;
                 return neighbour(s, path.ifindex, &outside);
             }
             neighbour(s, path.ifindex, &path.target)

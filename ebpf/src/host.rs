@@ -4,12 +4,12 @@
 //! Judged is what comes to the node by its device or from its pods, and what it sends by its device or to pods of other
 //! nodes. What it sends to its own pods always passes, and so do, lest a policy locks out its own author or breaks the
 //! network under it: the loopback device, ARP, neighbour discovery and multicast listeners, multicast and broadcast,
-//! DHCP, the tunnel between nodes, and what belongs to masqueraded connections of pods.
+//! DHCP, the tunnel between nodes, and what belongs to masqueraded connections of pods or to services.
 //!
 //! A connection that was there before the policy is judged by the first packet that comes, as if the sender of that
 //! packet had opened it.
 
-use weft_abi::{Addr, DropReason, NodeConfig, config_flags, flow_kind, ipcache_flags};
+use weft_abi::{Addr, DropReason, NodeConfig, config_flags, flow_flags, flow_kind, ipcache_flags};
 
 use crate::decide::{endpoint, has_socket};
 use crate::maps::{FLOWS, IPCACHE};
@@ -80,7 +80,13 @@ fn always_out(skb: Skb, s: &mut Scratch) -> bool {
     }
     canonical(&s.packet, flow_kind::NAT, &mut s.nat_key);
     // SAFETY: nothing is read.
-    unsafe { FLOWS.get(&s.nat_key) }.is_some()
+    if unsafe { FLOWS.get(&s.nat_key) }.is_some() {
+        return true;
+    }
+    // A pod's answer in the name of a service.
+    canonical(&s.packet, flow_kind::FLOW, &mut s.nat_key);
+    // SAFETY: read at once.
+    unsafe { FLOWS.get(&s.nat_key) }.is_some_and(|entry| entry.flags & flow_flags::SERVICE != 0)
 }
 
 /// Judges and tracks what the node sends.

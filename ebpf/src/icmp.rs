@@ -1,12 +1,12 @@
 //! ICMP errors belong to the connection that they quote (RFC 1122 3.2.2, RFC 4443 2.4): they pass if it does, and are
-//! masqueraded with it.
+//! masqueraded with it, and translated where it is a service's.
 
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_store_bytes};
-use weft_abi::{Addr, DropReason, NodeConfig, flow_kind};
+use weft_abi::{Addr, DropReason, NodeConfig, flow_flags, flow_kind};
 
 use crate::maps::FLOWS;
 use crate::packet::{ECHO, ETH, ICMP, ICMPV6, SCTP, Scratch, Skb, TCP, UDP, load};
-use crate::track::{canonical, fresh};
+use crate::track::{canonical, fresh, tuple};
 use crate::{Hook, decide, nat, route};
 
 /// Whether a message other than echo answers another one, whose type is the one before: timestamp, information, address
@@ -58,10 +58,31 @@ const fn echo_type(protocol: u8) -> u8 {
 }
 
 /// Offsets in the frame of the quoted packet's source address and transport header.
-struct Quote {
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Quote {
     source: u32,
     l4: u32,
 }
+
+/// What an error needs changed so that its hearer knows what it is about.
+#[repr(C)]
+pub struct Edit {
+    quote: Quote,
+    responder: Addr,
+    /// The quoted packet's.
+    destination_port: u16,
+    hairpin: u8,
+    /// [`NONE`], [`FOUND`] or [`CHANGED`].
+    found: u8,
+}
+
+/// It quotes nothing that is tracked here.
+const NONE: u8 = 0;
+/// It quotes the packet of a connection.
+const FOUND: u8 = 1;
+/// The same, and it was changed to be about the inside of it.
+const CHANGED: u8 = 2;
 
 /// True: the error quotes a connection that is allowed, and `s.path` leads to the one who must hear of it.
 #[inline(always)]
@@ -71,10 +92,12 @@ pub fn related(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Re
     Ok(s.answer == 1)
 }
 
+/// Leaves the key of the quoted packet's connection in `s.key`, and whether there may be one in `s.edit.found`.
 #[inline(never)]
-fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+fn find(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     s.saved = s.packet;
-    let mut masqueraded = false;
+    s.edit.found = NONE;
     let for_node = matches!(hook, Hook::FromDevice)
         && (s.saved.destination == config.node_v4 || s.saved.destination == config.node_v6);
     let quote = match quoted(skb, s) {
@@ -85,12 +108,12 @@ fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<
             return if for_node { Ok(()) } else { Err(reason) };
         }
     };
+    s.edit.quote = quote;
+    let about = s.packet.source;
     if for_node {
         canonical(&s.packet, flow_kind::NAT, &mut s.nat_key);
-        let Some((inside, port)) = nat::inside(&s.nat_key) else {
-            s.packet = s.saved;
-            return Ok(());
-        };
+    }
+    if let Some((inside, port)) = if for_node { nat::inside(&s.nat_key) } else { None } {
         let (old, old_port) = (s.packet.source, s.packet.source_port);
         s.packet.source = inside;
         s.packet.source_port = port;
@@ -99,19 +122,49 @@ fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<
         }
         canonical(&s.packet, flow_kind::FLOW, &mut s.key);
         let echo = s.packet.flags & ECHO != 0;
+        s.edit.destination_port = s.packet.destination_port;
         s.packet = s.saved;
-        unmasquerade(skb, s, &quote, &old, &inside)?;
+        source_back(skb, s, &old, &inside)?;
         port_back(skb, s, quote.l4 + if echo { 4 } else { 0 }, old_port, port)?;
         s.packet.destination = inside;
-        masqueraded = true;
+        s.edit.found = CHANGED;
     } else {
-        canonical(&s.packet, flow_kind::FLOW, &mut s.key);
-        let about = s.packet.source;
+        let quoted_low = canonical(&s.packet, flow_kind::FLOW, &mut s.key);
+        let (old_port, client, client_port) = (s.packet.source_port, s.packet.destination, s.packet.destination_port);
+        let protocol = s.packet.protocol;
+        s.edit.destination_port = client_port;
         s.packet = s.saved;
         if about != s.packet.destination {
             return Ok(());
         }
+        // About an answer of a service: its backend wants to know.
+        // SAFETY: copied at once.
+        let service = unsafe { FLOWS.get(&s.key) }
+            .filter(|entry| {
+                entry.flags & (flow_flags::SERVICE | flow_flags::HAIRPIN) == flow_flags::SERVICE
+                    && (entry.flags & flow_flags::ORIGIN_LOW != 0) != quoted_low
+            })
+            .map(|entry| (entry.nat_addr, entry.nat_port_be));
+        if let Some((backend, port)) = service {
+            tuple(&backend, port, &client, client_port, protocol, flow_kind::FLOW, &mut s.key);
+            source_back(skb, s, &about, &backend)?;
+            port_back(skb, s, quote.l4, old_port, port)?;
+            s.packet.destination = backend;
+            s.edit.found = CHANGED;
+        } else if !for_node {
+            s.edit.found = FOUND;
+        }
     }
+    Ok(())
+}
+
+#[inline(never)]
+fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+    find(skb, s, hook)?;
+    if s.edit.found == NONE {
+        return Ok(());
+    }
+    let masqueraded = s.edit.found == CHANGED;
     let hears_low = s.key.low == s.packet.destination;
     let Some(pointer) = FLOWS.get_ptr_mut(&s.key) else {
         return if masqueraded { Err(DropReason::NoNatMapping) } else { Ok(()) };
@@ -121,7 +174,7 @@ fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<
     if !fresh(entry) {
         return if masqueraded { Err(DropReason::NoNatMapping) } else { Ok(()) };
     }
-    let origin_low = entry.flags & weft_abi::flow_flags::ORIGIN_LOW != 0;
+    let origin_low = entry.flags & flow_flags::ORIGIN_LOW != 0;
     let (origin, responder) = (entry.source_identity, entry.destination_identity);
     let to_origin = hears_low == origin_low;
     s.source_identity = if to_origin { responder } else { origin };
@@ -137,12 +190,48 @@ fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<
         }
     }
     s.reply = u8::from(to_origin);
+    // Also what the way depends on; nothing else of the scratch memory's entry is this connection's.
+    s.entry.flags = 0;
+    if to_origin && entry.flags & flow_flags::TRANSLATED != 0 {
+        s.entry.flags = flow_flags::TRANSLATED;
+        s.frontend = entry.frontend;
+        s.frontend_port = entry.frontend_port_be;
+        s.edit.responder = if hears_low { s.key.high } else { s.key.low };
+        s.edit.hairpin = u8::from(entry.flags & flow_flags::HAIRPIN != 0);
+        frontend_back(skb, s)?;
+    } else if masqueraded && matches!(hook, Hook::FromDevice) {
+        s.entry.flags = entry.flags & flow_flags::TRANSLATED;
+    }
     route::route(skb, s, hook, config, !to_origin)?;
+    // Nothing more is to be done to it.
+    s.entry.flags = 0;
     if s.path.action == weft_abi::path_action::MASQUERADE {
         return Err(DropReason::NatProtocol);
     }
     s.entry.nat_addr = s.next_hop;
     s.answer = 1;
+    Ok(())
+}
+
+/// To the client the error is about what it sent: to the frontend. What the backend itself says the frontend says.
+#[inline(never)]
+fn frontend_back(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let (responder, frontend, frontend_port) = (s.edit.responder, s.frontend, s.frontend_port);
+    if s.edit.hairpin == 1 {
+        // The pod spoke to itself in another name.
+        let own = s.packet.destination;
+        source_back(skb, s, &own, &responder)?;
+        s.packet.destination = responder;
+    }
+    let v4 = s.packet.version == 4;
+    let at = s.edit.quote.source + if v4 { 4 } else { 16 };
+    quoted_address(skb, s, at, &responder, &frontend)?;
+    let (at, old_port) = (s.edit.quote.l4 + 2, s.edit.destination_port);
+    port_back(skb, s, at, old_port, frontend_port)?;
+    if s.packet.source == responder {
+        nat::rewrite(skb, s, ETH + if v4 { 12 } else { 8 }, &responder, &frontend)?;
+        s.packet.source = frontend;
+    }
     Ok(())
 }
 
@@ -211,21 +300,29 @@ fn echo(s: &mut Scratch, word: u32) {
     s.packet.flags |= ECHO;
 }
 
-/// The outer destination and the quoted source become the inside address.
-#[inline(always)]
-fn unmasquerade(skb: Skb, s: &mut Scratch, quote: &Quote, old: &Addr, new: &Addr) -> Result<(), DropReason> {
+/// The outer destination and the quoted source become another address.
+#[inline(never)]
+fn source_back(skb: Skb, s: &mut Scratch, old: &Addr, new: &Addr) -> Result<(), DropReason> {
     let outer = if s.packet.version == 4 { ETH + 16 } else { ETH + 24 };
     nat::rewrite(skb, s, outer, old, new)?;
+    let at = s.edit.quote.source;
+    quoted_address(skb, s, at, old, new)
+}
+
+/// An address of the quoted header becomes another one.
+#[inline(never)]
+fn quoted_address(skb: Skb, s: &mut Scratch, at: u32, old: &Addr, new: &Addr) -> Result<(), DropReason> {
     let check = u32::from(s.packet.l4) + 2;
     // SAFETY: the helpers read from the stack.
     unsafe {
         if s.packet.version == 4 {
             // The quoted header's own checksum changes by as much the other way: the sum over both stays.
-            let sum: u16 = load(skb, quote.source - 2)?;
+            let sum_at = s.edit.quote.source - 2;
+            let sum: u16 = load(skb, sum_at)?;
             let (from, to) = (old.0[3], new.0[3]);
             let mended = mend(sum, from, to);
-            if bpf_skb_store_bytes(skb, quote.source, (&raw const to).cast(), 4, 0) != 0
-                || bpf_skb_store_bytes(skb, quote.source - 2, (&raw const mended).cast(), 2, 0) != 0
+            if bpf_skb_store_bytes(skb, at, (&raw const to).cast(), 4, 0) != 0
+                || bpf_skb_store_bytes(skb, sum_at, (&raw const mended).cast(), 2, 0) != 0
             {
                 return Err(DropReason::WriteError);
             }
@@ -234,7 +331,7 @@ fn unmasquerade(skb: Skb, s: &mut Scratch, quote: &Quote, old: &Addr, new: &Addr
             let sum = bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0);
             if sum < 0
                 || bpf_l4_csum_replace(skb, check, 0, sum as u64, 0) != 0
-                || bpf_skb_store_bytes(skb, quote.source, to.as_ptr().cast(), 16, 0) != 0
+                || bpf_skb_store_bytes(skb, at, to.as_ptr().cast(), 16, 0) != 0
             {
                 return Err(DropReason::WriteError);
             }
@@ -253,8 +350,8 @@ fn mend(sum: u16, from: u32, to: u32) -> u16 {
     !(total as u16)
 }
 
-/// The quoted source port (or echo id) becomes the inside one.
-#[inline(always)]
+/// A quoted port (or echo id) becomes another one.
+#[inline(never)]
 fn port_back(skb: Skb, s: &Scratch, offset: u32, old: u16, new: u16) -> Result<(), DropReason> {
     if old == new {
         return Ok(());

@@ -72,6 +72,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.known = 0;
     s.host = 0;
     s.translated = 0;
+    s.refusal = 0;
     s.source_identity = 0;
     s.destination_identity = 0;
     s.source_endpoint = 0;
@@ -80,7 +81,15 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.rule = 0;
     match body(skb, s) {
         Ok(()) => s.action,
-        Err(reason) => notify::dropped(skb, s, hook, reason as u32),
+        Err(reason) => {
+            // By way of the memory: the verifier would walk the rest for every reason.
+            s.reason = reason as u32;
+            // SAFETY: what was just written.
+            let reason = unsafe { core::ptr::read_volatile(&raw const s.reason) };
+            let action = notify::dropped(skb, s, hook, reason);
+            let refuses = matches!(hook, Hook::FromPod | Hook::FromDevice) && s.refusal != 0;
+            if refuses && refuse::answer(skb, s).is_ok() { s.action } else { action }
+        }
     }
 }
 
@@ -173,9 +182,13 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             // the bare network.
             s.packet.ifindex = config.tunnel_ifindex;
             for_node = addressed_to_node(skb, s, config);
-        } else {
+        }
+        if for_node && s.packet.flags & ICMP_ERROR == 0 {
             nat::inbound(skb, s, config)?;
             for_node = s.packet.flags & UNMASQUERADED == 0;
+            if for_node {
+                service::enter(skb, s)?;
+            }
         }
     } else if !for_node && (is_multicast(&s.packet.destination) || neighbour::is_discovery(s)) {
         return s.act(PASS);
@@ -187,7 +200,7 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let nobody = host::is_subject(config)
         && s.packet.flags & (UNMASQUERADED | packet::TUNNELLED) == 0
         && decide::endpoint(&s.packet.destination).is_none();
-    if (for_node || nobody) && !host::is_judged(skb, s, config) {
+    if s.translated == 0 && (for_node || nobody) && !host::is_judged(skb, s, config) {
         return s.act(PASS);
     }
     track::track(skb, s, Hook::FromDevice, config)
@@ -221,8 +234,9 @@ pub fn weft_from_tunnel(ctx: TcContext) -> i32 {
     run(ctx.skb.skb, Hook::FromDevice, from_tunnel)
 }
 
-#[inline(always)]
-fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+/// Leaves the identity that a known node gave the sender in `s.answer`. A function of its own for its stack.
+#[inline(never)]
+fn tunnel_sender(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
     let v4 = config.tunnel_source.is_v4();
     // SAFETY: all zero is a valid key; the helper fills as much as it is told.
@@ -244,8 +258,21 @@ fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if decide::who(&peer, config).1 & (ipcache_flags::NODE | ipcache_flags::LOCAL) != ipcache_flags::NODE {
         return Err(DropReason::UnknownSender);
     }
-    tunnel::inner(skb, s, key.tunnel_id)?;
-    let for_node = addressed_to_node(skb, s, config);
+    s.answer = key.tunnel_id;
+    Ok(())
+}
+
+#[inline(always)]
+fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
+    tunnel_sender(skb, s)?;
+    let sender = s.answer;
+    tunnel::inner(skb, s, sender)?;
+    let mut for_node = addressed_to_node(skb, s, config);
+    if for_node && s.packet.flags & ICMP_ERROR == 0 {
+        nat::inbound(skb, s, config)?;
+        for_node = s.packet.flags & UNMASQUERADED == 0;
+    }
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
         return forward::send(skb, s);
     }

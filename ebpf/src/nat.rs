@@ -30,9 +30,6 @@ pub fn reserve(s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
     if outside.is_none() {
         return Err(DropReason::NoNatMapping);
     }
-    if s.entry.flags & flow_flags::MASQUERADED != 0 && s.entry.nat_addr == outside {
-        return Ok(());
-    }
     let inside_port = s.packet.source_port;
     let inside = s.packet.source;
     clear(&mut s.nat_entry);
@@ -44,12 +41,18 @@ pub fn reserve(s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
     if low == 0 || range == 0 {
         return Err(DropReason::NoNatMapping);
     }
+    let had = s.entry.nat_port_be;
+    if s.entry.flags & flow_flags::MASQUERADED != 0 && had != 0 && try_port(s, &outside, had, echo) {
+        // The port that it had; also where the address of the node is another now.
+        s.entry.nat_addr = outside;
+        return Ok(());
+    }
     let mut attempt = Attempt {
         s: core::ptr::from_mut(s),
         low,
         range,
         // SAFETY: no arguments.
-        start: unsafe { bpf_get_prandom_u32() },
+        start: unsafe { bpf_get_prandom_u32() } >> 1,
         taken: 0,
     };
     // SAFETY: a callback of the right shape and its argument, which outlives the call.

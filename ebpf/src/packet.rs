@@ -157,6 +157,7 @@ pub struct Scratch {
     pub frontend_port: u16,
     pub service: Service,
     pub append: crate::sctp::Append,
+    pub edit: crate::icmp::Edit,
     pub from: End,
     pub to: End,
     pub asked: Asked,
@@ -167,6 +168,10 @@ pub struct Scratch {
     pub action: i32,
     /// The answer of a function that has one, likewise.
     pub answer: u32,
+    /// Why the packet is dropped.
+    pub reason: u32,
+    /// Not 0: what its sender is told of that, see [`crate::refuse`].
+    pub refusal: u32,
     /// The packet as it is while `packet` stands for another one.
     pub saved: Packet,
 }

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 use weft_abi::DropReason;
 
 use crate::packet::{ETH, ICMP, ICMPV6, Scratch, Skb, TCP, UDP, load, skb_len};
-use crate::{Hook, notify, service};
+use crate::service;
 
 /// Bytes of the packet that are quoted at most. A multiple of 8; enough for all that a sender looks at.
 pub const QUOTE: usize = 128;
@@ -18,26 +18,26 @@ const MODE_MAC: u32 = 1;
 
 /// Nobody stands behind the service: port unreachable (RFC 1122 3.2.2.1, RFC 4443 3.1), which clients of every protocol
 /// understand.
-#[inline(never)]
-pub fn no_backend(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
-    notify::dropped(skb, s, hook, DropReason::NoServiceBackend as u32);
-    let message = if s.packet.version == 4 { 3 | 3 << 8 } else { 1 | 4 << 8 };
-    answer(skb, s, hook, message)
+#[inline(always)]
+pub fn no_backend(s: &mut Scratch) -> Result<(), DropReason> {
+    s.refusal = if s.packet.version == 4 { 3 | 3 << 8 } else { 1 | 4 << 8 };
+    Err(DropReason::NoServiceBackend)
 }
 
 /// The packet is larger than what its way behind a service carries: fragmentation needed (RFC 1191), packet too big
 /// (RFC 4443 3.2).
-#[inline(never)]
-pub fn too_big(skb: Skb, s: &mut Scratch, hook: Hook, mtu: u32) -> Result<(), DropReason> {
-    notify::dropped(skb, s, hook, DropReason::FragmentationNeeded as u32);
-    service::undo(skb, s)?;
-    let message = if s.packet.version == 4 { 3 | 4 << 8 } else { 2 };
-    answer(skb, s, hook, message | mtu << 16)
+#[inline(always)]
+pub fn too_big(s: &mut Scratch, mtu: u32) -> Result<(), DropReason> {
+    s.refusal = mtu << 16 | if s.packet.version == 4 { 3 | 4 << 8 } else { 2 };
+    Err(DropReason::FragmentationNeeded)
 }
 
-/// `message`: type, code << 8, what stands in the last two bytes of the header << 16.
+/// Sends what `s.refusal` says about the packet that was just dropped: type, code << 8, what stands in the last two bytes
+/// of the header << 16.
 #[inline(never)]
-fn answer(skb: Skb, s: &mut Scratch, hook: Hook, message: u32) -> Result<(), DropReason> {
+pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    service::undo(skb, s)?;
+    let message = s.refusal;
     let v4 = s.packet.version == 4;
     let quoted = if s.packet.length > QUOTE as u32 { QUOTE as u32 } else { s.packet.length };
     if quoted < 20 {
@@ -63,11 +63,12 @@ fn answer(skb: Skb, s: &mut Scratch, hook: Hook, message: u32) -> Result<(), Dro
     let kind = (message & 0xff) as u8;
     let code = (message >> 8) as u8;
     let rest = (message >> 16).to_be();
-    let mut head = [0_u8; 62];
+    // The quote was summed up; its memory is used again, since there is little stack.
+    s.service.quote = [0; QUOTE];
+    let head = &mut s.service.quote;
     let length = if v4 { 42 } else { 62 };
-    for (to, from) in head.iter_mut().zip(links[1].iter().chain(links[0].iter())) {
-        *to = *from;
-    }
+    // SAFETY: the first 12 bytes of the buffer. Back to where it came from.
+    unsafe { head.as_mut_ptr().cast::<[[u8; 6]; 2]>().write_unaligned([links[1], links[0]]) };
     let mut icmp = [u32::from_ne_bytes([kind, code, 0, 0]), rest];
     // SAFETY: buffers of the stack, as long as the helpers are told; the frame is rewritten from its start.
     unsafe {
@@ -115,7 +116,7 @@ fn answer(skb: Skb, s: &mut Scratch, hook: Hook, message: u32) -> Result<(), Dro
         {
             return Err(DropReason::WriteError);
         }
-        let action = if matches!(hook, Hook::FromPod) {
+        let action = if s.service.outside == 0 {
             // Into the pod past its link's other program: this answer belongs to no connection.
             bpf_redirect_peer(s.packet.ifindex, 0)
         } else {

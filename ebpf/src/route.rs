@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use aya_ebpf::maps::lpm_trie::Key;
-use weft_abi::{Addr, DropReason, NodeConfig, Path, config_flags, ipcache_flags, path_action, route_flags};
+use weft_abi::{Addr, DropReason, NodeConfig, Path, config_flags, flow_flags, ipcache_flags, path_action, route_flags};
 
 use crate::Hook;
 use crate::decide::{STACK, endpoint};
@@ -54,13 +54,17 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward
         // Ours, and without an endpoint: it is gone.
         return Err(DropReason::Unroutable);
     }
-    if matches!(hook, Hook::FromDevice) {
+    // A client outside and a backend elsewhere: both ways lead out of the device again.
+    let through = matches!(hook, Hook::FromDevice) && s.entry.flags & flow_flags::TRANSLATED != 0;
+    if matches!(hook, Hook::FromDevice) && !through {
         // Not for a pod of this node: the stack's business, unless it is a pod's elsewhere.
         return if is_pod || s.packet.flags & TUNNELLED != 0 { Err(DropReason::Unroutable) } else { Ok(()) };
     }
     let tunnel = config.tunnel_ifindex != 0;
     flags &= ipcache_flags::NODE;
-    if tunnel && (is_pod || (flags != 0 && !forward)) {
+    // What a node asks of a service here it asks without the tunnel.
+    let answers_node = flags != 0 && !forward && s.entry.flags & flow_flags::TRANSLATED == 0;
+    if tunnel && (is_pod || answers_node) {
         let peer = if is_pod { node } else { s.packet.destination };
         let peer = if peer.is_none() { return Err(DropReason::NoTunnelEndpoint) } else { tunnel_peer(peer, config) };
         lookup(skb, s, &peer, config)?;
@@ -72,6 +76,13 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward
     let destination = s.packet.destination;
     lookup(skb, s, &destination, config)?;
     s.path.action = path_action::DEVICE;
+    if through {
+        if forward {
+            // So that answers come back here.
+            s.path.action = path_action::MASQUERADE;
+        }
+        return Ok(());
+    }
     let to_world = !is_pod && !no_masquerade && (flags == 0 || tunnel);
     let family = if destination.is_v4() { config_flags::MASQUERADE_V4 } else { config_flags::MASQUERADE_V6 };
     if to_world && forward && config.flags & family != 0 && s.packet.flags & UNMASQUERADED == 0 {

@@ -16,8 +16,10 @@ use aya_ebpf::maps::lpm_trie::Key;
 
 use crate::decide::{self, endpoint};
 use crate::maps::{BACKENDS, FLOWS, FRONTENDS, RANGES, RangeData};
-use crate::packet::{ETH, SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNMASQUERADED, clear, translated};
-use crate::track::{closing, config, exchange, now_s, tuple};
+use crate::packet::{
+    ETH, SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNKNOWN_PORTS, UNMASQUERADED, clear, translated,
+};
+use crate::track::{canonical, closing, config, exchange, now_s, tuple};
 use crate::{Hook, balance, host, nat, refuse};
 
 /// Answers of [`translate`]: the packet is as it was.
@@ -26,8 +28,6 @@ pub const NOTHING: u32 = 0;
 pub const VACATED: u32 = 1;
 /// It goes to a backend: look for its connection again.
 pub const TRANSLATED: u32 = 2;
-/// It was answered.
-pub const ANSWERED: u32 = 3;
 
 /// How often a backend is chosen again because the client speaks to it by the same ports already.
 const TRIES: u32 = 4;
@@ -80,8 +80,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
         if s.service.outside == 1 && s.service.info.flags & service_flags::EXTERNAL_LOCAL != 0 {
             return Err(DropReason::NoServiceBackend);
         }
-        s.answer = ANSWERED;
-        return refuse::no_backend(skb, s, hook);
+        return refuse::no_backend(s);
     }
     let mut free = false;
     for _ in 0..TRIES {
@@ -100,6 +99,23 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
         vacate(s, unsafe { &mut *existing });
     }
     apply(skb, s)
+}
+
+/// Translates a packet that came by the device to an address of the node, if it is for a service.
+#[inline(never)]
+pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    s.answer = NOTHING;
+    if s.packet.flags & (UNKNOWN_PORTS | crate::packet::TUNNELLED) != 0 {
+        return Ok(());
+    }
+    s.low = u8::from(canonical(&s.packet, flow_kind::FLOW, &mut s.key));
+    let mut existing = FLOWS.get_ptr_mut(&s.key).unwrap_or(core::ptr::null_mut());
+    // SAFETY: not null: a value of FLOWS, readable for the length of the program.
+    if !existing.is_null() && unsafe { (*existing).flags } & flow_flags::SERVICE == 0 {
+        // The node's own, under policies.
+        existing = core::ptr::null_mut();
+    }
+    translate(skb, s, Hook::FromDevice, existing)
 }
 
 /// Whether a client's packet came to this entry by a service and the entry is not a service's, or the other way round.

@@ -166,8 +166,7 @@ pub fn follow(
         match s.answer {
             service::NOTHING => break existing,
             service::VACATED => break core::ptr::null_mut(),
-            service::TRANSLATED => again = true,
-            _ => return Ok(()),
+            _ => again = true,
         }
     };
     decide::decide(skb, s, hook, existing)?;
