@@ -64,7 +64,10 @@ impl Directory for Nameless {
 pub fn flow(event: &Event, verdict: Verdict, offset_ns: i64, node: &str, directory: &dyn Directory) -> Flow {
     let ports = has_ports(event.protocol);
     let direction = if event.egress == 0 { Direction::Ingress } else { Direction::Egress };
+    // A packet that was translated says to what; of one that was translated at its socket the backend tells.
     let service = |address: Addr, port_be: u16, answers: bool| {
+        let (address, port_be) =
+            if event.frontend.is_none() { (address, port_be) } else { (event.frontend, event.frontend_port_be) };
         answers.then(|| directory.service(address.into(), u16::from_be(port_be), event.protocol)).flatten()
     };
     Flow {

@@ -12,7 +12,11 @@ impl Directory for Names {
         }
     }
     fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<String> {
-        ((address, port, protocol) == (IpAddr::from([10, 244, 0, 5]), 80, 6)).then(|| "default/web".to_owned())
+        match (address.to_string().as_str(), port, protocol) {
+            ("10.244.0.5", 80, 6) => Some("default/web".to_owned()),
+            ("10.96.0.1", 443, 6) => Some("default/api".to_owned()),
+            _ => None,
+        }
     }
     fn labels(&self, identity: Identity) -> Option<Vec<String>> {
         (identity.raw() == 4711).then(|| vec!["k8s:app=web".to_owned()])
@@ -135,6 +139,8 @@ fn the_end_that_answers_has_a_service() {
         ..there
     };
     assert_eq!(shown(&Event { reply: 1, ..back }), (Some("default/web".to_owned()), None));
+    let translated = Event { frontend: IpAddr::from([10, 96, 0, 1]).into(), frontend_port_be: 443u16.to_be(), ..there };
+    assert_eq!(shown(&translated), (None, Some("default/api".to_owned())));
     // Who opens a connection from such a port is no Service.
     assert_eq!(shown(&back), (None, None));
 }
