@@ -9,3 +9,4 @@ pub mod ipam;
 pub mod lbipam;
 pub mod policy;
 pub mod preview;
+pub mod service;
