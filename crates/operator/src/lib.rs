@@ -47,7 +47,7 @@ async fn duties(config: Config, client: Client, term: CancellationToken) {
             ipam::run(&config, &client, watched),
             housekeeping::run(&config, &client, known),
             weft_k8s::status::run(&client, config.policies, term.clone()),
-            services::run(&client, term.clone()),
+            services::run(&config, &client, term.clone()),
         );
     };
     // Dropping the work ends it at its next await: nothing is written after the term.

@@ -240,3 +240,33 @@ async fn what_cannot_be_used_is_said_on_the_object_once() {
     }
     operator.stop().await;
 }
+
+#[tokio::test]
+async fn services_that_want_the_same_are_told_and_others_are_not() {
+    let fake = Fake::new();
+    let plain = |name: &str, spec: Value| {
+        let mut object = json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"ports": [{"port": 80}]}});
+        for (field, value) in spec.as_object().expect("fields") {
+            object["spec"][field] = value.clone();
+        }
+        fake.put(SERVICES, object)
+    };
+    plain("a", json!({"clusterIP": "10.96.0.1", "externalIPs": ["198.51.100.1", "2001:db8::1"]}));
+    plain("b", json!({"clusterIP": "10.96.0.2", "externalIPs": ["2001:db8::1"]}));
+    plain("c", json!({"clusterIP": "10.96.0.3", "externalIPs": ["198.51.100.1"], "ports": [{"port": 81}]}));
+    plain("d", json!({"clusterIP": "10.96.0.4", "type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}));
+    let operator = Operator::start(&fake);
+    let said = |fake: &Fake, name: &str| -> Vec<(String, String)> {
+        let events = fake.all(EVENTS);
+        let of = events.iter().filter(|event| event["involvedObject"]["name"] == name);
+        let text = |event: &Value, field: &str| event[field].as_str().expect("text").to_owned();
+        of.map(|event| (text(event, "reason"), text(event, "message"))).collect()
+    };
+    fake.until("b and d are told", |fake| ["b", "d"].iter().all(|name| said(fake, name).len() == 1)).await;
+    let conflict = "[2001:db8::1]:80/TCP: Service n/a has it".to_owned();
+    assert_eq!(said(&fake, "b"), [("FrontendConflict".to_owned(), conflict)]);
+    let (reason, text) = &said(&fake, "d")[0];
+    assert!(reason == "NodePortOutOfRange" && text.contains("80"), "{reason}: {text}");
+    assert_eq!((said(&fake, "a"), said(&fake, "c")), (Vec::new(), Vec::new()));
+    operator.stop().await;
+}

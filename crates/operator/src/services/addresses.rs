@@ -146,8 +146,6 @@ impl Addresses {
                 self.written.insert(name.clone(), Written { uid, version, addresses });
                 false
             }
-            // Changed or gone: the watch tells, if it has not yet.
-            Err(error) if error.is_conflict() || error.is_not_found() => false,
             Err(error) => complain(&error, "Service", &name.to_string()),
         }
     }
@@ -164,13 +162,17 @@ impl Addresses {
                 row.conditions = conditions;
                 false
             }
-            Err(error) if error.is_conflict() || error.is_not_found() => false,
             Err(error) => complain(&error, "CiliumLoadBalancerIPPool", name),
         }
     }
 }
 
+/// Whether to try again.
 fn complain(error: &Error, kind: &str, name: &str) -> bool {
+    // Changed: the watch tells, and then the write fits. Gone: the watch tells that as well.
+    if error.is_conflict() || error.is_not_found() {
+        return error.is_conflict();
+    }
     tracing::warn!(kind, name, %error, "cannot write the status, trying again");
     true
 }
