@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::core::services::Gone;
 use crate::core::thread;
 use crate::core::{Core, Settings};
+use crate::health::Health;
 use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
 use crate::ports::{Cluster, Links};
@@ -79,8 +80,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         extended_protocols: config.extended_protocols,
         host_firewall: config.host_firewall,
     };
-    let watched = (core.clone(), client.clone());
+    let health = Health::new(&config.node_name, progress.clone());
+    let watched = (core.clone(), client.clone(), health.clone());
     tasks.spawn(cluster::watch(watched, config.node_name.clone(), conversion, writer.clone(), stop.clone()));
+    tasks.spawn(health.clone().run(stop.clone()));
+    if let Some(at) = config.healthz_bind_address {
+        tasks.spawn(health.run_node(at, stop.clone()));
+    }
     tasks.spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
     tasks.spawn(cluster::report_services(core.clone(), client.clone(), progress.clone(), stop.clone()));
     tasks.spawn(machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));

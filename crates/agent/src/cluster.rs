@@ -5,6 +5,7 @@
 use crate::attach::obtain_identity;
 use crate::core::Progress;
 use crate::core::thread::Handle;
+use crate::health::Health;
 use crate::ports::{Cluster, ClusterError, Created};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::collections::BTreeSet;
@@ -97,7 +98,7 @@ pub async fn announce_endpoints(core: Handle, writer: slice::Writer, stop: Cance
 /// Cluster to tables. Own slices that say something else than this node does, for longer than a write takes, are
 /// read and mended.
 pub async fn watch(
-    (core, client): (Handle, Client),
+    (core, client, health): (Handle, Client, Health),
     node_name: String,
     conversion: weft_k8s::convert::Settings,
     writer: slice::Writer,
@@ -116,6 +117,7 @@ pub async fn watch(
             batch = changes.recv() => batch,
         };
         let Some(batch) = batch else { return };
+        health.hear(&batch);
         let strange = batch.iter().any(|change| match change {
             Change::Slice(slice) => writer.is_own(&slice.name) && !core.look(|core| core.agrees_with(slice)),
             Change::SliceGone(name) => writer.is_own(name),
