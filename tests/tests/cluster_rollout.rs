@@ -18,7 +18,7 @@ const STREAMS: usize = 100;
 /// Seconds of load; the update must fit in.
 const LOAD_S: u64 = 60;
 /// How long a pod that shall end goes on.
-const GRACE_S: u64 = 4;
+const GRACE_S: u64 = 6;
 
 #[test]
 fn at_sockets() -> Result<()> {
@@ -35,7 +35,7 @@ fn deployment(name: &str, replicas: usize) -> String {
         "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: {name}}}, spec: {{replicas: {replicas}, \
          selector: {{matchLabels: {{part: {name}}}}}, strategy: {{rollingUpdate: {{maxUnavailable: 1, maxSurge: 2}}}}, \
          template: {{metadata: {{labels: {{part: {name}, app: web}}}}, spec: {{terminationGracePeriodSeconds: {GRACE_S}, \
-         containers: [{{name: toolbox, image: weft/toolbox}}]}}}}}}}}"
+         containers: [{{name: toolbox, image: weft/toolbox, args: [serve, --drain, '2']}}]}}}}}}}}"
     )
 }
 

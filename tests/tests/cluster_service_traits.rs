@@ -195,7 +195,7 @@ fn ending(stage: &Stage) -> Result<()> {
         cluster.apply(&format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: ending}}}}, \
              spec: {{nodeName: {node}, terminationGracePeriodSeconds: 25, \
-             containers: [{{name: toolbox, image: weft/toolbox}}]}}}}"
+             containers: [{{name: toolbox, image: weft/toolbox, args: [serve, --drain, '25']}}]}}}}"
         ))?;
     }
     cluster.pods("app=ending", 2)?;
