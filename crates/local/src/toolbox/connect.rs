@@ -1,5 +1,6 @@
 //! One attempt to reach something, and what came of it.
 
+use super::serve::greeting;
 use super::{ConnectArguments, Outcome, resolve, sctp};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read, Write};
@@ -93,4 +94,9 @@ fn http(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<String
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("no HTTP answer"))?;
     let status = head.split(' ').nth(1).unwrap_or_default();
     Ok(format!("{status} {}", body.lines().next().unwrap_or_default()))
+}
+
+/// The answer of an SCTP responder, in the words of the others.
+pub(super) fn sctp_answer(name: &[u8], local: SocketAddr) -> String {
+    greeting(&String::from_utf8_lossy(name), local.ip(), local.port())
 }

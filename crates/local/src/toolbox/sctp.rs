@@ -1,16 +1,16 @@
 //! The beginning of an SCTP association, INIT and INIT ACK, in packets of our own making: this works on kernels
 //! without SCTP, and is all that a policy on SCTP ports needs to show itself.
 
+use super::connect::sctp_answer;
 use super::packet::{RawSocket, SCTP, crc32c};
-use super::serve::greeting;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const ABORT: u8 = 6;
-/// Parameter that an INIT ACK must carry; ours holds what the other protocols' answers say.
+/// Parameter that an INIT ACK must carry; ours holds the responder's name.
 const STATE_COOKIE: u16 = 7;
 const NAME_MAX: usize = 63;
 
@@ -92,7 +92,7 @@ pub(super) fn connect(target: SocketAddr, source_port: u16, timeout: Duration) -
                 continue;
             }
             match answer.chunk {
-                INIT_ACK => return Ok(String::from_utf8_lossy(cookie(&answer.body)).into_owned()),
+                INIT_ACK => return Ok(sctp_answer(cookie(&answer.body), own_address(target, source_port)?)),
                 ABORT => return Err(io::ErrorKind::ConnectionRefused.into()),
                 _ => {}
             }
@@ -110,10 +110,18 @@ fn cookie(body: &[u8]) -> &[u8] {
     if header(0) == STATE_COOKIE { body.get(20..end).unwrap_or_default() } else { &[] }
 }
 
+/// The address that the kernel sends from towards the target.
+fn own_address(target: SocketAddr, port: u16) -> io::Result<SocketAddr> {
+    let any: SocketAddr = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(target)?;
+    Ok(SocketAddr::new(socket.local_addr()?.ip(), port))
+}
+
 /// Answers INIT on the port with INIT ACK, and on every other port with ABORT, for ever or until packets cannot be made.
 pub(super) fn respond(v6: bool, port: u16, name: &str) {
     let Ok(socket) = RawSocket::open(v6, SCTP) else { return };
-    let name: String = name.chars().take(NAME_MAX).collect();
+    let name = &name.as_bytes()[..name.len().min(NAME_MAX)];
     loop {
         let Ok((bytes, peer)) = socket.receive_from() else { continue };
         let Some(request) = Packet::parse(&bytes).filter(|p| p.chunk == INIT && p.body.len() >= 16) else { continue };
@@ -128,10 +136,9 @@ pub(super) fn respond(v6: bool, port: u16, name: &str) {
         if request.destination_port == port {
             answer.chunk = INIT_ACK;
             answer.body = init_body(tag());
-            let said = greeting(&name, peer, request.source_port);
             answer.body.extend_from_slice(&STATE_COOKIE.to_be_bytes());
-            answer.body.extend_from_slice(&u16::try_from(4 + said.len()).unwrap_or(4).to_be_bytes());
-            answer.body.extend_from_slice(said.as_bytes());
+            answer.body.extend_from_slice(&u16::try_from(4 + name.len()).unwrap_or(4).to_be_bytes());
+            answer.body.extend_from_slice(name);
         }
         let _ = socket.send_to(&answer.bytes(), peer);
     }
