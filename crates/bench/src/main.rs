@@ -12,6 +12,7 @@ mod policy;
 mod program;
 mod report;
 mod scale;
+mod scenario;
 mod traffic;
 
 use anyhow::{Context, Result, bail};
@@ -68,7 +69,7 @@ fn main() -> Result<()> {
     };
     std::fs::create_dir_all(&arguments.out)?;
     let wanted = |name: &str| arguments.what.iter().any(|what| what == "all" || what == name);
-    let settings = path::Settings {
+    let settings = scenario::Settings {
         rounds: arguments.rounds,
         slice: std::time::Duration::from_millis(arguments.slice_ms),
         cni_plugins: arguments.cni_plugins.clone(),
