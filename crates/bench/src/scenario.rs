@@ -24,6 +24,13 @@ pub struct Settings {
     pub only: Vec<String>,
 }
 
+impl Settings {
+    /// Some scenario of this group, whose names begin so, may be wanted.
+    pub fn may_want(&self, group: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|start| group.starts_with(start) || start.starts_with(group))
+    }
+}
+
 /// A way for traffic, and what it is compared with.
 pub struct Scenario {
     /// Its name.
@@ -94,7 +101,8 @@ impl Scenario {
         scenarios.into_iter().filter(|one| names.contains(&one.name)).collect()
     }
 
-    fn slice(&self, metric: Metric, family: usize, length: Duration) -> Result<Vec<f64>> {
+    /// One slice.
+    pub fn slice(&self, metric: Metric, family: usize, length: Duration) -> Result<Vec<f64>> {
         let watching = watch(&self.observe)?;
         let way = Way {
             client: &self.client,
