@@ -72,6 +72,13 @@ pub struct Options {
     /// (default).
     #[arg(long, env = "WEFT_EXTENDED_PROTOCOLS")]
     pub extended_protocols: Option<String>,
+    /// Whether Services are reached by translation at the socket: `true` (default) or `false`; then packet by packet.
+    #[arg(long, env = "WEFT_SOCKET_LB")]
+    pub socket_lb: Option<String>,
+    /// Directory of the control group (version 2) that holds the processes of this node and its pods; without it: the
+    /// root of all.
+    #[arg(long, env = "WEFT_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -144,6 +151,10 @@ pub struct Config {
     pub cidr_covers: Covers,
     /// Protocols beside TCP, UDP, SCTP and ICMP.
     pub extended_protocols: bool,
+    /// Services are reached by translation at the socket.
+    pub socket_lb: bool,
+    /// Control group of the node's processes; `None`: the root.
+    pub cgroup_root: Option<PathBuf>,
     /// Log directives.
     pub log: String,
 }
@@ -214,6 +225,8 @@ impl Options {
             policy_audit_mode: self.policy_audit_mode.or(other.policy_audit_mode),
             policy_cidr_match_mode: self.policy_cidr_match_mode.or(other.policy_cidr_match_mode),
             extended_protocols: self.extended_protocols.or(other.extended_protocols),
+            socket_lb: self.socket_lb.or(other.socket_lb),
+            cgroup_root: self.cgroup_root.or(other.cgroup_root),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -261,6 +274,8 @@ impl Options {
             policy_audit_mode: switch("policy-audit-mode", self.policy_audit_mode, false)?,
             cidr_covers: covers(self.policy_cidr_match_mode.as_deref().unwrap_or_default())?,
             extended_protocols: switch("extended-protocols", self.extended_protocols, false)?,
+            socket_lb: switch("socket-lb", self.socket_lb, true)?,
+            cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
     }
@@ -373,6 +388,8 @@ mod tests {
             (&["--node-name", "n", "--host-firewall", "on"], "host-firewall: expected `true` or `false`"),
             (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
+            (&["--node-name", "n", "--socket-lb", "on"], "socket-lb: expected `true` or `false`"),
+            (&["--node-name", "n", "--cgroup-root", "weft"], "cgroup-root: expected an absolute path"),
         ];
         for (flags, problem) in cases {
             let error = options(flags).check().expect_err(problem).to_string();
