@@ -8,6 +8,7 @@ mod deployment;
 mod endpoints;
 mod event;
 mod garbage;
+mod kubernetes;
 mod namespace;
 mod node;
 mod replicaset;
@@ -37,11 +38,20 @@ pub async fn run(api: Api, stop: CancellationToken) {
         ("deployment", &["deployments.apps", "replicasets.apps"], |api| Box::pin(deployment::pass(api))),
         ("replicaset", &["replicasets.apps", "pods"], |api| Box::pin(replicaset::pass(api))),
         ("scheduler", &["pods", "nodes"], |api| Box::pin(scheduler::pass(api))),
-        ("endpoints", &["services", "pods", "endpointslices.discovery.k8s.io"], |api| Box::pin(endpoints::pass(api))),
+        ("kubernetes", &["services", "endpointslices.discovery.k8s.io"], |api| Box::pin(kubernetes::pass(api))),
         ("node", &["nodes", "leases.coordination.k8s.io"], |api| Box::pin(node::pass(api))),
         ("event", &["events"], |api| Box::pin(event::expire(api))),
     ];
     let mut tasks = JoinSet::new();
+    {
+        let (api, stop) = (api.clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = endpoints::run(&api) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
     for (name, resources, pass) in all {
         let (api, stop) = (api.clone(), stop.clone());
         tasks.spawn(async move {
