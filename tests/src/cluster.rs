@@ -255,26 +255,19 @@ impl Cluster {
     /// # Errors
     /// It cannot be started.
     pub fn toolbox_in(&self, place: &str, args: &[&str]) -> Result<String> {
-        let mut command = self.toolbox_command(place)?;
+        let mut command = self.toolbox_command(place);
         let output = run(command.args(args), "")?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.stdout.is_empty() || errors.is_empty(), "toolbox {args:?} in {place}: {errors}");
         Ok(text(&output).trim().to_owned())
     }
 
-    /// `weft toolbox` in the network namespace of a place and, on a node, in the node's control group as well: that is
-    /// what tells the node's own processes from others of this machine.
-    fn toolbox_command(&self, place: &str) -> Result<Command> {
+    /// `weft toolbox` as a process of a node, or outside.
+    fn toolbox_command(&self, place: &str) -> Command {
         let weft = self.bin_dir.join("weft");
         let mut command = Command::new(&weft);
-        command.args(["internal", "enter", "--netns", &format!("/run/netns/weft-{}-{place}", self.name)]);
-        if place.starts_with("node-") {
-            let group = weft_local::cgroup::root()?.join(format!("weft-{}/{place}/tools", self.name));
-            std::fs::create_dir_all(&group).with_context(|| group.display().to_string())?;
-            command.arg("--cgroup").arg(group);
-        }
-        command.arg("--").arg(&weft).arg("toolbox");
-        Ok(command)
+        command.args(["internal", "run", &self.name, place, "--"]).arg(&weft).arg("toolbox");
+        command
     }
 
     /// A toolbox that reports while it runs, as a process of a node or outside.
@@ -282,7 +275,7 @@ impl Cluster {
     /// # Errors
     /// It cannot be started.
     pub fn background_in(&self, place: &str, args: &str) -> Result<Stream> {
-        let mut command = self.toolbox_command(place)?;
+        let mut command = self.toolbox_command(place);
         command.args(args.split_whitespace());
         Stream::start(command)
     }

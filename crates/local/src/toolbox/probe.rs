@@ -1,6 +1,6 @@
 //! Many attempts at once, each told in a line of JSON, in the order in which they were asked for.
 
-use super::{ConnectArguments, Outcome, ProbeArguments, connect};
+use super::{ConnectArguments, FamilyArguments, Outcome, ProbeArguments, connect};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -44,6 +44,8 @@ impl Target {
             sctp: self.protocol == "sctp",
             timeout,
             source_port: self.source_port,
+            source: None,
+            family: FamilyArguments::default(),
             size: 16,
             host: self.host.clone(),
             port: self.port,
