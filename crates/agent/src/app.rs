@@ -151,6 +151,9 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         host_firewall: config.host_firewall,
         audit: config.policy_audit_mode,
         api_server,
+        node_ports: config.node_ports.clone(),
+        forwarding: config.node_port_mode,
+        maglev_table_size: config.maglev_table_size,
     }
 }
 

@@ -41,6 +41,9 @@ pub enum Command {
     /// Network policies, as they are in force
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Services: where clients send to, and what is behind it
+    #[command(subcommand)]
+    Service(ListCommand),
     /// Who has which address
     #[command(subcommand)]
     Ipcache(ListCommand),

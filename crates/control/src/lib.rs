@@ -8,3 +8,4 @@ pub mod identity;
 pub mod ipam;
 pub mod policy;
 pub mod preview;
+pub mod service;

@@ -24,8 +24,10 @@ use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId};
 
 mod peers;
 mod policy;
+mod services;
 use peers::Peers;
 use policy::Policies;
+use services::Services;
 
 /// A node's data path: the maps, the programs and the pin directory. Exactly one exists per directory.
 ///
@@ -39,6 +41,7 @@ pub struct Datapath {
     routes: Trie<RouteInfo>,
     peers: Peers,
     policies: Policies,
+    services: Services,
     flows: Flows,
     page: Arc<ConfigPage>,
     hooks: Hooks,
@@ -136,6 +139,14 @@ impl Datapath {
             typed.map(map_name::POLICY_INFO)?,
         )
         .map_err(failed)?;
+        let services = Services::open(services::Maps {
+            frontends: typed.map(map_name::FRONTENDS)?,
+            slots: typed.map(map_name::SLOTS)?,
+            backends: typed.map(map_name::BACKENDS)?,
+            maglev: typed.map(map_name::MAGLEV)?,
+            ranges: typed.map(map_name::RANGES)?,
+        })
+        .map_err(failed)?;
         let fragments: TypedMap<FragmentKey, FragmentValue> = typed.map(map_name::FRAGMENTS)?;
         let flows: TypedMap<FlowKey, FlowEntry> = typed.map(map_name::FLOWS)?;
         if parts.revisions_lost {
@@ -155,6 +166,7 @@ impl Datapath {
             routes,
             peers,
             policies,
+            services,
             flows: Flows::new(flows, fragments),
             page: Arc::new(page),
             hooks: parts.hooks,
@@ -414,15 +426,12 @@ impl Dataplane for Datapath {
         Ok(all.into_iter().filter_map(|(key, info)| Some((cidr::cidr(key)?, route(info)?))).collect())
     }
 
-    fn patch_services(&mut self, _patch: &ServicePatch) -> Result<(), DataplaneError> {
-        Err(DataplaneError::System {
-            what: "write services".into(),
-            source: std::io::Error::from(std::io::ErrorKind::Unsupported),
-        })
+    fn patch_services(&mut self, patch: &ServicePatch) -> Result<(), DataplaneError> {
+        self.services.patch(patch)
     }
 
     fn services(&mut self) -> Result<ServiceTables, DataplaneError> {
-        Ok(ServiceTables::default())
+        self.services.read()
     }
 
     fn bump(&mut self, touched: &Touched) -> Result<(), DataplaneError> {
@@ -444,6 +453,7 @@ impl Dataplane for Datapath {
         ]
         .into_iter()
         .chain(self.policies.entries())
+        .chain(self.services.entries())
         .collect();
         let usage = self.maps.iter().map(|(name, fd)| {
             let failed = |source| DataplaneError::System { what: format!("measure map {name}"), source };

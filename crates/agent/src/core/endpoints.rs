@@ -217,6 +217,7 @@ impl Core {
         let name = endpoint.record.pod.clone();
         self.relabel(|record| record.pod == name);
         self.policy.set_endpoint(&self.endpoints.rows[&id].record);
+        self.services.note_pods();
         self.touch();
         // A failure may be about something else; what counts is whether this endpoint is complete.
         let _ = self.write_all();
@@ -257,6 +258,7 @@ impl Core {
             self.addresses.remove_local(*address);
         }
         self.policy.remove_endpoint(id);
+        self.services.note_pods();
         self.touch();
         // What fails here is tried again by the flushes that follow.
         let _ = self.write_ipcache();
