@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 const SETTLE: Duration = Duration::from_millis(5);
 /// A pass happens at least this often: some things depend on time.
 const RESYNC: Duration = Duration::from_secs(5);
+/// The same, where seconds count: a pod that is ready for long enough.
+const RESYNC_SOON: Duration = Duration::from_secs(1);
 /// After a failed pass.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -81,7 +83,7 @@ async fn follow(api: &Api, name: &str, resources: &[&str], pass: Pass) {
             continue;
         }
         let mut reached = seen;
-        let deadline = tokio::time::Instant::now() + RESYNC;
+        let deadline = tokio::time::Instant::now() + if name == "replicaset" { RESYNC_SOON } else { RESYNC };
         loop {
             match tokio::time::timeout_at(deadline, published.changed()).await {
                 Err(_) => break,

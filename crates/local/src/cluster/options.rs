@@ -380,15 +380,20 @@ pub fn nth_address(range: &IpNet, nth: u32) -> Option<IpAddr> {
 }
 
 /// Settings of the agent that a cluster on one machine leaves to its user.
-const AGENT_SETTINGS: [&str; 9] = [
+const AGENT_SETTINGS: [&str; 14] = [
     "extended-protocols",
     "host-firewall",
     "log",
+    "maglev-table-size",
     "masquerade",
     "mtu",
     "no-masquerade",
+    "node-port-acceleration",
+    "node-port-mode",
+    "node-port-range",
     "policy-audit-mode",
     "policy-cidr-match-mode",
+    "socket-lb",
     "tunnel-port",
 ];
 

@@ -103,12 +103,7 @@ pub(super) fn respond(zone: &Zone, bytes: &[u8], tcp: bool) -> Outcome {
     }
     let [question] = query.queries.as_slice() else { return answer(response.code(ResponseCode::FormErr)) };
     if query.edns.as_ref().is_some_and(|e| e.version() > 0) {
-        let mut response = response;
-        if let Some(edns) = &mut response.message.edns {
-            // Its low bits are zero.
-            edns.set_rcode_high(1);
-        }
-        return answer(response);
+        return answer(response.code(ResponseCode::BADVERS));
     }
     let transfer = matches!(question.query_type(), RecordType::AXFR | RecordType::IXFR);
     if !matches!(question.query_class(), DNSClass::IN | DNSClass::ANY) || transfer {
@@ -124,11 +119,11 @@ fn from_zone(zone: &Zone, question: &Query, mut response: Response) -> Outcome {
     match found {
         Answer::NotOurs => return Outcome::Forward(Box::new(response)),
         Answer::NoName => {
-            response.message.add_authority(zone.authority());
+            response.message.add_authority(zone.authority(question.name()));
             response = response.code(ResponseCode::NXDomain);
         }
         Answer::NoData => {
-            response.message.add_authority(zone.authority());
+            response.message.add_authority(zone.authority(question.name()));
         }
         Answer::Records { mut answers, additionals, elsewhere } => {
             // Askers take the first: each gets another one. A name that leads to another stays in front.

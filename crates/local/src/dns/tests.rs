@@ -83,6 +83,9 @@ async fn names_are_answered_by_udp_and_tcp() {
         assert_eq!((answer.metadata.response_code, answer.answers.len()), (code, 0), "{name}");
         assert_eq!(answer.authorities[0].record_type(), RecordType::SOA, "says for how long");
     }
+    let reverse = ask(server, &query("99.0.96.10.in-addr.arpa", RecordType::PTR)).await;
+    assert_eq!(reverse.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(reverse.authorities[0].name.to_ascii(), "in-addr.arpa.");
     let refused = ask(server, &query("example.org", RecordType::A)).await;
     assert_eq!((refused.metadata.response_code, refused.metadata.authoritative), (ResponseCode::Refused, false));
 }

@@ -67,12 +67,18 @@ impl Zone {
         Ok(Self { tables: Tables::default(), domain, server, ranges })
     }
 
-    /// The record that says for how long the absence of something may be remembered.
-    pub(crate) fn authority(&self) -> Record {
+    /// The record that says for how long the absence of something may be remembered, of the zone that a name is in.
+    pub(crate) fn authority(&self, name: &Name) -> Record {
+        let zone = if self.domain.zone_of(name) {
+            self.domain.clone()
+        } else {
+            // A name of an address: the family's own zone, of which we serve a part.
+            name.trim_to(2)
+        };
         let mail = Name::from_ascii("hostmaster").and_then(|n| n.append_domain(&self.domain));
         let mail = mail.unwrap_or_else(|_| self.domain.clone());
         let soa = SOA::new(self.server.clone(), mail, self.tables.serial, 7200, 1800, 86_400, TTL_S);
-        Record::from_rdata(self.domain.clone(), TTL_S, RData::SOA(soa))
+        Record::from_rdata(zone, TTL_S, RData::SOA(soa))
     }
 
     /// Answers.
@@ -133,7 +139,7 @@ impl Zone {
             Found::Services(_) => {}
             Found::Apex => {
                 if matches!(kind, RecordType::SOA | RecordType::ANY) {
-                    answers.push(self.authority());
+                    answers.push(self.authority(name));
                 }
                 if matches!(kind, RecordType::NS | RecordType::ANY) {
                     answers.push(Record::from_rdata(name.clone(), TTL_S, RData::NS(NS(self.server.clone()))));
@@ -152,7 +158,7 @@ impl Zone {
     }
 
     fn find(&self, name: &Name) -> Found {
-        let own = usize::from(name.num_labels()) - usize::from(self.domain.num_labels());
+        let own = name.iter().count().saturating_sub(self.domain.iter().count());
         let labels: Option<Vec<String>> =
             name.iter().take(own).map(|l| std::str::from_utf8(l).ok().map(str::to_ascii_lowercase)).collect();
         let Some(mut labels) = labels else { return Found::Nothing };

@@ -77,6 +77,8 @@ fn services_have_their_addresses() {
         ("svc.cluster.local", TXT, "no data"),
         ("cluster.local", A, "no data"),
         ("x.cluster.local", A, "no name"),
+        ("*.cluster.local", A, "no name"),
+        ("*.shop.svc.cluster.local", A, "no name"),
         ("a.web.shop.svc.cluster.local", A, "no name"),
         ("_http._tcp.web.shop.svc.cluster.local", SRV, "80 web.shop.svc.cluster.local."),
         ("_http._tcp.web.shop.svc.cluster.local", A, "no data"),
