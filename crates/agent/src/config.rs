@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use weft_datapath::sockets::Protocols;
 use weft_model::intent::{Covers, Forwarding};
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
@@ -77,6 +78,14 @@ pub struct Options {
     /// `false`.
     #[arg(long, env = "WEFT_SOCKET_LB")]
     pub socket_lb: Option<String>,
+    /// Directory of the control group (version 2) that holds the processes of this node and its pods; without it: the
+    /// root of all.
+    #[arg(long, env = "WEFT_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Whose sockets are aborted when the backend that they were led to is removed: `udp` (default), `tcp`, `tcp,udp`
+    /// or `none`.
+    #[arg(long, env = "WEFT_CLOSE_REMOVED_BACKENDS")]
+    pub close_removed_backends: Option<String>,
     /// Ports of Services at the nodes' addresses: first and last. As the API server's `--service-node-port-range`.
     #[arg(long, env = "WEFT_NODE_PORT_RANGE")]
     pub node_port_range: Option<String>,
@@ -91,10 +100,6 @@ pub struct Options {
     /// times the backends of a Service: 251, 509, 1021, 2039, 4093, 8191, 16381 (default), 32749, 65521 or 131071.
     #[arg(long, env = "WEFT_MAGLEV_TABLE_SIZE")]
     pub maglev_table_size: Option<u32>,
-    /// Directory of the control group (version 2) that holds the processes of this node and its pods; without it: the
-    /// root of all.
-    #[arg(long, env = "WEFT_CGROUP_ROOT")]
-    pub cgroup_root: Option<PathBuf>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -181,6 +186,10 @@ pub struct Config {
     pub extended_protocols: bool,
     /// Services are translated at sockets.
     pub socket_lb: bool,
+    /// Control group of the node's processes; `None`: the root.
+    pub cgroup_root: Option<PathBuf>,
+    /// Whose sockets are aborted when their backend is removed.
+    pub close_removed_backends: Protocols,
     /// Ports of Services at the nodes' addresses.
     pub node_ports: RangeInclusive<u16>,
     /// How packets from outside reach backends of other nodes, where a Service says nothing.
@@ -189,8 +198,6 @@ pub struct Config {
     pub node_port_acceleration: Acceleration,
     /// Entries of the tables of Services with consistent hashing.
     pub maglev_table_size: u32,
-    /// Control group of the node's processes; `None`: the root.
-    pub cgroup_root: Option<PathBuf>,
     /// Log directives.
     pub log: String,
 }
@@ -262,11 +269,12 @@ impl Options {
             policy_cidr_match_mode: self.policy_cidr_match_mode.or(other.policy_cidr_match_mode),
             extended_protocols: self.extended_protocols.or(other.extended_protocols),
             socket_lb: self.socket_lb.or(other.socket_lb),
+            cgroup_root: self.cgroup_root.or(other.cgroup_root),
+            close_removed_backends: self.close_removed_backends.or(other.close_removed_backends),
             node_port_range: self.node_port_range.or(other.node_port_range),
             node_port_mode: self.node_port_mode.or(other.node_port_mode),
             node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
-            cgroup_root: self.cgroup_root.or(other.cgroup_root),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -315,6 +323,8 @@ impl Options {
             cidr_covers: covers(self.policy_cidr_match_mode.as_deref().unwrap_or_default())?,
             extended_protocols: switch("extended-protocols", self.extended_protocols, false)?,
             socket_lb: switch("socket-lb", self.socket_lb, true)?,
+            cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
+            close_removed_backends: protocols(self.close_removed_backends.as_deref().unwrap_or("udp"))?,
             node_ports: ports("node-port-range", self.node_port_range.as_deref().unwrap_or("30000-32767"))?,
             node_port_mode: match self.node_port_mode.as_deref().unwrap_or("snat") {
                 "snat" => Forwarding::Snat,
@@ -327,7 +337,6 @@ impl Options {
                 other => return Err(value("node-port-acceleration", "`xdp` or `none`", other)),
             },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
-            cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
     }
@@ -344,6 +353,19 @@ fn switch(field: &'static str, text: Option<String>, default: bool) -> Result<bo
         Some("false") => Ok(false),
         Some(other) => Err(value(field, "`true` or `false`", other)),
     }
+}
+
+fn protocols(text: &str) -> Result<Protocols, ConfigError> {
+    let mut protocols = Protocols::default();
+    for part in text.split(',').map(str::trim) {
+        match part {
+            "tcp" => protocols.tcp = true,
+            "udp" => protocols.udp = true,
+            "none" if text == "none" => {}
+            _ => return Err(value("close-removed-backends", "`udp`, `tcp`, `tcp,udp` or `none`", text)),
+        }
+    }
+    Ok(protocols)
 }
 
 fn covers(text: &str) -> Result<Covers, ConfigError> {
@@ -460,8 +482,9 @@ mod tests {
             (&["--node-name", "n", "--node-port-acceleration", "on"], "node-port-acceleration: expected `xdp`"),
             (&["--node-name", "n", "--maglev-table-size", "16384"], "maglev-table-size: expected 251, 509"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
-            (&["--node-name", "n", "--socket-lb", "on"], "socket-lb: expected `true` or `false`"),
             (&["--node-name", "n", "--cgroup-root", "weft"], "cgroup-root: expected an absolute path"),
+            (&["--node-name", "n", "--close-removed-backends", "sctp"], "close-removed-backends: expected `udp`"),
+            (&["--node-name", "n", "--close-removed-backends", ""], "close-removed-backends: expected `udp`"),
         ];
         for (flags, problem) in cases {
             let error = options(flags).check().expect_err(problem).to_string();

@@ -21,7 +21,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Make a cluster on this machine, or make sure that it is up
-    Up(UpOptions),
+    Up(Box<UpOptions>),
     /// Remove a cluster, however it was left
     Down(DownOptions),
     /// What runs, and what is wrong

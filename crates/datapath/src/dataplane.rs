@@ -5,6 +5,7 @@ use crate::map::TypedMap;
 use crate::open::{self, Adopted, OpenError, Options};
 use crate::page::ConfigPage;
 use crate::pins::PinDir;
+use crate::sockets::{Destroyer, Removed};
 use crate::{Collector, EventReader, Flows, Hooks, Metrics, NodeSettings, ObserveSwitch};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -45,6 +46,7 @@ pub struct Datapath {
     flows: Flows,
     page: Arc<ConfigPage>,
     hooks: Hooks,
+    pub(crate) removed: Removed,
     _pins: PinDir,
 }
 
@@ -170,6 +172,7 @@ impl Datapath {
             flows: Flows::new(flows, fragments),
             page: Arc::new(page),
             hooks: parts.hooks,
+            removed: Removed::default(),
             maps: parts.maps,
             _pins: parts.pins,
         };
@@ -241,6 +244,17 @@ impl Datapath {
     #[must_use]
     pub fn collector(&self) -> Collector {
         Collector::new(self.hooks.collector(), &self.flows)
+    }
+
+    /// Ends sockets that were led to backends which are removed from now on. The node's network namespace is the calling
+    /// thread's.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn destroyer(&self) -> std::io::Result<Destroyer> {
+        let sockets = TypedMap::new(map_name::SOCKETS, self.maps[map_name::SOCKETS].clone())?;
+        let backends = TypedMap::new(map_name::BACKENDS, self.maps[map_name::BACKENDS].clone())?;
+        Destroyer::new(self.removed.clone(), sockets, backends)
     }
 
     /// Turns reports of allowed flows on and off.
@@ -427,7 +441,10 @@ impl Dataplane for Datapath {
     }
 
     fn patch_services(&mut self, patch: &ServicePatch) -> Result<(), DataplaneError> {
-        self.services.patch(patch)
+        let removed = self.services.backends(&patch.del_backends);
+        self.services.patch(patch)?;
+        self.removed.add(removed);
+        Ok(())
     }
 
     fn services(&mut self) -> Result<ServiceTables, DataplaneError> {

@@ -5,6 +5,7 @@ use super::{Core, describe};
 use crate::state::{EndpointRecord, Phase};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::path::PathBuf;
 use weft_api::cni::{Attachment, CniError, code};
 use weft_control::identity::{NumberOf, PodFacts, label_set};
 use weft_control::policy::EndpointPolicy;
@@ -149,6 +150,12 @@ impl Core {
     pub fn finished_attachments(&self) -> Vec<Attachment> {
         let finished = self.endpoints.rows.values().filter(|endpoint| endpoint.record.phase != Phase::Reserved);
         finished.map(|endpoint| endpoint.record.attachment.clone()).collect()
+    }
+
+    /// The pods' network namespaces, as CNI named them.
+    #[must_use]
+    pub fn network_namespaces(&self) -> Vec<PathBuf> {
+        self.endpoints.rows.values().map(|endpoint| PathBuf::from(&endpoint.record.netns)).collect()
     }
 
     /// Takes a number and an address of each family, and remembers that before anything is made with them.

@@ -177,7 +177,7 @@ async fn sync(api: &Api, dirty: &BTreeSet<Name>) -> BTreeSet<Name> {
         }));
     }
     let results: Vec<bool> = futures::stream::iter(work).buffered(AT_ONCE).collect().await;
-    dirty.iter().zip(results).filter_map(|(service, failed)| failed.then(|| service.clone())).collect()
+    dirty.iter().zip(results).filter(|(_, failed)| *failed).map(|(service, _)| service.clone()).collect()
 }
 
 async fn reconcile(
