@@ -6,12 +6,15 @@
 mod chain;
 mod cluster;
 mod cni;
+mod iptables;
 mod netns;
 mod path;
 mod policy;
 mod program;
 mod report;
 mod scale;
+mod scenario;
+mod service_path;
 mod services;
 mod traffic;
 
@@ -24,13 +27,13 @@ use std::path::PathBuf;
 #[command(name = "weft-bench", version)]
 struct Arguments {
     /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
-    /// cni, policy, memory, policy-scale and services-scale (need no cluster; never part of all), or all.
+    /// cni, policy, memory, or all; never part of all: policy-scale and services-scale (need no cluster), services.
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
     /// Rounds; every scenario gets one slice a round.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Of `path`: only the scenarios whose names begin with one of these, and their bases.
+    /// Of `path` and `services`: only the scenarios whose names begin with one of these, and their bases.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Length of a slice in milliseconds.
@@ -50,8 +53,8 @@ struct Arguments {
     alarm_s: u32,
 }
 
-const BENCHMARKS: [&str; 8] =
-    ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services-scale"];
+const BENCHMARKS: [&str; 9] =
+    ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services-scale", "services"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -70,7 +73,7 @@ fn main() -> Result<()> {
     };
     std::fs::create_dir_all(&arguments.out)?;
     let wanted = |name: &str| arguments.what.iter().any(|what| what == "all" || what == name);
-    let settings = path::Settings {
+    let settings = scenario::Settings {
         rounds: arguments.rounds,
         slice: std::time::Duration::from_millis(arguments.slice_ms),
         cni_plugins: arguments.cni_plugins.clone(),
@@ -85,6 +88,9 @@ fn main() -> Result<()> {
     }
     if arguments.what == ["services-scale"] {
         return services::run()?.write(&arguments.out.join("services-scale.json"));
+    }
+    if arguments.what == ["services"] {
+        return service_path::run(&bin_dir, &settings)?.write(&arguments.out.join("services.json"));
     }
     let native = cluster::Cluster::up(&bin_dir, "native", 2)?;
     if wanted("cni") {
