@@ -78,6 +78,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let watched = (core.clone(), client.clone());
     tasks.spawn(cluster::watch(watched, config.node_name.clone(), conversion, writer.clone(), stop.clone()));
     tasks.spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
+    tasks.spawn(cluster::report_services(core.clone(), client.clone(), progress.clone(), stop.clone()));
     tasks.spawn(machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
     tasks.spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
     tasks.spawn(cluster::announce_endpoints(core.clone(), writer, stop.clone()));

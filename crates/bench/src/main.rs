@@ -15,6 +15,7 @@ mod report;
 mod scale;
 mod scenario;
 mod service_path;
+mod services;
 mod traffic;
 
 use anyhow::{Context, Result, bail};
@@ -26,7 +27,7 @@ use std::path::PathBuf;
 #[command(name = "weft-bench", version)]
 struct Arguments {
     /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
-    /// cni, policy, memory, or all; never part of all: policy-scale (needs no cluster), services.
+    /// cni, policy, memory, or all; never part of all: policy-scale and services-scale (which need no cluster), services.
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
     /// Rounds; every scenario gets one slice a round.
@@ -52,7 +53,8 @@ struct Arguments {
     alarm_s: u32,
 }
 
-const BENCHMARKS: [&str; 8] = ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services"];
+const BENCHMARKS: [&str; 9] =
+    ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services", "services-scale"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -86,6 +88,9 @@ fn main() -> Result<()> {
     }
     if arguments.what == ["services"] {
         return service_path::run(&bin_dir, &settings)?.write(&arguments.out.join("services.json"));
+    }
+    if arguments.what == ["services-scale"] {
+        return services::run()?.write(&arguments.out.join("services-scale.json"));
     }
     let native = cluster::Cluster::up(&bin_dir, "native", 2)?;
     if wanted("cni") {
