@@ -58,6 +58,7 @@ bench-policy: root build
 bench-services: root build
 	scripts/setup.sh test
 	cargo build --quiet --release -p weft-bench
+	$(RELEASE)/weft-bench services-scale
 	$(RELEASE)/weft-bench services $(BENCH)
 
 check:

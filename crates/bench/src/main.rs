@@ -27,7 +27,7 @@ use std::path::PathBuf;
 #[command(name = "weft-bench", version)]
 struct Arguments {
     /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
-    /// cni, policy, memory, or all; never part of all: policy-scale and services-scale (need no cluster), services.
+    /// cni, policy, memory, or all; never part of all: policy-scale and services-scale (which need no cluster), services.
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
     /// Rounds; every scenario gets one slice a round.
@@ -54,7 +54,7 @@ struct Arguments {
 }
 
 const BENCHMARKS: [&str; 9] =
-    ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services-scale", "services"];
+    ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services", "services-scale"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -86,11 +86,11 @@ fn main() -> Result<()> {
     if arguments.what == ["policy-scale"] {
         return scale::run()?.write(&arguments.out.join("policy-scale.json"));
     }
-    if arguments.what == ["services-scale"] {
-        return services::run()?.write(&arguments.out.join("services-scale.json"));
-    }
     if arguments.what == ["services"] {
         return service_path::run(&bin_dir, &settings)?.write(&arguments.out.join("services.json"));
+    }
+    if arguments.what == ["services-scale"] {
+        return services::run()?.write(&arguments.out.join("services-scale.json"));
     }
     let native = cluster::Cluster::up(&bin_dir, "native", 2)?;
     if wanted("cni") {
