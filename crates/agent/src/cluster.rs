@@ -5,6 +5,7 @@
 use crate::attach::obtain_identity;
 use crate::core::Progress;
 use crate::core::thread::Handle;
+use crate::health::Health;
 use crate::ports::{Cluster, ClusterError, Created};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_control::service::Object;
 use weft_k8s::{Client, event, identity, node, pod, slice};
 use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
 
@@ -96,7 +98,7 @@ pub async fn announce_endpoints(core: Handle, writer: slice::Writer, stop: Cance
 /// Cluster to tables. Own slices that say something else than this node does, for longer than a write takes, are
 /// read and mended.
 pub async fn watch(
-    (core, client): (Handle, Client),
+    (core, client, health): (Handle, Client, Health),
     node_name: String,
     conversion: weft_k8s::convert::Settings,
     writer: slice::Writer,
@@ -115,6 +117,7 @@ pub async fn watch(
             batch = changes.recv() => batch,
         };
         let Some(batch) = batch else { return };
+        health.hear(&batch);
         let strange = batch.iter().any(|change| match change {
             Change::Slice(slice) => writer.is_own(&slice.name) && !core.look(|core| core.agrees_with(slice)),
             Change::SliceGone(name) => writer.is_own(name),
@@ -149,6 +152,36 @@ pub async fn report_policies(
             };
             if let Err(error) = event::warn(&client, &about, reason, text, "weft-agent").await {
                 tracing::debug!(policy = %problem.0, %error, "cannot write an event");
+            }
+        }
+        told = problems;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = progress.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells of Services, pods with hostPorts and local redirect policies what of them is not in force, once for each problem.
+pub async fn report_services(
+    core: Handle,
+    client: Client,
+    mut progress: watch::Receiver<Progress>,
+    stop: CancellationToken,
+) {
+    let mut told = BTreeSet::new();
+    loop {
+        let problems: BTreeSet<_> = core.look(|core| core.service_problems()).into_iter().collect();
+        for (object, reason, text) in problems.difference(&told) {
+            let (kind, api_version) = match object {
+                Object::Service(_) => ("Service", "v1"),
+                Object::Pod(_) => ("Pod", "v1"),
+                Object::Redirect(_) => ("CiliumLocalRedirectPolicy", "cilium.io/v2"),
+            };
+            let ObjectName { namespace, name } = object.name().clone();
+            let about = event::About { kind, api_version, namespace, name, uid: String::new() };
+            if let Err(error) = event::warn(&client, &about, reason.as_str(), text, "weft-agent").await {
+                tracing::debug!(%object, %error, "cannot write an event");
             }
         }
         told = problems;

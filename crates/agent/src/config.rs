@@ -3,6 +3,7 @@
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use weft_datapath::sockets::Protocols;
@@ -100,6 +101,10 @@ pub struct Options {
     /// times the backends of a Service: 251, 509, 1021, 2039, 4093, 8191, 16381 (default), 32749, 65521 or 131071.
     #[arg(long, env = "WEFT_MAGLEV_TABLE_SIZE")]
     pub maglev_table_size: Option<u32>,
+    /// Address and port at which load balancers ask whether the node is well, such as 0.0.0.0:10256 or [::]:10256, as
+    /// kube-proxy's; without it: nowhere.
+    #[arg(long, env = "WEFT_HEALTHZ_BIND_ADDRESS")]
+    pub healthz_bind_address: Option<String>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -198,6 +203,8 @@ pub struct Config {
     pub node_port_acceleration: Acceleration,
     /// Entries of the tables of Services with consistent hashing.
     pub maglev_table_size: u32,
+    /// Where load balancers ask whether the node is well.
+    pub healthz_bind_address: Option<SocketAddr>,
     /// Log directives.
     pub log: String,
 }
@@ -275,6 +282,7 @@ impl Options {
             node_port_mode: self.node_port_mode.or(other.node_port_mode),
             node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
+            healthz_bind_address: self.healthz_bind_address.or(other.healthz_bind_address),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -337,6 +345,7 @@ impl Options {
                 other => return Err(value("node-port-acceleration", "`xdp` or `none`", other)),
             },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
+            healthz_bind_address: bind_address(self.healthz_bind_address)?,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
     }
@@ -384,6 +393,15 @@ fn ports(field: &'static str, text: &str) -> Result<RangeInclusive<u16>, ConfigE
     let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
     let range = range.filter(|range: &RangeInclusive<u16>| !range.is_empty() && *range.start() > 0);
     range.ok_or_else(|| value(field, "first and last port such as 30000-32767", text))
+}
+
+fn bind_address(text: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
+    let expected = "an address and a port such as 0.0.0.0:10256 or [::]:10256";
+    let parse = |text: String| {
+        let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);
+        address.ok_or_else(|| value("healthz-bind-address", expected, &text))
+    };
+    text.filter(|text| !text.is_empty()).map(parse).transpose()
 }
 
 fn table_size(size: u32) -> Result<u32, ConfigError> {
@@ -481,6 +499,7 @@ mod tests {
             (&["--node-name", "n", "--node-port-mode", "hybrid"], "node-port-mode: expected `snat` or `dsr`"),
             (&["--node-name", "n", "--node-port-acceleration", "on"], "node-port-acceleration: expected `xdp`"),
             (&["--node-name", "n", "--maglev-table-size", "16384"], "maglev-table-size: expected 251, 509"),
+            (&["--node-name", "n", "--healthz-bind-address", "10256"], "healthz-bind-address: expected an address"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
             (&["--node-name", "n", "--cgroup-root", "weft"], "cgroup-root: expected an absolute path"),
             (&["--node-name", "n", "--close-removed-backends", "sctp"], "close-removed-backends: expected `udp`"),

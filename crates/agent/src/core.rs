@@ -29,11 +29,11 @@ mod policy;
 pub mod preview;
 mod queries;
 mod restore;
-mod services;
+pub mod services;
 pub mod thread;
 
 /// Every source that must have delivered before anything is removed.
-pub(crate) const SOURCES: [Source; 12] = [
+pub(crate) const SOURCES: [Source; 13] = [
     Source::Pods,
     Source::Namespaces,
     Source::Policies(PolicyKind::NetworkPolicy),
@@ -43,6 +43,7 @@ pub(crate) const SOURCES: [Source; 12] = [
     Source::CidrGroups,
     Source::Services,
     Source::Backends,
+    Source::LocalRedirects,
     Source::Identities,
     Source::Slices,
     Source::Nodes,

@@ -1,7 +1,8 @@
 //! The node agent: watches the cluster, works out what the kernel shall hold, and makes it so; answers CNI.
 //!
 //! [`app`] puts everything together; [`core`] holds the tables and is the only writer of maps; [`attach`] makes and
-//! removes endpoints; [`machine`] prepares the node; [`cluster`] talks to the API server; [`restart`] takes over from
+//! removes endpoints; [`machine`] prepares the node; [`cluster`] talks to the API server; [`health`] answers load
+//! balancers; [`restart`] takes over from
 //! the agent before.
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ pub mod config;
 pub mod core;
 #[cfg(test)]
 mod fakes;
+pub mod health;
 pub mod install;
 pub mod kernel;
 pub mod local;

@@ -6,6 +6,7 @@ pub mod expand;
 pub mod explain;
 pub mod identity;
 pub mod ipam;
+pub mod lbipam;
 pub mod policy;
 pub mod preview;
 pub mod service;

@@ -5,6 +5,8 @@ mod address;
 mod cilium;
 mod cluster_policy;
 mod field;
+mod load_balancer;
+mod local_redirect;
 mod network_policy;
 mod objects;
 mod policy;
@@ -14,6 +16,8 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+pub use load_balancer::{ip_pool, load_balancer_request};
+pub use local_redirect::local_redirect;
 pub(crate) use objects::identity_object;
 pub use objects::{identity, namespace, node, pod, slice, slice_endpoint};
 pub(crate) use policy::CIDR_GROUP;

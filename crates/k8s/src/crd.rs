@@ -7,7 +7,7 @@ use serde_json::Value;
 const COLLECTION: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// The definitions, as in `deploy/crds`: file and text.
-pub const MANIFESTS: [(&str, &str); 8] = [
+pub const MANIFESTS: [(&str, &str); 10] = [
     ("ciliumcidrgroups.yaml", include_str!("../../../deploy/crds/ciliumcidrgroups.yaml")),
     (
         "ciliumclusterwidenetworkpolicies.yaml",
@@ -16,6 +16,8 @@ pub const MANIFESTS: [(&str, &str); 8] = [
     ("ciliumendpoints.yaml", include_str!("../../../deploy/crds/ciliumendpoints.yaml")),
     ("ciliumendpointslices.yaml", include_str!("../../../deploy/crds/ciliumendpointslices.yaml")),
     ("ciliumidentities.yaml", include_str!("../../../deploy/crds/ciliumidentities.yaml")),
+    ("ciliumloadbalancerippools.yaml", include_str!("../../../deploy/crds/ciliumloadbalancerippools.yaml")),
+    ("ciliumlocalredirectpolicies.yaml", include_str!("../../../deploy/crds/ciliumlocalredirectpolicies.yaml")),
     ("ciliumnetworkpolicies.yaml", include_str!("../../../deploy/crds/ciliumnetworkpolicies.yaml")),
     ("ciliumnodes.yaml", include_str!("../../../deploy/crds/ciliumnodes.yaml")),
     ("clusternetworkpolicies.yaml", include_str!("../../../deploy/crds/clusternetworkpolicies.yaml")),

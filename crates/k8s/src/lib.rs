@@ -5,7 +5,7 @@
 //! - [`watch`]: list and watch with differences, so that a relist never replays what is known.
 //! - [`convert`]: objects into intents; the one place where foreign JSON is judged.
 //! - [`lint`]: what is wrong with files of policies, and where.
-//! - [`identity`], [`slice`], [`node`], [`event`], [`lease`], [`crd`], [`status`]: writers.
+//! - [`identity`], [`slice`], [`node`], [`event`], [`lease`], [`crd`], [`status`], [`services`]: writers.
 //! - [`pod`]: single reads, for when a watch is late.
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod lint;
 mod list;
 pub mod node;
 pub mod pod;
+pub mod services;
 pub mod slice;
 pub mod status;
 pub mod watch;

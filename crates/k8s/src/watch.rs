@@ -87,6 +87,7 @@ pub fn start(
     start.follow(kinds::CidrGroups);
     start.follow(kinds::Services);
     start.follow(kinds::Backends);
+    start.follow(kinds::LocalRedirects);
     start.follow(kinds::Identities);
     start.follow(kinds::Slices);
     start.follow(kinds::Nodes);

@@ -88,6 +88,9 @@ pub struct Metadata {
     /// Owners.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
     pub owner_references: Vec<OwnerReference>,
+    /// When it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creation_timestamp: Option<String>,
     /// Set while the object is on its way out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_timestamp: Option<String>,
@@ -433,12 +436,15 @@ pub struct WirePolicy {
     pub specs: serde_json::Value,
 }
 
-/// CiliumCIDRGroup.
+/// An object of a custom kind. What is in it, the converters judge.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct WireCidrGroup {
+pub struct WireCustom {
     /// Metadata.
     pub metadata: Metadata,
     /// Specification.
     pub spec: serde_json::Value,
 }
+
+/// CiliumCIDRGroup.
+pub type WireCidrGroup = WireCustom;

@@ -160,7 +160,7 @@ fn operator(config: &Config) -> anyhow::Result<Service> {
     service.option("--node-mask-v6", crate::cluster::options::NODE_MASK_V6.to_string());
     service.option("--lease-namespace", "kube-system");
     // What the agents take for valid.
-    for key in ["extended-protocols", "host-firewall"] {
+    for key in ["extended-protocols", "host-firewall", "node-port-range"] {
         if let Some(value) = config.agent.get(key) {
             service.option(&format!("--{key}"), value);
         }

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+mod load_balancer;
 mod policy;
 mod service;
 
+pub use load_balancer::{AddressRange, IpPool, LoadBalancerRequest, SharingNamespaces};
 pub use policy::{
     CidrGroups, Covers, EndpointSelector, Entity, Peer, Policy, PolicyKind, PolicyName, PortMatch, PortRule, Protocol,
     Rule, RuleAction, Services, Spec, Subject, Tier,

@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 use weft_k8s::convert::Settings;
@@ -51,6 +52,9 @@ pub struct Flags {
     /// Take policies on nodes (nodeSelector) for valid: set it as the agents' [default: true].
     #[arg(long, env = "WEFT_HOST_FIREWALL", value_name = "BOOL")]
     pub host_firewall: Option<bool>,
+    /// Ports that Services may have at the nodes' addresses: set it as the agents' [default: 30000-32767].
+    #[arg(long, env = "WEFT_NODE_PORT_RANGE", value_name = "FIRST-LAST")]
+    pub node_port_range: Option<String>,
     /// Take protocols without ports, such as VRRP, in policies for valid: set it as the agents' [default: false].
     #[arg(long, env = "WEFT_EXTENDED_PROTOCOLS", value_name = "BOOL")]
     pub extended_protocols: Option<bool>,
@@ -79,6 +83,8 @@ pub struct Config {
     pub node_grace: Duration,
     /// How long an identity must be unused; `None`: identities stay.
     pub identity_grace: Option<Duration>,
+    /// Ports that Services may have at the nodes' addresses.
+    pub node_ports: RangeInclusive<u16>,
     /// What is valid in policies.
     pub policies: Settings,
 }
@@ -122,6 +128,7 @@ impl Config {
             gc_interval: some(flags.gc_seconds.or(file.gc_seconds).unwrap_or(300)),
             node_grace: seconds(flags.node_grace_seconds.or(file.node_grace_seconds).unwrap_or(60)),
             identity_grace: some(flags.identity_grace_seconds.or(file.identity_grace_seconds).unwrap_or(1800)),
+            node_ports: ports(flags.node_port_range.or(file.node_port_range).as_deref().unwrap_or("30000-32767"))?,
             policies: Settings {
                 host_firewall: flags.host_firewall.or(file.host_firewall).unwrap_or(true),
                 extended_protocols: flags.extended_protocols.or(file.extended_protocols).unwrap_or(false),
@@ -129,6 +136,12 @@ impl Config {
             },
         })
     }
+}
+
+fn ports(text: &str) -> anyhow::Result<RangeInclusive<u16>> {
+    let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
+    let range = range.filter(|range: &RangeInclusive<u16>| !range.is_empty() && *range.start() > 0);
+    range.with_context(|| format!("node-port-range: {text:?}, expected first and last port such as 30000-32767"))
 }
 
 fn parse(text: &str) -> anyhow::Result<Flags> {
@@ -165,6 +178,10 @@ mod tests {
         let flag = Flags::try_parse_from(["weft-operator", "--node-mask", "24"]).expect_err("unknown flag");
         assert!(flag.to_string().contains("--node-mask"), "{flag}");
         assert!(Config::merge(flags(&["--lease-seconds", "1"]), Flags::default()).is_err());
+        for range in ["30000", "0-5", "32767-30000", "1-65536"] {
+            let error = Config::merge(flags(&["--node-port-range", range]), Flags::default()).expect_err(range);
+            assert!(error.to_string().starts_with("node-port-range: "), "{error}");
+        }
     }
 
     #[test]

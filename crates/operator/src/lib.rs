@@ -1,5 +1,5 @@
-//! What a cluster needs once: pod CIDRs for its nodes, a word on whether policies are valid, and the housekeeping of what
-//! nodes leave behind.
+//! What a cluster needs once: pod CIDRs for its nodes, addresses for load balancers, a word on whether policies and
+//! services are valid, and the housekeeping of what nodes leave behind.
 //!
 //! Any number of operators may run; one leads (a Lease decides), and only that one writes.
 #![forbid(unsafe_code)]
@@ -9,6 +9,7 @@ pub mod housekeeping;
 pub mod ipam;
 pub mod leader;
 pub mod nodes;
+mod services;
 
 use config::Config;
 use std::time::Duration;
@@ -46,6 +47,7 @@ async fn duties(config: Config, client: Client, term: CancellationToken) {
             ipam::run(&config, &client, watched),
             housekeeping::run(&config, &client, known),
             weft_k8s::status::run(&client, config.policies, term.clone()),
+            services::run(&config, &client, term.clone()),
         );
     };
     // Dropping the work ends it at its next await: nothing is written after the term.

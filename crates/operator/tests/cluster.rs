@@ -318,6 +318,16 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
     for (collection, namespace) in POLICIES.into_iter().zip(["n", "", ""]) {
         fake.put(collection, policy(namespace, "a", json!({"endpointSelector": {}})));
     }
+    fake.put(
+        "apis/cilium.io/v2/ciliumloadbalancerippools",
+        json!({"metadata": {"name": "p"},
+        "spec": {"blocks": [{"cidr": "192.0.2.0/24"}]}}),
+    );
+    fake.put(
+        "api/v1/services",
+        json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"type": "LoadBalancer",
+        "clusterIP": "10.96.0.1", "ports": [{"port": 80}]}}),
+    );
     // Two leaders tell the same.
     for count in 1..=2 {
         let operator = Operator::start(&fake, config(&narrow));
@@ -332,7 +342,8 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
         let watched = |fake: &Fake| {
             let asked = fake.asked();
             let of = |verb: &str| asked.iter().filter(|(group, _, asked)| !group.is_empty() && *asked == verb).count();
-            of("watch") == POLICIES.len() && of("patch") >= POLICIES.len()
+            // With EndpointSlices, local redirects and pools, whose statuses are written as well.
+            of("watch") == POLICIES.len() + 3 && of("patch") > POLICIES.len()
         };
         fake.until("policies are judged", watched).await;
         operator.stop().await;

@@ -3,6 +3,7 @@
 use super::{Core, Settings, describe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::mpsc::Sender;
 use weft_api::agent as api;
 use weft_control::service::{self as engine, Engine, ListedPort, LocalPod, Object, Outcome, Reason};
@@ -165,11 +166,18 @@ impl Core {
         self.services.engine.count()
     }
 
-    /// The Service, or whatever else, that has a frontend at an address and port.
+    /// The object of which an address and port are a frontend, or a backend: of several the first.
     #[must_use]
-    pub fn service_at(&self, address: std::net::IpAddr, port: u16, protocol: Protocol) -> Option<ObjectName> {
-        let object = self.services.engine.object_at(&Frontend { address, port, protocol })?;
-        Some(object.name().clone())
+    pub fn service_at(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ObjectName> {
+        let engine = &self.services.engine;
+        let frontend = Frontend { address, port, protocol };
+        let of_node = || {
+            let any = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            let own = self.own_addresses().contains(&address);
+            own.then(|| engine.object_at(&Frontend { address: any, ..frontend })).flatten()
+        };
+        let object = engine.object_at(&frontend).or_else(|| engine.object_behind(address, port, protocol));
+        Some(object.or_else(of_node)?.name().clone())
     }
 }
 

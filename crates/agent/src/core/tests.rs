@@ -12,6 +12,8 @@ use weft_model::intent::{
 };
 use weft_model::selector::Requirement;
 
+mod services;
+
 fn synced_core(world: &World, dir: &Path) -> Core {
     let mut core = core(world, dir);
     core.restore(Vec::new(), &[]).expect("restore");
@@ -279,7 +281,7 @@ fn nothing_is_removed_before_every_source_is_complete() {
     assert_eq!(world.held().endpoints, before);
     news(
         &mut second,
-        [Source::CidrGroups, Source::Services, Source::Backends]
+        [Source::CidrGroups, Source::Services, Source::Backends, Source::LocalRedirects]
             .into_iter()
             .chain(PolicyKind::ALL.map(Source::Policies))
             .map(Change::Synced)

@@ -6,11 +6,12 @@ use super::maglev;
 use super::wanted::{PortKey, Sources, Wanted, WantedPort, minds_zone};
 use super::{LocalPod, Object, Problem, Reason, Settings};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use weft_model::desired::{
     BackendEntry, BackendId, BackendSet, Frontend, FrontendEntry, ServiceId, ServicePatch, ServiceTables, SetId,
 };
-use weft_model::intent::{Algorithm, Change, LocalRedirect, Node, ObjectName, RedirectFrontend, Service};
+use weft_model::intent::{Algorithm, Change, LocalRedirect, Node, ObjectName, Protocol, RedirectFrontend, Service};
 
 /// Label of a Node: its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -466,7 +467,7 @@ impl Engine {
     fn plan_backends(
         &mut self,
         service: ServiceId,
-        protocol: weft_model::intent::Protocol,
+        protocol: Protocol,
         port: &WantedPort,
         patch: &mut ServicePatch,
     ) -> HashMap<super::backends::Place, BackendId> {
@@ -542,6 +543,13 @@ impl Engine {
     pub fn object_at(&self, frontend: &Frontend) -> Option<&Object> {
         let entry = self.held.frontend(frontend)?;
         self.owners.get(&entry.service).map(|(object, _)| &**object)
+    }
+
+    /// Who has a backend at an address and port; of several the one whose number is the least.
+    #[must_use]
+    pub fn object_behind(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<&Object> {
+        let service = self.held.service_behind(address, port, protocol)?;
+        self.owners.get(&service).map(|(object, _)| &**object)
     }
 
     /// How many Services have frontends in force.

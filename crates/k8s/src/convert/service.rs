@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use weft_model::intent::{CidrGroup, ObjectName, Protocol, Routing, Service, ServicePort};
 
+pub(super) use address::nobody;
 pub use slice::backends;
 
 /// Label of a Service that another proxy serves.

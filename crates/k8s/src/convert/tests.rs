@@ -2,6 +2,8 @@
 
 mod cilium;
 mod cluster_policy;
+mod load_balancer;
+mod local_redirect;
 mod network_policy;
 mod objects;
 mod services;
@@ -100,7 +102,6 @@ fn any_json() -> impl Strategy<Value = Value> {
         "fromEntities",
         "toServices",
         "k8sService",
-        "toPorts",
         "icmps",
         "fields",
         "type",
@@ -138,6 +139,15 @@ fn any_json() -> impl Strategy<Value = Value> {
         "0",
         "80",
         "externalCIDRs",
+        "redirectFrontend",
+        "redirectBackend",
+        "addressMatcher",
+        "serviceMatcher",
+        "toPorts",
+        "localEndpointSelector",
+        "blocks",
+        "start",
+        "stop",
         "namespaceSelector",
         "ipBlock",
         "cidr",
@@ -206,7 +216,7 @@ proptest! {
         }
         let _ = object_of(&spec, &EVERYTHING);
         let object = WireCidrGroup { metadata: Metadata::default(), spec: spec.clone() };
-        let _ = cidr_group(object);
+        let _ = (cidr_group(object.clone()), local_redirect(object.clone()), ip_pool(object));
         let text = json!({"metadata": {"name": "x"}, "spec": spec, "status": spec, "endpoints": spec}).to_string();
         let _ = serde_json::from_str::<WirePod>(&text).map(pod);
         let _ = serde_json::from_str::<WireNode>(&text).map(|object| node(&object));

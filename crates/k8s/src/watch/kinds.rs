@@ -3,8 +3,8 @@
 use super::{Kind, Seen};
 use crate::convert::{self, Settings};
 use crate::wire::{
-    self, CiliumEndpointSlice, CiliumIdentity, Metadata, Named, WireCidrGroup, WireEndpointSlice, WireNamespace,
-    WireNode, WirePod, WirePolicy, WireService,
+    self, CiliumEndpointSlice, CiliumIdentity, Metadata, Named, WireCidrGroup, WireCustom, WireEndpointSlice,
+    WireNamespace, WireNode, WirePod, WirePolicy, WireService,
 };
 use serde::Deserialize;
 use weft_model::id::Identity;
@@ -293,6 +293,49 @@ impl Kind for Backends {
 
     fn synced(&self) -> Change {
         Change::Synced(Source::Backends)
+    }
+}
+
+/// CiliumLocalRedirectPolicies.
+pub(super) struct LocalRedirects;
+
+impl Kind for LocalRedirects {
+    type Key = ObjectName;
+    type News = Change;
+    const PAGE: u32 = 250;
+
+    fn name(&self) -> &'static str {
+        "ciliumlocalredirectpolicies"
+    }
+
+    fn path(&self) -> String {
+        wire::path::LOCAL_REDIRECTS.to_owned()
+    }
+
+    fn may_be_missing(&self) -> bool {
+        true
+    }
+
+    fn read(&self, json: &str) -> Result<Seen<ObjectName, Change>, String> {
+        let object: WireCustom = parse(json)?;
+        named(&object.metadata)?;
+        let (key, version) = (object_name(&object.metadata), object.metadata.resource_version.clone());
+        let news = match convert::local_redirect(object) {
+            Ok(redirect) => Some(Change::LocalRedirect(redirect)),
+            Err(problems) => {
+                tracing::warn!(policy = %key, %problems, "CiliumLocalRedirectPolicy not usable, what was in force stays");
+                None
+            }
+        };
+        Ok(Seen { key, uid: String::new(), version, news })
+    }
+
+    fn gone(&self, key: &ObjectName, _uid: &str) -> Change {
+        Change::LocalRedirectGone(key.clone())
+    }
+
+    fn synced(&self) -> Change {
+        Change::Synced(Source::LocalRedirects)
     }
 }
 

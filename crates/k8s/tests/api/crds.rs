@@ -1,4 +1,4 @@
-//! The definitions agree with the types. Those of policies are generated here:
+//! The definitions agree with the types. Those of policies and services are generated here:
 //! `WEFT_WRITE_CRDS=1 cargo test -p weft-k8s --test api generated` writes them anew.
 
 #[path = "crds/generate.rs"]
@@ -109,7 +109,7 @@ fn what_we_write_fits_the_definitions_and_reads_back() {
 }
 
 #[test]
-fn the_definitions_of_policies_are_as_generated() {
+fn the_definitions_are_as_generated() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
     let write = std::env::var_os("WEFT_WRITE_CRDS").is_some();
     for (file, text) in generate::manifests() {
@@ -158,6 +158,33 @@ fn policies_that_are_read_fit_the_definitions() {
     let object = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": {"name": "g"},
         "spec": {"externalCIDRs": ["10.0.0.0/8"]}});
     fits("CiliumCIDRGroup", &object);
+}
+
+#[test]
+fn kinds_of_services_that_are_read_fit_the_definitions() {
+    let read =
+        |object: &Value| serde_json::from_value::<weft_k8s::wire::WireCustom>(object.clone()).expect("an object");
+    let selector = json!({"matchLabels": {"app": "a"}, "matchExpressions": [{"key": "x", "operator": "Exists"}]});
+    let ports =
+        json!([{"port": "53", "protocol": "UDP", "name": "dns"}, {"port": "53", "protocol": "TCP", "name": "dns-tcp"}]);
+    for frontend in [
+        json!({"addressMatcher": {"ip": "169.254.20.10", "toPorts": ports}}),
+        json!({"serviceMatcher": {"serviceName": "s", "namespace": "n", "toPorts": ports}}),
+    ] {
+        let object = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumLocalRedirectPolicy", "metadata": {"name": "l",
+            "namespace": "n"}, "spec": {"redirectFrontend": frontend, "redirectBackend": {"localEndpointSelector":
+            selector, "toPorts": ports}, "skipRedirectFromBackend": true, "description": "d"}});
+        fits("CiliumLocalRedirectPolicy", &object);
+        weft_k8s::convert::local_redirect(read(&object)).expect("usable");
+    }
+    let conditions = json!([{"type": "cilium.io/PoolConflict", "status": "False", "reason": "resolved", "message": "",
+        "lastTransitionTime": "2025-01-01T00:00:00Z", "observedGeneration": 1}]);
+    let object = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumLoadBalancerIPPool", "metadata": {"name": "p"},
+        "spec": {"serviceSelector": selector, "allowFirstLastIPs": "No", "disabled": false, "blocks": [
+            {"cidr": "192.0.2.0/24"}, {"start": "2001:db8::1", "stop": "2001:db8::9"}, {"start": "198.51.100.1"}]},
+        "status": {"conditions": conditions}});
+    fits("CiliumLoadBalancerIPPool", &object);
+    weft_k8s::convert::ip_pool(read(&object)).expect("usable");
 }
 
 #[test]

@@ -57,6 +57,7 @@ impl Reader {
             Source::CidrGroups,
             Source::Services,
             Source::Backends,
+            Source::LocalRedirects,
             Source::Identities,
             Source::Slices,
             Source::Nodes,
@@ -342,7 +343,7 @@ async fn services_and_what_is_behind_them() {
     bad(BACKENDS, "endpoints", json!("none"));
     fake.compact(|_| {});
     let lists = fake.lists();
-    fake.until("all kinds are listed again", |fake| fake.lists() >= lists + 12).await;
+    fake.until("all kinds are listed again", |fake| fake.lists() >= lists + 13).await;
     let told = reader.barrier(&fake, 0).await;
     let about = |c: &Change| !matches!(c, Change::Namespace(_));
     assert!(!told.iter().any(about), "{told:?}");

@@ -54,13 +54,40 @@ impl Custom {
         self.versions.get(version).map_or(&[], |v| v.selectable.as_slice())
     }
 
-    /// What is wrong with an object.
-    pub fn judge(&self, version: &str, object: &Value) -> Vec<Cause> {
+    /// What is wrong with an object, or with what it was changed to.
+    pub fn judge(&self, version: &str, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let Some(version) = self.versions.get(version) else { return Vec::new() };
         let mut causes: Vec<Cause> = version.validator.iter_errors(object).take(20).map(|e| cause(&e)).collect();
         sets(&version.schema, object, &mut String::new(), &mut causes);
+        if let Some(old) = old {
+            immutable(&version.schema, old, object, "", &mut causes);
+        }
         causes
     }
+}
+
+/// The only rule of CEL that this server knows: a value may not change once it is set.
+const IMMUTABLE: &str = "self == oldSelf";
+
+/// Finds values that changed and may not.
+fn immutable(schema: &Value, old: &Value, new: &Value, path: &str, causes: &mut Vec<Cause>) {
+    for rule in items(schema, &["x-kubernetes-validations"]).iter().filter(|_| old != new) {
+        let message = Some(text(rule, &["message"])).filter(|message| !message.is_empty());
+        causes.push(Cause::invalid(path, new, message.unwrap_or("may not change once set")));
+    }
+    for (field, inner) in schema["properties"].as_object().into_iter().flatten() {
+        if let (Some(old), Some(new)) = (old.get(field), new.get(field)) {
+            let path = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
+            immutable(inner, old, new, &path, causes);
+        }
+    }
+}
+
+/// Whether all rules are [`IMMUTABLE`], and of a place that is the same before and after, as [`immutable`] walks there.
+fn known_rules(rules: &Value, path: &str) -> bool {
+    let elsewhere = [".items", ".additionalProperties", ".not", "allOf[", "anyOf[", "oneOf["];
+    let known = |rule: &Value| text(rule, &["rule"]) == IMMUTABLE && !elsewhere.iter().any(|part| path.contains(part));
+    rules.as_array().is_some_and(|rules| rules.iter().all(known))
 }
 
 fn cause(error: &jsonschema::ValidationError<'_>) -> Cause {
@@ -361,8 +388,8 @@ fn unsupported(schema: &Value, path: &str, causes: &mut Vec<Cause>, depth: usize
             "$ref" | "definitions" | "dependencies" | "patternProperties" | "additionalItems" => {
                 causes.push(Cause::forbidden(here, "not part of a structural schema"));
             }
-            "x-kubernetes-validations" if !value.as_array().is_some_and(Vec::is_empty) => {
-                causes.push(Cause::forbidden(here, "this server does not evaluate CEL rules"));
+            "x-kubernetes-validations" if !known_rules(value, path) => {
+                causes.push(Cause::forbidden(here, "this server evaluates no CEL rule but \"self == oldSelf\""));
             }
             "properties" => {
                 for (name, inner) in value.as_object().into_iter().flatten() {

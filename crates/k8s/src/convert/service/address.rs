@@ -30,7 +30,7 @@ pub(super) fn external_address(path: Path<'_>, text: &str) -> Read<IpAddr> {
 }
 
 /// What kind of address it is, if no host can be meant by it.
-pub(in super::super) fn nobody(address: IpAddr) -> Option<&'static str> {
+pub(in crate::convert) fn nobody(address: IpAddr) -> Option<&'static str> {
     match address {
         _ if address.is_unspecified() => Some("the unspecified one"),
         _ if address.is_loopback() => Some("a loopback address"),

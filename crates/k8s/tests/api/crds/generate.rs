@@ -1,4 +1,7 @@
-//! The definitions of the kinds of policies, made from one description of what they have in common.
+//! The definitions of the kinds of policies and services, made from one description of what they have in common.
+
+#[path = "generate/services.rs"]
+mod services;
 
 use serde_json::{Map, Value, json};
 
@@ -17,7 +20,9 @@ struct Kind {
 
 /// File and text of each.
 pub fn manifests() -> Vec<(String, String)> {
-    [cilium_policy(true), cilium_policy(false), cidr_group(), cluster_policy()].into_iter().map(manifest).collect()
+    let policies = [cilium_policy(true), cilium_policy(false), cidr_group(), cluster_policy()];
+    let services = [services::local_redirect(), services::ip_pool()];
+    policies.into_iter().chain(services).map(manifest).collect()
 }
 
 fn manifest(kind: Kind) -> (String, String) {
@@ -134,6 +139,10 @@ fn selector(about: &str) -> Value {
 }
 
 fn conditions(kind: &str) -> Value {
+    conditions_of("What is true of the policy now.", kind)
+}
+
+fn conditions_of(about: &str, kind: &str) -> Value {
     let condition = object(
         "",
         vec![
@@ -146,7 +155,7 @@ fn conditions(kind: &str) -> Value {
         ],
         &["type", "status"],
     );
-    let mut conditions = list("What is true of the policy now.", condition);
+    let mut conditions = list(about, condition);
     conditions["x-kubernetes-list-type"] = json!("map");
     conditions["x-kubernetes-list-map-keys"] = json!(["type"]);
     object("Written by the operator.", vec![("conditions", conditions)], &[])

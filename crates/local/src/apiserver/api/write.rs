@@ -385,7 +385,7 @@ fn check_namespace(transaction: &Transaction<'_>, group_resource: &str, key: &Ke
 fn validate(resource: &Resource, version: &str, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
     let mut causes: Vec<Cause> = kinds::judge(resource, object, old);
     if let Some(custom) = &resource.custom {
-        causes.extend(custom.judge(version, object));
+        causes.extend(custom.judge(version, object, old));
     }
     if causes.is_empty() {
         return Ok(());
