@@ -10,10 +10,10 @@ use weft_abi::{
 use crate::maps::{ENDPOINTS, FLOWS, IPCACHE, ROUTES};
 use crate::packet::{End, Scratch, Skb, TUNNELLED, UNMASQUERADED, clear, translated};
 use crate::track::{next_flags, now_s};
-use crate::{Hook, host, nat, notify, policy, route, service};
+use crate::{Hook, host, notify, route, service, step};
 
 /// Decides the connection that the packet belongs to and leaves the way of this packet in `s.path`.
-#[inline(never)]
+#[inline(always)]
 pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -> Result<(), DropReason> {
     let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     let low = s.low;
@@ -55,7 +55,7 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -
     let verdict = if s.entry.flags & flow_flags::HAIRPIN != 0 {
         service::hairpin(s, hook, forward)
     } else {
-        judge(skb, s, hook, config, forward).and_then(|()| route::route(skb, s, hook, config, forward))
+        judge(skb, s, hook, forward).and_then(|()| step::route(skb, s, hook, forward))
     };
     if let Err(reason) = verdict {
         if !existing.is_null() {
@@ -79,7 +79,7 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -
     if matches!(hook, Hook::FromPod) && s.path.action == path_action::MASQUERADE
         || outside && matches!(s.path.action, path_action::MASQUERADE | path_action::TUNNEL)
     {
-        nat::reserve(s, config)?;
+        step::reserve(skb, s)?;
     }
     if s.path.action == path_action::TUNNEL {
         s.entry.nat_addr = s.next_hop;
@@ -161,11 +161,11 @@ fn refresh(s: &Scratch, old: &mut FlowEntry, forward: bool, reopened: bool) -> R
 }
 
 /// A fragment whose ports are not known yet: judged by its addresses, not tracked.
-#[inline(never)]
-pub fn untracked(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn untracked(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
     clear(&mut s.entry);
-    judge(skb, s, hook, config, true)?;
-    route::route(skb, s, hook, config, true)?;
+    judge(skb, s, hook, true)?;
+    step::route(skb, s, hook, true)?;
     if s.path.action == path_action::MASQUERADE {
         return Err(DropReason::FragmentNotFound);
     }
@@ -204,15 +204,16 @@ pub fn who(address: &Addr, config: &NodeConfig) -> (u32, u32) {
 /// Asks the policies of both ends, as far as they are on this node, about the originator's packet. In parts that leave
 /// what they found in the scratch memory: the verifier forgets on which way they came to it.
 #[inline(always)]
-fn judge(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward: bool) -> Result<(), DropReason> {
-    destination(skb, s, hook, config)?;
-    source(skb, s, hook, config)?;
-    ask(s, config, forward)
+fn judge(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
+    step::destination(skb, s, hook)?;
+    step::source(skb, s, hook)?;
+    step::ask(skb, s, forward)
 }
 
 /// Who the packet is for.
-#[inline(never)]
-fn destination(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn destination(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     s.host = 0;
     if let Some(info) = endpoint(&s.packet.destination) {
         if matches!(hook, Hook::ToPod) && info.ifindex != s.packet.ifindex {
@@ -251,8 +252,9 @@ fn destination(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Re
 }
 
 /// Who the packet is from; after its destination. Nobody speaks for another one, RFC 2827.
-#[inline(never)]
-fn source(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn source(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     if let Some(info) = endpoint(&s.packet.source) {
         if matches!(hook, Hook::FromDevice) || matches!(hook, Hook::FromPod) && info.ifindex != s.packet.ifindex {
             return Err(DropReason::InvalidSourceIp);
@@ -304,8 +306,9 @@ fn source(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<
 }
 
 /// Asks the policies of the originator and the responder of the connection, whichever way this packet goes.
-#[inline(never)]
-fn ask(s: &mut Scratch, config: &NodeConfig, forward: bool) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn ask(skb: Skb, s: &mut Scratch, forward: bool) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     if (s.from.flags | s.to.flags) & endpoint_flags::BLOCKED != 0 {
         return Err(DropReason::EndpointNotReady);
     }
@@ -331,7 +334,7 @@ fn ask(s: &mut Scratch, config: &NodeConfig, forward: bool) -> Result<(), DropRe
         s.asked.policy = origin.egress;
         s.asked.identity = s.entry.destination_identity;
         s.asked.address = if forward { s.packet.destination } else { s.packet.source };
-        let verdict = policy::judge(s);
+        let verdict = step::policy(skb, s);
         audited(s, verdict, origin.flags)?;
         s.entry.egress_rule = s.rule;
     }
@@ -340,7 +343,7 @@ fn ask(s: &mut Scratch, config: &NodeConfig, forward: bool) -> Result<(), DropRe
         s.asked.policy = responder.ingress;
         s.asked.identity = s.entry.source_identity;
         s.asked.address = if forward { s.packet.source } else { s.packet.destination };
-        let mut verdict = policy::judge(s);
+        let mut verdict = step::policy(skb, s);
         if verdict == Err(DropReason::PolicyDenied) && s.asked.identity == identity::UNKNOWN {
             verdict = Err(DropReason::UnknownSender);
         }

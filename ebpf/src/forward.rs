@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_redirect_peer, bpf_sk
 use weft_abi::{Addr, DropReason, FlowEntry, NodeConfig, flow_flags, path_action};
 
 use crate::packet::{ETH, Scratch, Skb, skb_gso_size, translated};
-use crate::{nat, notify, refuse, service, tunnel as vxlan};
+use crate::{nat, notify, refuse, step, tunnel as vxlan};
 
 /// Follows the path of the entry, or `s.path` where there is none.
 #[inline(always)]
@@ -39,7 +39,7 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
                 return s.act(TC_ACT_OK as i32);
             }
             if answers {
-                service::back(skb, s, flags)?;
+                step::back(skb, s, flags)?;
             }
             set_macs(s, &path.target);
             hop(skb, s)?;
@@ -48,7 +48,7 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
         }
         path_action::STACK => {
             if answers {
-                service::back(skb, s, flags)?;
+                step::back(skb, s, flags)?;
             }
             s.act(TC_ACT_OK as i32)
         }
@@ -68,7 +68,7 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
                 return s.act(TC_ACT_OK as i32);
             }
             if answers {
-                service::back(skb, s, flags)?;
+                step::back(skb, s, flags)?;
             }
             if masquerade || tunnel && flags & flow_flags::MASQUERADED != 0 && s.reply == 0 {
                 // What is tunnelled has the next hop in the other address's place.
@@ -86,9 +86,8 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
     }
 }
 
-/// Follows `s.path`, off the established path: a function of its own, of which the stack and the verifier's work are
-/// paid once.
-#[inline(never)]
+/// Follows `s.path`, off the established path.
+#[inline(always)]
 pub fn send(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     go(skb, s, None, config)

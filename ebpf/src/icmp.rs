@@ -2,12 +2,12 @@
 //! masqueraded with it, and translated where it is a service's.
 
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_store_bytes};
-use weft_abi::{Addr, DropReason, NodeConfig, flow_flags, flow_kind};
+use weft_abi::{Addr, DropReason, flow_flags, flow_kind};
 
 use crate::maps::FLOWS;
 use crate::packet::{ECHO, ETH, ICMP, ICMPV6, SCTP, Scratch, Skb, TCP, UDP, load};
 use crate::track::{canonical, fresh, tuple};
-use crate::{Hook, decide, nat, route};
+use crate::{Hook, decide, nat, step};
 
 /// Whether a message other than echo answers another one, whose type is the one before: timestamp, information, address
 /// mask; node information.
@@ -86,9 +86,9 @@ const CHANGED: u8 = 2;
 
 /// True: the error quotes a connection that is allowed, and `s.path` leads to the one who must hear of it.
 #[inline(always)]
-pub fn related(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<bool, DropReason> {
+pub fn related(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<bool, DropReason> {
     s.answer = 0;
-    follow(skb, s, hook, config)?;
+    step::related(skb, s, hook)?;
     Ok(s.answer == 1)
 }
 
@@ -158,8 +158,9 @@ fn find(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
     Ok(())
 }
 
-#[inline(never)]
-fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
+/// Looks for the connection and its way; [`related`] says what for.
+#[inline(always)]
+pub fn follow(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
     find(skb, s, hook)?;
     if s.edit.found == NONE {
         return Ok(());
@@ -202,7 +203,7 @@ fn follow(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<
     } else if masqueraded && matches!(hook, Hook::FromDevice) {
         s.entry.flags = entry.flags & flow_flags::TRANSLATED;
     }
-    route::route(skb, s, hook, config, !to_origin)?;
+    step::route(skb, s, hook, !to_origin)?;
     // Nothing more is to be done to it.
     s.entry.flags = 0;
     if s.path.action == weft_abi::path_action::MASQUERADE {

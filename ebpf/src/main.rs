@@ -31,6 +31,7 @@ mod route;
 mod sctp;
 mod service;
 mod sock;
+mod step;
 mod track;
 mod tunnel;
 
@@ -86,9 +87,11 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
             s.reason = reason as u32;
             // SAFETY: what was just written.
             let reason = unsafe { core::ptr::read_volatile(&raw const s.reason) };
-            let action = notify::dropped(skb, s, hook, reason);
+            if step::dropped(skb, s, hook, reason).is_err() {
+                return TC_ACT_SHOT as i32;
+            }
             let refuses = matches!(hook, Hook::FromPod | Hook::FromDevice) && s.refusal != 0;
-            if refuses && refuse::answer(skb, s).is_ok() { s.action } else { action }
+            if refuses && step::refuse(skb, s).is_ok() { s.action } else { TC_ACT_SHOT as i32 }
         }
     }
 }
@@ -124,8 +127,8 @@ fn from_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     {
         return Err(DropReason::EncapsulationProhibited);
     }
-    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromPod, config)? {
-        return forward::send(skb, s);
+    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromPod)? {
+        return step::send(skb, s);
     }
     track::track(skb, s, Hook::FromPod, config)
 }
@@ -147,7 +150,7 @@ fn to_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         return s.act(PASS);
     }
     let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
-    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::ToPod, config)? {
+    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::ToPod)? {
         return s.act(PASS);
     }
     track::track(skb, s, Hook::ToPod, config)
@@ -184,23 +187,26 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             for_node = addressed_to_node(skb, s, config);
         }
         if for_node && s.packet.flags & ICMP_ERROR == 0 {
-            nat::inbound(skb, s, config)?;
+            step::unmasquerade(skb, s)?;
             for_node = s.packet.flags & UNMASQUERADED == 0;
             if for_node {
-                service::enter(skb, s)?;
+                step::enter(skb, s)?;
             }
         }
     } else if !for_node && (is_multicast(&s.packet.destination) || neighbour::is_discovery(s)) {
         return s.act(PASS);
     }
-    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
-        return forward::send(skb, s);
+    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice)? {
+        return step::send(skb, s);
     }
     // What is for nobody that the programs know may be for another address of the node's.
     let nobody = host::is_subject(config)
         && s.packet.flags & (UNMASQUERADED | packet::TUNNELLED) == 0
         && decide::endpoint(&s.packet.destination).is_none();
-    if s.translated == 0 && (for_node || nobody) && !host::is_judged(skb, s, config) {
+    if s.translated != 0 {
+        return step::behind(skb, s, Hook::FromDevice);
+    }
+    if (for_node || nobody) && !host::is_judged(skb, s, config) {
         return s.act(PASS);
     }
     track::track(skb, s, Hook::FromDevice, config)
@@ -267,14 +273,14 @@ fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
     tunnel_sender(skb, s)?;
     let sender = s.answer;
-    tunnel::inner(skb, s, sender)?;
+    step::inner(skb, s, sender)?;
     let mut for_node = addressed_to_node(skb, s, config);
     if for_node && s.packet.flags & ICMP_ERROR == 0 {
-        nat::inbound(skb, s, config)?;
+        step::unmasquerade(skb, s)?;
         for_node = s.packet.flags & UNMASQUERADED == 0;
     }
-    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice, config)? {
-        return forward::send(skb, s);
+    if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice)? {
+        return step::send(skb, s);
     }
     if for_node && !host::is_judged(skb, s, config) {
         return s.act(PASS);

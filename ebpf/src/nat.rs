@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_loop, bpf_skb_store_bytes,
 };
-use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, NodeConfig, flow_flags, flow_kind};
+use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, flow_flags, flow_kind};
 
 use crate::maps::FLOWS;
 use crate::packet::{
@@ -20,8 +20,9 @@ use crate::track::{canonical, now_s, tuple};
 const TRIES: u32 = 32;
 
 /// Takes an outside port for the connection in `s.packet`, unless it has one.
-#[inline(never)]
-pub fn reserve(s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn reserve(_skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     let echo = s.packet.flags & ECHO != 0;
     if !(matches!(s.packet.protocol, TCP | UDP | SCTP) || echo) {
         return Err(DropReason::NatProtocol);
@@ -119,8 +120,9 @@ fn try_port(s: &mut Scratch, outside: &Addr, port_be: u16, echo: bool) -> bool {
 }
 
 /// If the packet answers a masqueraded connection: gives it back its inside destination, in the frame and in `s`.
-#[inline(never)]
-pub fn inbound(skb: Skb, s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn inbound(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     let port = u16::from_be(s.packet.destination_port);
     // SCTP keeps its port, whatever that is.
     if s.packet.protocol != SCTP && (port < config.nat_port_min || port > config.nat_port_max) {

@@ -46,8 +46,8 @@ pub fn forwarded(s: &Scratch) {
 }
 
 /// Counts and reports a drop.
-#[inline(never)]
-pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> i32 {
+#[inline(always)]
+pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> Result<(), DropReason> {
     let by_policy = matches!(reason, 133 | 172 | 181);
     let egress = if by_policy { s.egress == 1 } else { matches!(hook, Hook::FromPod | Hook::ToDevice) };
     s.egress = u8::from(egress);
@@ -57,7 +57,7 @@ pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> i32 {
         s.policy = 0;
     }
     send(s, event_kind::DROP, verdict::DROPPED, reason as u8);
-    TC_ACT_SHOT as i32
+    s.act(TC_ACT_SHOT as i32)
 }
 
 /// Counts a drop that nobody needs to hear of.

@@ -10,15 +10,15 @@ use weft_abi::{
 
 use crate::icmp::judged_type;
 use crate::maps::{PEERS, POLICY_CLASSES, POLICY_ENTRIES, POLICY_INFO, PREFIXES};
-use crate::packet::{ICMP, ICMPV6, SCTP, Scratch, TCP, UDP, UNKNOWN_PORTS};
+use crate::packet::{ICMP, ICMPV6, SCTP, Scratch, Skb, TCP, UDP, UNKNOWN_PORTS};
 
 /// Answers what `s.asked` says. The rule that decided is left in `s.rule`.
 ///
 /// A fragment whose first one was not seen has no ports. It passes if what is said of all ports at once allows it, or
 /// says nothing while there are rules for the peer: the receiver can do nothing with it before it has the first one, and
 /// that one is judged in full.
-#[inline(never)]
-pub fn judge(s: &mut Scratch) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn judge(_skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let policy = s.asked.policy;
     s.policy = policy;
     s.rule = 0;

@@ -34,7 +34,7 @@ pub fn too_big(s: &mut Scratch, mtu: u32) -> Result<(), DropReason> {
 
 /// Sends what `s.refusal` says about the packet that was just dropped: type, code << 8, what stands in the last two bytes
 /// of the header << 16.
-#[inline(never)]
+#[inline(always)]
 pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     service::undo(skb, s)?;
     let message = s.refusal;

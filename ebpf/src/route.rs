@@ -11,8 +11,9 @@ use crate::maps::{IPCACHE, ROUTES};
 use crate::packet::{Scratch, Skb, TUNNELLED, UNMASQUERADED};
 
 /// Leaves the way to the packet's destination in `s.path` (and the outer next hop in `s.next_hop`).
-#[inline(never)]
-pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig, forward: bool) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     s.path = STACK;
     s.next_hop = Addr::NONE;
     if matches!(hook, Hook::ToPod | Hook::ToDevice) {

@@ -20,7 +20,7 @@ use crate::packet::{
     ETH, SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNKNOWN_PORTS, UNMASQUERADED, clear, translated,
 };
 use crate::track::{canonical, closing, config, exchange, now_s, tuple};
-use crate::{Hook, balance, host, nat, refuse};
+use crate::{Hook, balance, host, nat, refuse, step};
 
 /// Answers of [`translate`]: the packet is as it was.
 pub const NOTHING: u32 = 0;
@@ -33,7 +33,7 @@ pub const TRANSLATED: u32 = 2;
 const TRIES: u32 = 4;
 
 /// Translates the packet if it is for a service. `existing` is the entry under its own tuple, if there is one.
-#[inline(never)]
+#[inline(always)]
 pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -> Result<(), DropReason> {
     s.answer = NOTHING;
     if !matches!(s.packet.protocol, TCP | UDP | SCTP) || s.packet.flags & UNMASQUERADED != 0 {
@@ -57,7 +57,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
                 s.service.backend.addr = old.nat_addr;
                 s.service.backend.port_be = old.nat_port_be;
                 s.service.backend.id = old.destination_identity;
-                return apply(skb, s);
+                return step::apply(skb, s);
             }
             vacate(s, old);
             s.answer = VACATED;
@@ -98,11 +98,11 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
         // SAFETY: as above.
         vacate(s, unsafe { &mut *existing });
     }
-    apply(skb, s)
+    step::apply(skb, s)
 }
 
 /// Translates a packet that came by the device to an address of the node, if it is for a service.
-#[inline(never)]
+#[inline(always)]
 pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     s.answer = NOTHING;
     if s.packet.flags & (UNKNOWN_PORTS | crate::packet::TUNNELLED) != 0 {
@@ -115,7 +115,7 @@ pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         // The node's own, under policies.
         existing = core::ptr::null_mut();
     }
-    translate(skb, s, Hook::FromDevice, existing)
+    step::translate(skb, s, Hook::FromDevice, existing)
 }
 
 /// Whether a client's packet came to this entry by a service and the entry is not a service's, or the other way round.
@@ -285,8 +285,8 @@ fn taken(s: &mut Scratch) -> bool {
 }
 
 /// Gives the packet the backend's address.
-#[inline(never)]
-fn apply(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+#[inline(always)]
+pub fn apply(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let (backend, port_be) = (s.service.backend.addr, s.service.backend.port_be);
     let hairpin = is_hairpin(s, &backend);
     s.service.key = s.key;
@@ -303,7 +303,7 @@ fn apply(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 }
 
 /// Gives the answer of a backend the address of the frontend that the client sent to, which is in `s.frontend`.
-#[inline(never)]
+#[inline(always)]
 pub fn back(skb: Skb, s: &mut Scratch, flags: u16) -> Result<(), DropReason> {
     let (pod, frontend, port_be) = (s.packet.source, s.frontend, s.frontend_port);
     s.translated |= translated::REPLY;

@@ -9,7 +9,7 @@ use weft_abi::{
 
 use crate::maps::{CONFIG, FLOWS, GENERATIONS};
 use crate::packet::{Packet, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UNKNOWN_PORTS};
-use crate::{Hook, decide, forward, notify, service};
+use crate::{Hook, forward, notify, service, step};
 
 /// Exchanges `*place` from `old` to `new`; returns what was there.
 ///
@@ -107,12 +107,19 @@ pub fn closing(flags: u16) -> bool {
 /// Finds or makes the packet's connection and sends the packet on its way.
 #[inline(always)]
 pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
-    follow(skb, s, hook, config, |s, entry| forward::go(skb, s, Some(entry), config), |s| forward::send(skb, s))
+    follow::<false>(skb, s, hook, config, |s, entry| forward::go(skb, s, Some(entry), config), |s| step::send(skb, s))
+}
+
+/// The same of a packet that was translated for a service. Apart from it, so that neither is a loop.
+#[inline(always)]
+pub fn behind(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
+    let Some(config) = config() else { return Err(DropReason::NoConfig) };
+    follow::<true>(skb, s, hook, config, |s, entry| forward::go(skb, s, Some(entry), config), |s| step::send(skb, s))
 }
 
 /// Finds or makes the packet's connection; `go` is for the packet of one that is decided already, `send` for the others.
 #[inline(always)]
-pub fn follow(
+pub fn follow<const BEHIND: bool>(
     skb: Skb,
     s: &mut Scratch,
     hook: Hook,
@@ -121,56 +128,52 @@ pub fn follow(
     send: impl FnOnce(&mut Scratch) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
     if s.packet.flags & UNKNOWN_PORTS != 0 {
-        decide::untracked(skb, s, hook, config)?;
+        step::untracked(skb, s, hook)?;
         return send(s);
     }
     // Where packets of clients come in, services are looked for: off the established path, since their entries have no
     // path of their own.
-    let serves = matches!(hook, Hook::FromPod | Hook::FromDevice);
-    let mut again = false;
-    let existing = loop {
-        let low = canonical(&s.packet, flow_kind::FLOW, &mut s.key);
-        s.low = u8::from(low);
-        let mut existing = FLOWS.get_ptr_mut(&s.key);
-        if let Some(pointer) = existing {
-            // SAFETY: a map value stays readable for the length of the program; other CPUs may write fields meanwhile,
-            // each of which is one word that is right before and after.
-            let entry = unsafe { &mut *pointer };
-            let forward = (entry.flags & flow_flags::ORIGIN_LOW != 0) == low;
-            s.reply = u8::from(!forward);
-            let path: &Path = if forward { &entry.forward } else { &entry.reply };
-            let opening =
-                s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN && closing(entry.flags);
-            if path.in_ifindex == s.packet.ifindex
-                && path.action != path_action::NONE
-                && !opening
-                && !(serves && service::is_foreign(s, entry, forward))
-                && fresh(entry)
-                && seen(s, entry, forward)
-            {
-                if config.flags & config_flags::OBSERVE != 0 {
-                    notify::trace(skb, s, entry, hook);
-                }
-                return go(s, entry);
+    let serves = BEHIND || matches!(hook, Hook::FromPod | Hook::FromDevice);
+    let low = canonical(&s.packet, flow_kind::FLOW, &mut s.key);
+    s.low = u8::from(low);
+    let mut existing = FLOWS.get_ptr_mut(&s.key);
+    if let Some(pointer) = existing {
+        // SAFETY: a map value stays readable for the length of the program; other CPUs may write fields meanwhile,
+        // each of which is one word that is right before and after.
+        let entry = unsafe { &mut *pointer };
+        let forward = (entry.flags & flow_flags::ORIGIN_LOW != 0) == low;
+        s.reply = u8::from(!forward);
+        let path: &Path = if forward { &entry.forward } else { &entry.reply };
+        let opening =
+            s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN && closing(entry.flags);
+        if path.in_ifindex == s.packet.ifindex
+            && path.action != path_action::NONE
+            && !opening
+            && !(serves && service::is_foreign(s, entry, forward))
+            && fresh(entry)
+            && seen(s, entry, forward)
+        {
+            if config.flags & config_flags::OBSERVE != 0 {
+                notify::trace(skb, s, entry, hook);
             }
-            // SAFETY: as above.
-            if unsafe { core::ptr::read_volatile(&raw const entry.last_seen_s) } == FlowEntry::DELETING {
-                existing = None;
-            }
+            return go(s, entry);
         }
-        let existing = existing.unwrap_or(core::ptr::null_mut());
-        if !serves || again || s.translated != 0 {
-            break existing;
+        // SAFETY: as above.
+        if unsafe { core::ptr::read_volatile(&raw const entry.last_seen_s) } == FlowEntry::DELETING {
+            existing = None;
         }
-        service::translate(skb, s, hook, existing)?;
+    }
+    let mut existing = existing.unwrap_or(core::ptr::null_mut());
+    if !BEHIND && serves {
+        step::translate(skb, s, hook, existing)?;
         match s.answer {
-            service::NOTHING => break existing,
-            service::VACATED => break core::ptr::null_mut(),
-            _ => again = true,
+            service::NOTHING => {}
+            service::VACATED => existing = core::ptr::null_mut(),
+            _ => return step::behind(skb, s, hook),
         }
-    };
-    decide::decide(skb, s, hook, existing)?;
-    if serves && s.translated != 0 {
+    }
+    step::decide(skb, s, hook, existing)?;
+    if BEHIND {
         service::remember(s)?;
     }
     if config.flags & config_flags::OBSERVE != 0 && s.audited == 0 {

@@ -9,6 +9,7 @@ use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_get_hash_recalc, bpf_skb_a
 use weft_abi::{Addr, DropReason, NodeConfig, TUNNEL_MAC, identity, ipcache_flags};
 
 use crate::maps::IPCACHE;
+use crate::step;
 use crate::packet::{
     ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Scratch, Skb, UDP, load, load_head, parse, skb_gso_size, skb_len,
 };
@@ -135,12 +136,13 @@ fn fold(sum: u64) -> [u8; 2] {
 #[inline(always)]
 pub fn strip(skb: Skb, s: &mut Scratch) -> Result<bool, DropReason> {
     s.answer = 0;
-    take_off(skb, s)?;
+    step::take_off(skb, s)?;
     Ok(s.answer == 1)
 }
 
-#[inline(never)]
-fn take_off(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+/// See [`strip`].
+#[inline(always)]
+pub fn take_off(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     // SAFETY: copied at once.
     let known = unsafe { IPCACHE.get(&s.packet.source) }
         .is_some_and(|info| info.flags & (ipcache_flags::NODE | ipcache_flags::LOCAL) == ipcache_flags::NODE);
@@ -177,13 +179,13 @@ fn take_off(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             return Err(DropReason::WriteError);
         }
     }
-    inner(skb, s, sender)?;
+    step::inner(skb, s, sender)?;
     s.answer = 1;
     Ok(())
 }
 
 /// Parses an unwrapped packet whose sender the tunnel named.
-#[inline(never)]
+#[inline(always)]
 pub fn inner(skb: Skb, s: &mut Scratch, sender: u32) -> Result<(), DropReason> {
     let ethertype = load_head(skb, s)?;
     parse(skb, s, ethertype)?;
