@@ -9,10 +9,10 @@ use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_get_hash_recalc, bpf_skb_a
 use weft_abi::{Addr, DropReason, NodeConfig, TUNNEL_MAC, identity, ipcache_flags};
 
 use crate::maps::IPCACHE;
-use crate::step;
 use crate::packet::{
     ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Scratch, Skb, UDP, load, load_head, parse, skb_gso_size, skb_len,
 };
+use crate::step;
 
 /// `BPF_ADJ_ROOM_MAC`.
 const MODE_MAC: u32 = 1;
