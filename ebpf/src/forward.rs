@@ -86,11 +86,12 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
     }
 }
 
-/// Follows `s.path`, off the established path.
+/// The same off the established path; `entry` may be null.
 #[inline(always)]
-pub fn send(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+pub fn send(skb: Skb, s: &mut Scratch, entry: *mut FlowEntry) -> Result<(), DropReason> {
     let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
-    go(skb, s, None, config)
+    // SAFETY: a value of FLOWS, readable for the length of the program.
+    go(skb, s, unsafe { entry.as_mut() }, config)
 }
 
 /// To the neighbour of that address on that device.

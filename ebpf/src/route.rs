@@ -9,6 +9,7 @@ use crate::Hook;
 use crate::decide::{STACK, endpoint};
 use crate::maps::{IPCACHE, ROUTES};
 use crate::packet::{Scratch, Skb, TUNNELLED, UNMASQUERADED};
+use crate::step;
 
 /// Leaves the way to the packet's destination in `s.path` (and the outer next hop in `s.next_hop`).
 #[inline(always)]
@@ -68,14 +69,17 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(),
     if tunnel && (is_pod || answers_node) {
         let peer = if is_pod { node } else { s.packet.destination };
         let peer = if peer.is_none() { return Err(DropReason::NoTunnelEndpoint) } else { tunnel_peer(peer, config) };
-        lookup(skb, s, &peer, config)?;
+        s.next_hop = peer;
+        step::lookup(skb, s)?;
         s.next_hop = s.path.target;
         s.path.action = path_action::TUNNEL;
         s.path.target = peer;
         return Ok(());
     }
     let destination = s.packet.destination;
-    lookup(skb, s, &destination, config)?;
+    s.next_hop = destination;
+    step::lookup(skb, s)?;
+    s.next_hop = Addr::NONE;
     s.path.action = path_action::DEVICE;
     if through {
         if forward {
@@ -126,9 +130,11 @@ fn tunnel_peer(node: Addr, config: &NodeConfig) -> Addr {
     unsafe { IPCACHE.get(&node) }.map_or(node, |info| info.node)
 }
 
-/// Asks the node's routing table for device and next hop.
-#[inline(never)]
-fn lookup(skb: Skb, s: &mut Scratch, destination: &Addr, config: &NodeConfig) -> Result<(), DropReason> {
+/// Asks the node's routing table for device and next hop on the way to `s.next_hop`; leaves them in `s.path`.
+#[inline(always)]
+pub fn lookup(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
+    let destination = s.next_hop;
     const SKIP_NEIGH: u32 = 16;
     const OUTPUT: u32 = 2;
     const AF_INET: u8 = 2;

@@ -84,10 +84,13 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     }
     let mut free = false;
     for _ in 0..TRIES {
-        balance::choose(s)?;
-        free = !taken(s);
-        if free {
-            break;
+        match step::choose(skb, s) {
+            Ok(()) => {
+                free = true;
+                break;
+            }
+            Err(DropReason::NoNatMapping) => {}
+            Err(reason) => return Err(reason),
         }
     }
     if !free {
@@ -249,6 +252,13 @@ fn sender(s: &Scratch, config: &NodeConfig) -> u32 {
     } else {
         decide::who(&s.packet.source, config).0
     }
+}
+
+/// Chooses a backend that the client does not speak to by the same ports; [`DropReason::NoNatMapping`] if it does.
+#[inline(always)]
+pub fn choose(_skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    balance::choose(s)?;
+    if taken(s) { Err(DropReason::NoNatMapping) } else { Ok(()) }
 }
 
 /// Whether another connection has the ports that the packet would have behind the service: answers could not be told

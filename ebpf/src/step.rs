@@ -28,6 +28,12 @@ fn result(number: u32) -> Result<(), DropReason> {
     Err(unsafe { core::mem::transmute::<u8, DropReason>(number as u8) })
 }
 
+/// Follows `s.path`.
+#[inline(always)]
+pub fn send(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    go(skb, s, core::ptr::null_mut())
+}
+
 macro_rules! steps {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) = $symbol:ident: $body:path;)*) => { $(
         $(#[$doc])*
@@ -71,7 +77,11 @@ steps! {
     /// See [`nat::inbound`].
     unmasquerade() = weft_step_unmasquerade: nat::inbound;
     /// See [`forward::send`].
-    send() = weft_step_send: forward::send;
+    go(entry: *mut FlowEntry) = weft_step_go: forward::send;
+    /// See [`routes::lookup`].
+    lookup() = weft_step_lookup: routes::lookup;
+    /// See [`service::choose`].
+    choose() = weft_step_choose: service::choose;
     /// See [`icmp::follow`].
     related(hook: Hook) = weft_step_related: icmp::follow;
     /// See [`service::translate`].

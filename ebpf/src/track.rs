@@ -114,7 +114,7 @@ pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Resu
 #[inline(always)]
 pub fn behind(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
     let Some(config) = config() else { return Err(DropReason::NoConfig) };
-    follow::<true>(skb, s, hook, config, |s, entry| forward::go(skb, s, Some(entry), config), |s| step::send(skb, s))
+    follow::<true>(skb, s, hook, config, |s, entry| step::go(skb, s, entry), |s| step::send(skb, s))
 }
 
 /// Finds or makes the packet's connection; `go` is for the packet of one that is decided already, `send` for the others.
