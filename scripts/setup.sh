@@ -55,6 +55,7 @@ if have apt-get; then
     have containerd || want containerd
     have runc || want runc
     want containernetworking-plugins
+    have iptables-restore || want iptables
   fi
 fi
 

@@ -11,6 +11,7 @@ use weft_abi::{FlowEntry, FlowKey, NodeConfig, flow_flags, flow_kind};
 
 use crate::maps::FLOWS;
 use crate::packet::{SCTP, TCP};
+use crate::service;
 use crate::track::{closing, config, exchange, now_s};
 
 #[repr(C)]
@@ -48,7 +49,7 @@ unsafe extern "C" fn visit(map: *mut c_void, key: *mut c_void, value: *mut c_voi
         pass.left += 1;
         return 0;
     }
-    let timeout = if flow.kind == flow_kind::NAT {
+    let timeout = if flow.kind == flow_kind::NAT || entry.flags & flow_flags::SERVICE != 0 {
         // Lives as long as its connection; a new one gets a moment to be found.
         if connection_lives(flow, entry) { u32::MAX } else { 2 }
     } else if flow.protocol == TCP || flow.protocol == SCTP && entry.flags & flow_flags::SEEN_REPLY != 0 {
@@ -74,10 +75,13 @@ unsafe extern "C" fn visit(map: *mut c_void, key: *mut c_void, value: *mut c_voi
     0
 }
 
-/// Whether the connection whose outside tuple this is still has an entry. One end of the key is the outside address;
-/// with the inside one in its place it is the connection's key, up to order.
+/// Whether the connection whose outside tuple this is still has an entry. One end of the key is the outside address, or the
+/// frontend's; with the inside one, or the backend's, in its place it is the connection's key, up to order.
 #[inline(always)]
 fn connection_lives(flow: &FlowKey, entry: &FlowEntry) -> bool {
+    if entry.flags & flow_flags::SERVICE != 0 {
+        return find(flow, entry, entry.flags & flow_flags::ORIGIN_LOW == 0);
+    }
     find(flow, entry, true) || find(flow, entry, false)
 }
 
@@ -86,9 +90,10 @@ fn find(flow: &FlowKey, entry: &FlowEntry, outside_is_low: bool) -> bool {
     let icmp = matches!(flow.protocol, 1 | 58);
     let (peer, peer_port) = if outside_is_low { (flow.high, flow.high_port_be) } else { (flow.low, flow.low_port_be) };
     let peer_port = if icmp { entry.nat_port_be } else { peer_port };
+    let hairpin = entry.flags & flow_flags::HAIRPIN != 0;
     let mut key = FlowKey {
         low: entry.nat_addr,
-        high: peer,
+        high: if hairpin { service::hairpin_source(peer.is_v4()) } else { peer },
         low_port_be: entry.nat_port_be,
         high_port_be: peer_port,
         protocol: flow.protocol,

@@ -10,12 +10,13 @@ use weft_abi::{
 use crate::maps::{ENDPOINTS, FLOWS, IPCACHE, ROUTES};
 use crate::packet::{End, Scratch, Skb, TUNNELLED, UNMASQUERADED, clear};
 use crate::track::{next_flags, now_s};
-use crate::{Hook, host, nat, notify, policy, route};
+use crate::{Hook, host, nat, notify, policy, route, service};
 
 /// Decides the connection that the packet belongs to and leaves the way of this packet in `s.path`.
 #[inline(never)]
-pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry, low: u8) -> Result<(), DropReason> {
+pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -> Result<(), DropReason> {
     let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
+    let low = s.low;
     let mut forward = true;
     let mut reopened = false;
     let now = now_s();
@@ -42,13 +43,20 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry, l
             s.entry.source_identity = old.source_identity;
             s.entry.destination_identity = old.destination_identity;
             forward = (old.flags & flow_flags::ORIGIN_LOW != 0) == (low == 1);
-            // The masquerade of a connection outlives every change of policy.
+            // The masquerade of a connection outlives every change of policy, and so does its service.
             s.entry.nat_addr = old.nat_addr;
             s.entry.nat_port_be = old.nat_port_be;
+            s.entry.frontend = old.frontend;
+            s.entry.frontend_port_be = old.frontend_port_be;
         }
     }
     s.reply = u8::from(!forward);
-    let verdict = judge(skb, s, hook, config, forward).and_then(|()| route::route(skb, s, hook, config, forward));
+    service::mark(s, hook, forward)?;
+    let verdict = if s.entry.flags & flow_flags::HAIRPIN != 0 {
+        service::hairpin(s, hook, forward)
+    } else {
+        judge(skb, s, hook, config, forward).and_then(|()| route::route(skb, s, hook, config, forward))
+    };
     if let Err(reason) = verdict {
         if !existing.is_null() {
             // SAFETY: as above. Nothing passes any more without being judged; the entry ages out.
@@ -98,7 +106,8 @@ fn insert(s: &mut Scratch, forward: bool) -> Result<(), DropReason> {
         Ok(()) => Ok(()),
         // Another CPU was faster, or the collector is about to remove an expired one: this packet was judged and
         // passes; the next one finds the entry or makes it.
-        Err(error) if error as i32 == EEXIST => Ok(()),
+        // But without its entry answers of a backend would not be a service's.
+        Err(error) if error as i32 == EEXIST && s.translated == 0 => Ok(()),
         // The node must stay within reach when its pods have filled the table; answers are then judged as well.
         Err(_) if is_node_alone(&s.entry) => Ok(()),
         Err(_) => Err(DropReason::CtInsertFailed),
@@ -123,6 +132,8 @@ fn refresh(s: &Scratch, old: &mut FlowEntry, forward: bool, reopened: bool) -> R
     old.ingress_rule = s.entry.ingress_rule;
     old.nat_addr = s.entry.nat_addr;
     old.nat_port_be = s.entry.nat_port_be;
+    old.frontend = s.entry.frontend;
+    old.frontend_port_be = s.entry.frontend_port_be;
     old.flags = s.entry.flags;
     if stale {
         // The other direction finds its way anew.

@@ -2,42 +2,65 @@
 
 use aya_ebpf::bindings::{TC_ACT_OK, bpf_redir_neigh};
 use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
-use weft_abi::{Addr, DropReason, FlowEntry, NodeConfig, path_action};
+use weft_abi::{Addr, DropReason, FlowEntry, NodeConfig, flow_flags, path_action};
 
 use crate::packet::{ETH, Scratch, Skb, skb_gso_size};
-use crate::{nat, notify, tunnel};
+use crate::{nat, notify, service, tunnel};
 
 /// Follows the path of the entry, or `s.path` where there is none.
 #[inline(always)]
 pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &NodeConfig) -> Result<(), DropReason> {
-    let (path, outside, outside_port) = match entry {
+    let (path, outside, outside_port, flags) = match entry {
         Some(entry) => {
             let path = if s.reply == 0 { entry.forward } else { entry.reply };
             if path.action == path_action::TUNNEL {
                 s.source_identity = if s.reply == 0 { entry.source_identity } else { entry.destination_identity };
             }
-            (path, entry.nat_addr, entry.nat_port_be)
+            if entry.flags & flow_flags::TRANSLATED != 0 && s.reply != 0 {
+                s.frontend = entry.frontend;
+                s.frontend_port = entry.frontend_port_be;
+            }
+            (path, entry.nat_addr, entry.nat_port_be, entry.flags)
         }
-        None => (s.path, s.entry.nat_addr, s.entry.nat_port_be),
+        None => {
+            if s.entry.flags & flow_flags::TRANSLATED != 0 && s.reply != 0 {
+                s.frontend = s.entry.frontend;
+                s.frontend_port = s.entry.frontend_port_be;
+            }
+            (s.path, s.entry.nat_addr, s.entry.nat_port_be, s.entry.flags)
+        }
     };
+    // To the client the answer comes from where it sent to. The stack's errors are about the packet as it was.
+    let answers = flags & flow_flags::TRANSLATED != 0 && s.reply != 0;
     notify::forwarded(s);
     match path.action {
         path_action::POD => {
             if s.packet.ttl <= 1 {
                 return s.act(TC_ACT_OK as i32);
             }
+            if answers {
+                service::back(skb, s, flags)?;
+            }
             set_macs(s, &path.target);
             hop(skb, s)?;
             // SAFETY: no pointers.
             s.act(unsafe { bpf_redirect_peer(path.ifindex, 0) } as i32)
         }
-        path_action::STACK => s.act(TC_ACT_OK as i32),
+        path_action::STACK => {
+            if answers {
+                service::back(skb, s, flags)?;
+            }
+            s.act(TC_ACT_OK as i32)
+        }
         path_action::DEVICE | path_action::TUNNEL | path_action::MASQUERADE => {
             // The stack knows how to say so to the sender. Only what is masqueraded it must not forward: the pod's own
             // address would go out.
             let masquerade = path.action == path_action::MASQUERADE;
             if s.packet.ttl <= 1 || !masquerade && too_big(skb, s, config) {
                 return s.act(TC_ACT_OK as i32);
+            }
+            if answers {
+                service::back(skb, s, flags)?;
             }
             if path.action == path_action::MASQUERADE {
                 nat::outbound(skb, s, &outside, outside_port)?;

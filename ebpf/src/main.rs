@@ -14,6 +14,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the macro of a program leaves its documentation behind")]
 
+mod balance;
 mod collect;
 mod decide;
 mod forward;
@@ -25,7 +26,10 @@ mod neighbour;
 mod notify;
 mod packet;
 mod policy;
+mod refuse;
 mod route;
+mod sctp;
+mod service;
 mod sock;
 mod track;
 mod tunnel;
@@ -67,6 +71,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.audited = 0;
     s.known = 0;
     s.host = 0;
+    s.translated = 0;
     s.source_identity = 0;
     s.destination_identity = 0;
     s.source_endpoint = 0;

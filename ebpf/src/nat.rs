@@ -13,6 +13,7 @@ use crate::maps::FLOWS;
 use crate::packet::{
     ECHO, ETH, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load,
 };
+use crate::sctp;
 use crate::track::{canonical, now_s, tuple};
 
 /// Which tries a port gets before the connection is refused.
@@ -150,7 +151,8 @@ pub fn outbound(skb: Skb, s: &mut Scratch, outside: &Addr, port_be: u16) -> Resu
     let address = if s.packet.version == 4 { ETH + 12 } else { ETH + 8 };
     let old = s.packet.source;
     rewrite(skb, s, address, &old, outside)?;
-    ports(skb, s, if s.packet.flags & ECHO != 0 { 4 } else { 0 }, s.packet.source_port, port_be)
+    let (at, old_port) = (if s.packet.flags & ECHO != 0 { 4 } else { 0 }, s.packet.source_port);
+    ports(skb, s, at, old_port, port_be)
 }
 
 /// Offset of the checksum in the transport header, and the helper's flags.
@@ -213,11 +215,20 @@ pub fn rewrite(skb: Skb, s: &mut Scratch, offset: u32, old: &Addr, new: &Addr) -
 
 /// Replaces a port (or the id of an echo) at `offset` of the transport header.
 #[inline(always)]
-fn ports(skb: Skb, s: &Scratch, offset: u32, old: u16, new: u16) -> Result<(), DropReason> {
+pub fn ports(skb: Skb, s: &mut Scratch, offset: u32, old: u16, new: u16) -> Result<(), DropReason> {
     if s.packet.flags & LATER_FRAGMENT != 0 || old == new {
         return Ok(());
     }
     let l4 = u32::from(s.packet.l4);
+    if s.packet.protocol == SCTP {
+        sctp::mend(skb, s, offset, old, new)?;
+        // SAFETY: a copy of two bytes.
+        return if unsafe { bpf_skb_store_bytes(skb, l4 + offset, (&raw const new).cast(), 2, 0) } == 0 {
+            Ok(())
+        } else {
+            Err(DropReason::WriteError)
+        };
+    }
     let Some((at, flags)) = checksum(s.packet.protocol) else { return Err(DropReason::NatProtocol) };
     // SAFETY: plain numbers, and a copy of two bytes.
     unsafe {

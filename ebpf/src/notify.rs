@@ -2,11 +2,11 @@
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use weft_abi::{DropReason, Event, FlowEntry, MetricKey, event_kind, verdict};
+use weft_abi::{DropReason, Event, FlowEntry, MetricKey, event_kind, flow_flags, verdict};
 
 use crate::Hook;
 use crate::maps::{CONFIG, EVENT_LIMIT, EVENTS, METRICS};
-use crate::packet::{ICMP, ICMPV6, Scratch, Skb, TCP, TCP_FIN, TCP_RST, skb_len};
+use crate::packet::{ICMP, ICMPV6, Scratch, Skb, TCP, TCP_FIN, TCP_RST, skb_len, translated};
 use crate::track::now_s;
 
 /// Events that this CPU may still send.
@@ -99,6 +99,11 @@ pub fn trace(_skb: Skb, s: &mut Scratch, entry: &mut FlowEntry, hook: Hook) {
     s.source_endpoint = if forward { a_endpoint } else { b_endpoint };
     s.destination_endpoint = if forward { b_endpoint } else { a_endpoint };
     s.egress = u8::from(matches!(hook, Hook::FromPod | Hook::ToDevice));
+    if entry.flags & flow_flags::TRANSLATED != 0 {
+        s.frontend = entry.frontend;
+        s.frontend_port = entry.frontend_port_be;
+        s.translated |= if forward { 0 } else { translated::REPLY };
+    }
     s.policy = 0;
     s.rule = if entry.ingress_rule != 0 { entry.ingress_rule } else { entry.egress_rule };
     send(s, event_kind::TRACE, verdict::FORWARDED, 0);
@@ -128,10 +133,12 @@ fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
     bucket.tokens -= 1;
     let icmp = matches!(s.packet.protocol, ICMP | ICMPV6);
     let parsed = s.packet.version != 0;
+    let translated = s.translated != 0;
     slot.write(Event {
         time_ns: now,
         source: s.packet.source,
         destination: s.packet.destination,
+        frontend: if translated { s.frontend } else { weft_abi::Addr::NONE },
         source_identity: s.source_identity,
         destination_identity: s.destination_identity,
         rule: s.rule,
@@ -151,6 +158,7 @@ fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
         egress: s.egress,
         reply: s.reply,
         ip_version: s.packet.version,
+        frontend_port_be: if translated { s.frontend_port } else { 0 },
         pad: 0,
     });
     bucket.suppressed = 0;

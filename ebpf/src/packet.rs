@@ -9,8 +9,8 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use weft_abi::{
-    Addr, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, NodeConfig, Path, config_flags,
-    endpoint_flags,
+    Addr, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, FrontendInfo,
+    FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
 };
 
 use crate::maps::FRAGMENTS;
@@ -147,7 +147,16 @@ pub struct Scratch {
     pub known: u8,
     /// 1: one end is the node itself, which is subject to policies.
     pub host: u8,
-    pub pad: [u8; 3],
+    /// [`translated`].
+    pub translated: u8,
+    /// 1: the source is the low end of `key`. Here, since the verifier would walk all that follows for either.
+    pub low: u8,
+    pub pad: u8,
+    /// Where the originator sends to, if `translated` is not 0.
+    pub frontend: Addr,
+    pub frontend_port: u16,
+    pub service: Service,
+    pub append: crate::sctp::Append,
     pub from: End,
     pub to: End,
     pub asked: Asked,
@@ -160,6 +169,39 @@ pub struct Scratch {
     pub answer: u32,
     /// The packet as it is while `packet` stands for another one.
     pub saved: Packet,
+}
+
+/// What was done to a packet of a service's client, or to an answer.
+pub mod translated {
+    /// It is from a client and has the backend's address now.
+    pub const FORWARD: u8 = 1;
+    /// The backend is the client itself.
+    pub const HAIRPIN: u8 = 2;
+    /// It answers a client.
+    pub const REPLY: u8 = 4;
+}
+
+/// The choice of a backend.
+#[repr(C)]
+pub struct Service {
+    /// Between the client and the frontend.
+    pub key: FlowKey,
+    pub frontend: FrontendKey,
+    pub info: FrontendInfo,
+    pub backend: BackendInfo,
+    /// The set that counts for the client, its size, and that of Maglev's table.
+    pub set: u32,
+    pub count: u32,
+    pub table: u32,
+    /// 1: the client is the low end of `key`.
+    pub low: u8,
+    /// 1: the choice is in FLOWS already.
+    pub remembered: u8,
+    /// 1: the client is outside.
+    pub outside: u8,
+    pub pad: u8,
+    /// What an ICMP error quotes.
+    pub quote: [u8; crate::refuse::QUOTE],
 }
 
 /// Zeroes a value where it lies: a temporary would take more stack than there is.

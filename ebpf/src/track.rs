@@ -9,7 +9,7 @@ use weft_abi::{
 
 use crate::maps::{CONFIG, FLOWS, GENERATIONS};
 use crate::packet::{Packet, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UNKNOWN_PORTS};
-use crate::{Hook, decide, forward, notify};
+use crate::{Hook, decide, forward, notify, service};
 
 /// Exchanges `*place` from `old` to `new`; returns what was there.
 ///
@@ -124,34 +124,56 @@ pub fn follow(
         decide::untracked(skb, s, hook, config)?;
         return send(s);
     }
-    let low = canonical(&s.packet, flow_kind::FLOW, &mut s.key);
-    let mut existing = FLOWS.get_ptr_mut(&s.key);
-    if let Some(pointer) = existing {
-        // SAFETY: a map value stays readable for the length of the program; other CPUs may write fields meanwhile,
-        // each of which is one word that is right before and after.
-        let entry = unsafe { &mut *pointer };
-        let forward = (entry.flags & flow_flags::ORIGIN_LOW != 0) == low;
-        s.reply = u8::from(!forward);
-        let path: &Path = if forward { &entry.forward } else { &entry.reply };
-        let opening =
-            s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN && closing(entry.flags);
-        if path.in_ifindex == s.packet.ifindex
-            && path.action != path_action::NONE
-            && !opening
-            && fresh(entry)
-            && seen(s, entry, forward)
-        {
-            if config.flags & config_flags::OBSERVE != 0 {
-                notify::trace(skb, s, entry, hook);
+    // Where packets of clients come in, services are looked for: off the established path, since their entries have no
+    // path of their own.
+    let serves = matches!(hook, Hook::FromPod | Hook::FromDevice);
+    let mut again = false;
+    let existing = loop {
+        let low = canonical(&s.packet, flow_kind::FLOW, &mut s.key);
+        s.low = u8::from(low);
+        let mut existing = FLOWS.get_ptr_mut(&s.key);
+        if let Some(pointer) = existing {
+            // SAFETY: a map value stays readable for the length of the program; other CPUs may write fields meanwhile,
+            // each of which is one word that is right before and after.
+            let entry = unsafe { &mut *pointer };
+            let forward = (entry.flags & flow_flags::ORIGIN_LOW != 0) == low;
+            s.reply = u8::from(!forward);
+            let path: &Path = if forward { &entry.forward } else { &entry.reply };
+            let opening =
+                s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN && closing(entry.flags);
+            if path.in_ifindex == s.packet.ifindex
+                && path.action != path_action::NONE
+                && !opening
+                && !(serves && service::is_foreign(s, entry, forward))
+                && fresh(entry)
+                && seen(s, entry, forward)
+            {
+                if config.flags & config_flags::OBSERVE != 0 {
+                    notify::trace(skb, s, entry, hook);
+                }
+                return go(s, entry);
             }
-            return go(s, entry);
+            // SAFETY: as above.
+            if unsafe { core::ptr::read_volatile(&raw const entry.last_seen_s) } == FlowEntry::DELETING {
+                existing = None;
+            }
         }
-        // SAFETY: as above.
-        if unsafe { core::ptr::read_volatile(&raw const entry.last_seen_s) } == FlowEntry::DELETING {
-            existing = None;
+        let existing = existing.unwrap_or(core::ptr::null_mut());
+        if !serves || again || s.translated != 0 {
+            break existing;
         }
+        service::translate(skb, s, hook, existing)?;
+        match s.answer {
+            service::NOTHING => break existing,
+            service::VACATED => break core::ptr::null_mut(),
+            service::TRANSLATED => again = true,
+            _ => return Ok(()),
+        }
+    };
+    decide::decide(skb, s, hook, existing)?;
+    if serves && s.translated != 0 {
+        service::remember(s)?;
     }
-    decide::decide(skb, s, hook, existing.unwrap_or(core::ptr::null_mut()), u8::from(low))?;
     if config.flags & config_flags::OBSERVE != 0 && s.audited == 0 {
         notify::verdict(skb, s, hook);
     }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -250,16 +250,34 @@ impl Cluster {
         self.weft(&["policy", "wait", "--gone", &path_of(kind, name)]).map(drop)
     }
 
-    /// Runs the toolbox in a network namespace of the cluster: `node-1`, `outside`.
+    /// Runs the toolbox as a process of a node, or outside: `node-1`, `outside`.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn toolbox_in(&self, netns: &str, args: &[&str]) -> Result<String> {
+    pub fn toolbox_in(&self, place: &str, args: &[&str]) -> Result<String> {
+        let mut command = self.toolbox_command(place);
+        let output = run(command.args(args), "")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.stdout.is_empty() || errors.is_empty(), "toolbox {args:?} in {place}: {errors}");
+        Ok(text(&output).trim().to_owned())
+    }
+
+    /// `weft toolbox` as a process of a node, or outside.
+    fn toolbox_command(&self, place: &str) -> Command {
         let weft = self.bin_dir.join("weft");
-        let netns = format!("/run/netns/weft-{}-{netns}", self.name);
         let mut command = Command::new(&weft);
-        command.args(["internal", "enter", "--netns", &netns, "--"]).arg(&weft).arg("toolbox").args(args);
-        Ok(text(&run(&mut command, "")?).trim().to_owned())
+        command.args(["internal", "run", &self.name, place, "--"]).arg(&weft).arg("toolbox");
+        command
+    }
+
+    /// A toolbox that reports while it runs, as a process of a node or outside.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn background_in(&self, place: &str, args: &str) -> Result<Stream> {
+        let mut command = self.toolbox_command(place);
+        command.args(args.split_whitespace());
+        Stream::start(command)
     }
 
     /// Makes a toolbox pod on a node, labelled `app=NAME` and as `labels` say (`a: b, c: d`), and waits for it.
@@ -402,7 +420,7 @@ impl Cluster {
     /// # Errors
     /// It cannot be started.
     pub fn stream(&self, from: &Pod, options: &str, to: IpAddr) -> Result<Stream> {
-        self.in_background(from, "stream run", options, to)
+        self.in_background(from, "stream run", options, SocketAddr::new(to, PORT))
     }
 
     /// Many TCP connections from a pod, in the background.
@@ -410,17 +428,19 @@ impl Cluster {
     /// # Errors
     /// It cannot be started.
     pub fn load(&self, from: &Pod, options: &str, to: IpAddr) -> Result<Stream> {
-        self.in_background(from, "load", options, to)
+        self.in_background(from, "load", options, SocketAddr::new(to, PORT))
     }
 
-    fn in_background(&self, from: &Pod, tool: &str, options: &str, to: IpAddr) -> Result<Stream> {
+    /// Such a tool, to any port.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn in_background(&self, from: &Pod, tool: &str, options: &str, to: SocketAddr) -> Result<Stream> {
         let (namespace, name) = from.full_name();
         let mut command = self.command(Path::new("kubectl"));
         command.args(["exec", "-n", namespace, name, "--", "/weft", "toolbox"]).args(tool.split_whitespace());
-        command.args(options.split_whitespace()).args([to.to_string(), PORT.to_string()]);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("stdout")?);
-        Ok(Stream { child, lines })
+        command.args(options.split_whitespace()).args([to.ip().to_string(), to.port().to_string()]);
+        Stream::start(command)
     }
 
     /// `weft down`, and the proof that nothing is left of the cluster.
@@ -479,6 +499,12 @@ pub struct Stream {
 }
 
 impl Stream {
+    fn start(mut command: Command) -> Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("stdout")?);
+        Ok(Self { child, lines })
+    }
+
     /// Its next report; `final` is true in the last one.
     ///
     /// # Errors

@@ -4,3 +4,4 @@ pub mod cluster;
 pub mod containerd;
 pub mod node;
 pub mod packet;
+pub mod service;

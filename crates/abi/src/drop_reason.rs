@@ -41,6 +41,7 @@ drop_reasons! {
     CtInsertFailed = 155, "connection table is full";
     Ipv6ExtensionHeader = 156, "IPv6 extension header";
     FragmentUnsupported = 157, "fragment not acceptable";
+    NoServiceBackend = 158, "service has no backend";
     NoTunnelEndpoint = 160, "no tunnel endpoint";
     NoConfig = 165, "no configuration";
     UnsupportedL2 = 166, "unsupported link layer";
@@ -50,8 +51,10 @@ drop_reasons! {
     EncapsulationProhibited = 170, "tunnel traffic from a pod";
     InvalidIdentity = 171, "invalid identity";
     UnknownSender = 172, "unknown sender";
+    IsClusterIp = 174, "address inside the cluster, from outside";
     FragmentNotFound = 175, "first fragment not found";
     ForbiddenIcmpv6 = 176, "forbidden ICMPv6 type";
+    SourceRange = 177, "client is in no source range of the service";
     PolicyDenyRule = 181, "denied by a rule";
     TtlExceeded = 196, "TTL or hop limit exceeded";
     EndpointNotReady = 203, "endpoint not ready";

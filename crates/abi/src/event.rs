@@ -12,6 +12,9 @@ pub struct Event {
     pub source: Addr,
     /// Destination of the packet.
     pub destination: Addr,
+    /// The service's address that the originator sends to; [`Addr::NONE`]: the packet was not translated. The packet is
+    /// shown with the backend's.
+    pub frontend: Addr,
     /// Source identity.
     pub source_identity: u32,
     /// Destination identity.
@@ -50,8 +53,10 @@ pub struct Event {
     pub reply: u8,
     /// IP version, 4 or 6; 0 when not parsed.
     pub ip_version: u8,
+    /// Port of `frontend`, network order.
+    pub frontend_port_be: u16,
     /// Zero.
-    pub pad: u32,
+    pub pad: u16,
 }
 
 /// Kinds, numbered as in Hubble's ring.
@@ -74,4 +79,4 @@ pub mod verdict {
     pub const AUDIT: u8 = 4;
 }
 
-const _: () = assert!(size_of::<Event>() == 88);
+const _: () = assert!(size_of::<Event>() == 104);

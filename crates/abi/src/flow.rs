@@ -1,7 +1,9 @@
 //! Connection tracking: one entry per connection, both directions in it.
 //!
 //! The key is canonical: the lesser (address, port) pair first, so packets of both directions find the same entry
-//! and it ages as one. A masqueraded connection has a second entry under its outside tuple ([`flow_kind::NAT`]).
+//! and it ages as one. A masqueraded connection has a second entry under its outside tuple ([`flow_kind::NAT`]), and a
+//! connection to a service one between the client and the frontend ([`flow_flags::SERVICE`]): it says which backend was
+//! chosen and lives as long as the connection between the client and the backend.
 
 use crate::Addr;
 
@@ -99,11 +101,11 @@ pub struct FlowEntry {
     pub destination_endpoint: u16,
     /// [`flow_flags`].
     pub flags: u16,
-    /// Outside port, network order (masqueraded flows).
+    /// Outside port, network order (masqueraded flows); of a [`flow_flags::SERVICE`] entry the backend's port.
     pub nat_port_be: u16,
     /// Identity of the originator.
     pub source_identity: u32,
-    /// Identity of the responder.
+    /// Identity of the responder; of a [`flow_flags::SERVICE`] entry the number of the backend.
     pub destination_identity: u32,
     /// Rule that allowed it out of the originator; 0: not isolated.
     pub egress_rule: u32,
@@ -111,8 +113,8 @@ pub struct FlowEntry {
     pub ingress_rule: u32,
     /// Monotonic second of the last event.
     pub reported_s: u32,
-    /// Masqueraded: the outside address; a [`flow_kind::NAT`] entry: the inside one; tunnelled: the next hop of the
-    /// outer packet.
+    /// Masqueraded: the outside address; a [`flow_kind::NAT`] entry: the inside one; a [`flow_flags::SERVICE`] entry: the
+    /// backend's; tunnelled: the next hop of the outer packet.
     pub nat_addr: Addr,
     /// From the originator to the responder.
     pub forward: Path,
@@ -122,12 +124,16 @@ pub struct FlowEntry {
     pub forward_bytes: u64,
     /// Back.
     pub reply: Path,
+    /// Port of `frontend`, network order.
+    pub frontend_port_be: u16,
     /// Zero.
-    pub pad: u32,
+    pub pad: u16,
     /// Packets of the responder.
     pub reply_packets: u64,
     /// Bytes of IP of the responder.
     pub reply_bytes: u64,
+    /// [`flow_flags::TRANSLATED`]: where the originator sends to, and what its answers come from.
+    pub frontend: Addr,
 }
 
 impl FlowEntry {
@@ -151,6 +157,13 @@ pub mod flow_flags {
     pub const RST: u16 = 32;
     /// Masqueraded.
     pub const MASQUERADED: u16 = 64;
+    /// Between a client and a frontend: no connection, but where its packets go instead. Has no path, so that no packet
+    /// follows it as it is.
+    pub const SERVICE: u16 = 128;
+    /// The originator sends to `frontend` and knows nothing of the responder.
+    pub const TRANSLATED: u16 = 256;
+    /// The originator is the responder itself, and speaks to itself from [`crate::HAIRPIN_V4`] or [`crate::HAIRPIN_V6`].
+    pub const HAIRPIN: u16 = 512;
 }
 
 /// A fragmented datagram: RFC 791 3.2, RFC 8200 4.5.
@@ -210,5 +223,6 @@ pub struct MetricValue {
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Path>() == 28);
-const _: () = assert!(size_of::<FlowEntry>() == 144);
+// The largest value with which the kernel's allocator needs no more than 256 bytes for an entry.
+const _: () = assert!(size_of::<FlowEntry>() == 160);
 const _: () = assert!(size_of::<FragmentKey>() == 40);

@@ -84,6 +84,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tasks.spawn(health.run_node(at, stop.clone()));
     }
     tasks.spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
+    tasks.spawn(cluster::report_services(core.clone(), client.clone(), progress.clone(), stop.clone()));
     tasks.spawn(machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
     tasks.spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
     tasks.spawn(cluster::announce_endpoints(core.clone(), writer, stop.clone()));

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_control::service::Object;
 use weft_k8s::{Client, event, identity, node, pod, slice};
 use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
 
@@ -151,6 +152,36 @@ pub async fn report_policies(
             };
             if let Err(error) = event::warn(&client, &about, reason, text, "weft-agent").await {
                 tracing::debug!(policy = %problem.0, %error, "cannot write an event");
+            }
+        }
+        told = problems;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = progress.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells of Services, pods with hostPorts and local redirect policies what of them is not in force, once for each problem.
+pub async fn report_services(
+    core: Handle,
+    client: Client,
+    mut progress: watch::Receiver<Progress>,
+    stop: CancellationToken,
+) {
+    let mut told = BTreeSet::new();
+    loop {
+        let problems: BTreeSet<_> = core.look(|core| core.service_problems()).into_iter().collect();
+        for (object, reason, text) in problems.difference(&told) {
+            let (kind, api_version) = match object {
+                Object::Service(_) => ("Service", "v1"),
+                Object::Pod(_) => ("Pod", "v1"),
+                Object::Redirect(_) => ("CiliumLocalRedirectPolicy", "cilium.io/v2"),
+            };
+            let ObjectName { namespace, name } = object.name().clone();
+            let about = event::About { kind, api_version, namespace, name, uid: String::new() };
+            if let Err(error) = event::warn(&client, &about, reason.as_str(), text, "weft-agent").await {
+                tracing::debug!(%object, %error, "cannot write an event");
             }
         }
         told = problems;

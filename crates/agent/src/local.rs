@@ -19,7 +19,7 @@ use weft_api::flow::{Direction as FlowDirection, Flow, FlowFilter, PolicyRef, Ve
 use weft_control::policy::Direction;
 use weft_datapath::{Flows, Metrics};
 use weft_model::id::{EndpointId, Identity, RuleId};
-use weft_model::intent::{Change, ObjectName, PolicyKind, PolicyName};
+use weft_model::intent::{Change, ObjectName, PolicyKind, PolicyName, Protocol};
 use weft_observe::{Directory, Observer, Party};
 
 /// Longest wait that is granted.
@@ -270,6 +270,11 @@ impl Directory for Names {
             let pod = core.pod_with(address).map(|pod| Party::Pod { namespace: pod.namespace, name: pod.name });
             pod.or_else(|| core.node_with(address).map(Party::Node))
         })
+    }
+
+    fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<String> {
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == protocol)?;
+        self.core.look(|core| core.service_at(address, port, protocol)).map(|name| name.to_string())
     }
 
     fn labels(&self, identity: Identity) -> Option<Vec<String>> {

@@ -96,6 +96,9 @@ pub struct Peer {
     /// The node, for a node's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// The Service, `namespace/name`, that this end of a connection is a backend (or the address) of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub service: Option<String>,
 }
 
 /// Names a policy, and a rule of it.

@@ -58,6 +58,16 @@ impl Chain {
         self.spaces[0].path()
     }
 
+    /// Name of the client's namespace.
+    pub fn client_name(&self) -> &str {
+        self.spaces[0].name()
+    }
+
+    /// The first router.
+    pub fn router_ns(&self) -> std::path::PathBuf {
+        self.spaces[1].path()
+    }
+
     /// Where the server runs.
     pub fn server_ns(&self) -> std::path::PathBuf {
         self.spaces[self.spaces.len() - 1].path()

@@ -6,12 +6,16 @@
 mod chain;
 mod cluster;
 mod cni;
+mod iptables;
 mod netns;
 mod path;
 mod policy;
 mod program;
 mod report;
 mod scale;
+mod scenario;
+mod service_path;
+mod services;
 mod traffic;
 
 use anyhow::{Context, Result, bail};
@@ -23,13 +27,13 @@ use std::path::PathBuf;
 #[command(name = "weft-bench", version)]
 struct Arguments {
     /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
-    /// cni, policy, memory, policy-scale (needs no cluster; never part of all), or all.
+    /// cni, policy, memory, or all; never part of all: policy-scale and services-scale (which need no cluster), services.
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
     /// Rounds; every scenario gets one slice a round.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Of `path`: only the scenarios whose names begin with one of these, and their bases.
+    /// Of `path` and `services`: only the scenarios whose names begin with one of these, and their bases.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Length of a slice in milliseconds.
@@ -49,7 +53,8 @@ struct Arguments {
     alarm_s: u32,
 }
 
-const BENCHMARKS: [&str; 7] = ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale"];
+const BENCHMARKS: [&str; 9] =
+    ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services", "services-scale"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -68,7 +73,7 @@ fn main() -> Result<()> {
     };
     std::fs::create_dir_all(&arguments.out)?;
     let wanted = |name: &str| arguments.what.iter().any(|what| what == "all" || what == name);
-    let settings = path::Settings {
+    let settings = scenario::Settings {
         rounds: arguments.rounds,
         slice: std::time::Duration::from_millis(arguments.slice_ms),
         cni_plugins: arguments.cni_plugins.clone(),
@@ -80,6 +85,12 @@ fn main() -> Result<()> {
     }
     if arguments.what == ["policy-scale"] {
         return scale::run()?.write(&arguments.out.join("policy-scale.json"));
+    }
+    if arguments.what == ["services"] {
+        return service_path::run(&bin_dir, &settings)?.write(&arguments.out.join("services.json"));
+    }
+    if arguments.what == ["services-scale"] {
+        return services::run()?.write(&arguments.out.join("services-scale.json"));
     }
     let native = cluster::Cluster::up(&bin_dir, "native", 2)?;
     if wanted("cni") {

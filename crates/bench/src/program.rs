@@ -1,9 +1,10 @@
 //! What the programs cost, by the kernel's own run-time statistics.
 
 use crate::cluster::Cluster;
-use crate::path::{Settings, policy};
+use crate::path::policy;
 use crate::report::{Figure, Report, median};
-use crate::traffic::{Metric, slice};
+use crate::scenario::Settings;
+use crate::traffic::{Metric, Way, slice};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
@@ -21,7 +22,7 @@ pub fn run(cluster: &Cluster, settings: &Settings) -> Result<Report> {
         for (scenario, peer) in [("same-node", server), ("native", remote)] {
             for (family, name) in ["ipv4", "ipv6"].into_iter().enumerate() {
                 let before = totals()?;
-                slice(&client.ns, &peer.ns, peer.addresses[family], Metric::UdpRr, settings.slice)?;
+                slice(&Way::direct(&client.ns, &peer.ns, peer.addresses[family]), Metric::UdpRr, settings.slice)?;
                 let after = totals()?;
                 let mut busy: BTreeMap<String, (f64, u64)> = BTreeMap::new();
                 for (id, (program, time, runs)) in after {

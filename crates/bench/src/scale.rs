@@ -146,7 +146,7 @@ fn endpoint(n: u16) -> Change {
 }
 
 /// Resident memory of this process in MiB.
-fn resident() -> u64 {
+pub fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
@@ -220,11 +220,16 @@ fn timed(engine: &mut Engine, dataplane: &mut Datapath, changes: Vec<Change>) ->
     Ok((compiled.as_secs_f64() * 1e3, start.elapsed().as_secs_f64() * 1e3))
 }
 
-/// Measures it.
-pub fn run() -> Result<Report> {
+/// Into namespaces of its own: what is mounted goes with the process.
+pub fn alone() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).context("namespaces of its own")?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-        .context("private mounts")?;
+        .context("private mounts")
+}
+
+/// Measures it.
+pub fn run() -> Result<Report> {
+    alone()?;
     let dir = tempfile::tempdir()?;
     let mut report = Report::default();
     for shape in [Shape::Apps, Shape::Crossing, Shape::Everybody] {

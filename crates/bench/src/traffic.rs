@@ -5,7 +5,7 @@ use crate::netns;
 use anyhow::{Context, Result, bail};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(ns: &Path, address: IpAddr, metric: Metric) -> Result<Self> {
+    fn start(ns: &Path, bind: SocketAddr, metric: Metric) -> Result<Self> {
         let (stop, port, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU16::new(0)), Arc::default());
         let thread = {
             let (ns, stop, port, received) =
@@ -66,7 +66,6 @@ impl Server {
             std::thread::spawn(move || {
                 netns::enter(&ns)?;
                 netns::pin(1)?;
-                let bind = SocketAddr::new(address, 0);
                 if metric.is_udp() {
                     let socket = UdpSocket::bind(bind).with_context(|| format!("bind {bind}"))?;
                     socket.set_nonblocking(true)?;
@@ -160,18 +159,34 @@ fn serve_tcp(listener: &TcpListener, metric: Metric, stop: &AtomicBool, received
     Ok(())
 }
 
+/// A way for one slice.
+pub struct Way<'a> {
+    /// The client's namespace.
+    pub client: &'a Path,
+    /// The server's namespace.
+    pub server: &'a Path,
+    /// Where the server listens; port 0: any.
+    pub bind: SocketAddr,
+    /// Where the client sends to, if not there.
+    pub through: Option<SocketAddr>,
+    /// The control group that this process is in during the slice.
+    pub cgroup: Option<&'a Path>,
+}
+
+impl<'a> Way<'a> {
+    /// Straight to the server.
+    pub fn direct(client: &'a Path, server: &'a Path, address: IpAddr) -> Self {
+        Self { client, server, bind: SocketAddr::new(address, 0), through: None, cgroup: None }
+    }
+}
+
 /// Runs one slice; the figures are those of [`Metric::figures`], in that order.
-pub fn slice(
-    client_ns: &Path,
-    server_ns: &Path,
-    address: IpAddr,
-    metric: Metric,
-    length: Duration,
-) -> Result<Vec<f64>> {
-    let mut server = Server::start(server_ns, address, metric)?;
-    let target = SocketAddr::new(address, server.port.load(Ordering::Acquire));
+pub fn slice(way: &Way<'_>, metric: Metric, length: Duration) -> Result<Vec<f64>> {
+    let mut server = Server::start(way.server, way.bind, metric)?;
+    let target = way.through.unwrap_or(SocketAddr::new(way.bind.ip(), server.port.load(Ordering::Acquire)));
     let received = Arc::clone(&server.received);
-    let figures = netns::inside(client_ns, || {
+    let membership = way.cgroup.map(Membership::begin).transpose()?;
+    let figures = netns::inside(way.client, || {
         netns::pin(0)?;
         match metric {
             Metric::TcpRr => tcp_rr(target, length),
@@ -180,9 +195,44 @@ pub fn slice(
             Metric::TcpStream => tcp_stream(target, length, &received),
             Metric::UdpPps => udp_pps(target, length, &received),
         }
-    })?;
+    });
+    drop(membership);
+    let figures = figures?;
     server.end()?;
     Ok(figures)
+}
+
+/// This process in a control group, until dropped.
+struct Membership {
+    former: PathBuf,
+}
+
+impl Membership {
+    fn begin(group: &Path) -> Result<Self> {
+        let own = std::fs::read_to_string("/proc/self/cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup of version 2")?;
+        let former = cgroup_root()?.join(own);
+        std::fs::write(group.join("cgroup.procs"), "0").with_context(|| format!("enter {}", group.display()))?;
+        Ok(Self { former })
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::write(self.former.join("cgroup.procs"), "0") {
+            eprintln!("still in another control group than {}: {error}", self.former.display());
+        }
+    }
+}
+
+/// Where control groups of version 2 are mounted.
+pub fn cgroup_root() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let place = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?, fields.next()?)).filter(|(_, kind)| *kind == "cgroup2")
+    });
+    Ok(place.context("cgroup version 2 is not mounted")?.0.into())
 }
 
 fn percentiles(mut nanoseconds: Vec<u64>, wanted: &[f64]) -> Result<Vec<f64>> {

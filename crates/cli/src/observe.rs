@@ -203,7 +203,7 @@ fn line(flow: &Flow) -> String {
     line
 }
 
-/// `ns/pod [address]:port (labels)`
+/// `ns/pod [address]:port of service ns/name (labels)`
 fn end(peer: &Peer, port: Option<u16>) -> String {
     let name = match (&peer.namespace, &peer.pod, &peer.node) {
         (Some(namespace), Some(pod), _) => format!("{namespace}/{pod} "),
@@ -211,9 +211,10 @@ fn end(peer: &Peer, port: Option<u16>) -> String {
         _ => String::new(),
     };
     let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let service = peer.service.as_ref().map(|service| format!(" of service {service}")).unwrap_or_default();
     let labels: Vec<&str> = peer.labels.iter().filter_map(|label| shown_label(label)).collect();
     let labels = if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(",")) };
-    format!("{name}[{}]{port}{labels}", peer.ip)
+    format!("{name}[{}]{port}{service}{labels}", peer.ip)
 }
 
 /// The labels that users gave; those that say again which namespace and cluster are left out.

@@ -102,13 +102,8 @@ impl Kernel {
                 return;
             };
             assert!(!patch.is_empty());
-            let before = self.tables.clone();
-            let (gone, outcome) = (patch.del_backends.clone(), self.patch(patch));
-            let said = engine.done(outcome.clone());
-            if outcome == Outcome::Written {
-                let known = gone.iter().filter_map(|id| Some((*id, *before.backends.get(id)?)));
-                assert_eq!(said, known.collect::<Vec<_>>());
-            }
+            let outcome = self.patch(patch);
+            engine.done(outcome);
         }
         panic!("the engine plans for ever");
     }

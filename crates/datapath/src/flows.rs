@@ -58,6 +58,8 @@ pub struct Connection {
     pub revision: u32,
     /// Address and port towards the outside, if masqueraded.
     pub masquerade: Option<(IpAddr, u16)>,
+    /// The service's address and port that the originator sends to, if that is not the responder's.
+    pub frontend: Option<(IpAddr, u16)>,
 }
 
 impl Flows {
@@ -75,7 +77,8 @@ impl Flows {
             return Ok(connections);
         }
         self.map.for_each(|key, entry| {
-            if key.kind == flow_kind::FLOW && entry.last_seen_s != FlowEntry::DELETING {
+            let service = entry.flags & flow_flags::SERVICE != 0;
+            if key.kind == flow_kind::FLOW && !service && entry.last_seen_s != FlowEntry::DELETING {
                 connections.push(connection(key, entry));
             }
             connections.len() < max
@@ -91,7 +94,9 @@ impl Flows {
         let addresses: HashSet<Addr> = addresses.iter().copied().map(Addr::from).collect();
         let mut stale = Vec::new();
         self.map.for_each(|key, entry| {
-            let inside = key.kind == flow_kind::NAT && addresses.contains(&entry.nat_addr);
+            // The inside of a masqueraded connection, the backend behind a frontend.
+            let other_end = key.kind == flow_kind::NAT || entry.flags & flow_flags::SERVICE != 0;
+            let inside = other_end && addresses.contains(&entry.nat_addr);
             // What the collector has claimed is its to remove.
             let claimed = entry.last_seen_s == FlowEntry::DELETING;
             if !claimed && (inside || addresses.contains(&key.low) || addresses.contains(&key.high)) {
@@ -177,5 +182,7 @@ fn connection(key: &FlowKey, entry: &FlowEntry) -> Connection {
         revision: entry.revision,
         masquerade: (entry.flags & flow_flags::MASQUERADED != 0)
             .then(|| (entry.nat_addr.into(), u16::from_be(entry.nat_port_be))),
+        frontend: (entry.flags & flow_flags::TRANSLATED != 0)
+            .then(|| (entry.frontend.into(), u16::from_be(entry.frontend_port_be))),
     }
 }

@@ -7,6 +7,7 @@ mod dns;
 mod load;
 mod packet;
 mod ping;
+mod probe;
 mod sctp;
 mod serve;
 mod stream;
@@ -97,6 +98,8 @@ enum Command {
     /// Reach something once: ok (exit 0), refused (2), timeout (3), unreachable (4), error (1)
     #[command(alias = "client")]
     Connect(ConnectArguments),
+    /// Reach many things at once, each told in a line of JSON
+    Probe(ProbeArguments),
     /// Ask a name server
     Dns(DnsArguments),
     /// A long stream of numbered packets, reported as JSON lines
@@ -170,6 +173,16 @@ struct ConnectArguments {
     /// Port
     #[arg(default_value_t = PORT)]
     port: u16,
+}
+
+#[derive(Args, Debug)]
+struct ProbeArguments {
+    /// Seconds to wait for each
+    #[arg(long, default_value = "3", value_parser = seconds)]
+    timeout: Duration,
+    /// PROTOCOL://HOST:PORT with tcp, udp, sctp or http; ?from=PORT behind it: the port to send from
+    #[arg(required = true)]
+    targets: Vec<probe::Target>,
 }
 
 #[derive(Args, Debug)]
@@ -293,6 +306,7 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     let result = match command {
         Command::Serve(arguments) | Command::Stream(StreamCommand::Serve(arguments)) => serve::run(&arguments),
         Command::Connect(arguments) => Ok(connect::run(&arguments).report()),
+        Command::Probe(arguments) => Ok(probe::run(&arguments)),
         Command::Dns(arguments) => dns::run(&arguments),
         Command::Stream(StreamCommand::Run(arguments)) => stream::run(&arguments),
         Command::Load(arguments) => load::run(&arguments),

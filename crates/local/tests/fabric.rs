@@ -188,6 +188,7 @@ fn serving(test: &str, forwarding: bool) -> Fabric {
     };
     let fabric = Fabric(options.check().expect("the options are fine"));
     fabric::create(&fabric.0).expect("the fabric can be made");
+    fabric::create(&fabric.0).expect("a second time changes nothing");
     for number in 1..=3 {
         netns::within(&fabric.node(number), || {
             let mut netlink = Netlink::open()?;

@@ -58,6 +58,7 @@ pub fn event_from_bytes(bytes: &[u8]) -> Result<Event, DecodeError> {
         time_ns: fields.u64(),
         source: fields.addr(),
         destination: fields.addr(),
+        frontend: fields.addr(),
         source_identity: fields.u32(),
         destination_identity: fields.u32(),
         rule: fields.u32(),
@@ -77,7 +78,8 @@ pub fn event_from_bytes(bytes: &[u8]) -> Result<Event, DecodeError> {
         egress: fields.u8(),
         reply: fields.u8(),
         ip_version: fields.u8(),
-        pad: fields.u32(),
+        frontend_port_be: fields.u16(),
+        pad: fields.u16(),
     };
     check(&event)?;
     Ok(event)
@@ -149,7 +151,7 @@ mod tests {
     fn bytes_of(event: &Event) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(event.time_ns.to_ne_bytes());
-        for word in event.source.0.iter().chain(&event.destination.0) {
+        for word in event.source.0.iter().chain(&event.destination.0).chain(&event.frontend.0) {
             bytes.extend(word.to_ne_bytes());
         }
         for word in [
@@ -169,6 +171,7 @@ mod tests {
         }
         bytes.extend([event.kind, event.verdict, event.reason, event.protocol]);
         bytes.extend([event.tcp_flags, event.egress, event.reply, event.ip_version]);
+        bytes.extend(event.frontend_port_be.to_ne_bytes());
         bytes.extend(event.pad.to_ne_bytes());
         bytes
     }
@@ -179,6 +182,7 @@ mod tests {
             time_ns: 7,
             source: Addr([1, 2, 3, 4]),
             destination: Addr([5, 6, 7, 8]),
+            frontend: Addr([20, 21, 22, 23]),
             source_identity: 9,
             destination_identity: 10,
             rule: 11,
@@ -198,6 +202,7 @@ mod tests {
             egress: 1,
             reply: 0,
             ip_version: 4,
+            frontend_port_be: 24,
             pad: 0,
         };
         assert_eq!(event_from_bytes(&bytes_of(&event)), Ok(event));
@@ -205,9 +210,9 @@ mod tests {
 
     #[test]
     fn records_that_are_not_ours_are_refused() {
-        assert_eq!(event_from_bytes(&[0; 87]), Err(DecodeError::Length(87)));
-        assert_eq!(event_from_bytes(&[0; 96]), Err(DecodeError::Length(96)));
-        assert_eq!(event_from_bytes(&[0; 88]), Err(DecodeError::Kind(0)));
+        assert_eq!(event_from_bytes(&[0; 103]), Err(DecodeError::Length(103)));
+        assert_eq!(event_from_bytes(&[0; 112]), Err(DecodeError::Length(112)));
+        assert_eq!(event_from_bytes(&[0; 104]), Err(DecodeError::Kind(0)));
         let event = Event { kind: event_kind::DROP, verdict: 3, ..Event::default() };
         assert_eq!(event_from_bytes(&bytes_of(&event)), Err(DecodeError::Verdict(3)));
         let event = Event { kind: event_kind::POLICY_VERDICT, verdict: verdict::AUDIT, reason: 133, ..event };

@@ -26,6 +26,8 @@ pub enum Party {
 pub trait Directory: Send + Sync {
     /// Who has the address now.
     fn party(&self, address: IpAddr) -> Option<Party>;
+    /// The Service, `namespace/name`, that has a frontend or a backend at an address and port.
+    fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<String>;
     /// Labels of an identity, `source:key=value`. Not asked for reserved identities.
     fn labels(&self, identity: Identity) -> Option<Vec<String>>;
     /// The object that has the rule, with [`PolicyRef::rule`] set.
@@ -40,6 +42,9 @@ pub struct Nameless;
 
 impl Directory for Nameless {
     fn party(&self, _: IpAddr) -> Option<Party> {
+        None
+    }
+    fn service(&self, _: IpAddr, _: u16, _: u8) -> Option<String> {
         None
     }
     fn labels(&self, _: Identity) -> Option<Vec<String>> {
@@ -59,6 +64,12 @@ impl Directory for Nameless {
 pub fn flow(event: &Event, verdict: Verdict, offset_ns: i64, node: &str, directory: &dyn Directory) -> Flow {
     let ports = has_ports(event.protocol);
     let direction = if event.egress == 0 { Direction::Ingress } else { Direction::Egress };
+    // A packet that was translated says to what; of one that was translated at its socket the backend tells.
+    let service = |address: Addr, port_be: u16, answers: bool| {
+        let (address, port_be) =
+            if event.frontend.is_none() { (address, port_be) } else { (event.frontend, event.frontend_port_be) };
+        answers.then(|| directory.service(address.into(), u16::from_be(port_be), event.protocol)).flatten()
+    };
     Flow {
         time: clock::rfc3339(event.time_ns, offset_ns),
         node: node.to_owned(),
@@ -66,8 +77,15 @@ pub fn flow(event: &Event, verdict: Verdict, offset_ns: i64, node: &str, directo
         drop_reason: (verdict != Verdict::Forwarded).then(|| drop_reason(event.reason)),
         direction,
         is_reply: event.reply != 0,
-        source: peer(event.source, event.source_identity, directory),
-        destination: peer(event.destination, event.destination_identity, directory),
+        source: Peer {
+            // A Service is the end that answers.
+            service: service(event.source, event.source_port_be, ports && event.reply != 0),
+            ..peer(event.source, event.source_identity, directory)
+        },
+        destination: Peer {
+            service: service(event.destination, event.destination_port_be, ports && event.reply == 0),
+            ..peer(event.destination, event.destination_identity, directory)
+        },
         protocol: protocol_name(event.protocol),
         source_port: ports.then(|| u16::from_be(event.source_port_be)),
         destination_port: ports.then(|| u16::from_be(event.destination_port_be)),
@@ -93,7 +111,7 @@ fn peer(address: Addr, identity: u32, directory: &dyn Directory) -> Peer {
         Some(Party::Node(name)) => node = Some(name),
         None => {}
     }
-    Peer { ip, identity: identity.raw(), labels, namespace, pod, node }
+    Peer { ip, identity: identity.raw(), labels, namespace, pod, node, service: None }
 }
 
 /// The rule that decided. A packet that a policy dropped without a rule met the default deny: the policies that

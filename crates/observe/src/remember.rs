@@ -19,6 +19,7 @@ type Answers<Q, A> = Mutex<HashMap<Q, A>>;
 pub(crate) struct Remembered<'a> {
     directory: &'a dyn Directory,
     parties: Answers<IpAddr, Option<Party>>,
+    services: Answers<(IpAddr, u16, u8), Option<String>>,
     labels: Answers<Identity, Option<Vec<String>>>,
     rules: Answers<RuleId, Option<PolicyRef>>,
     isolating: Answers<(EndpointId, bool), Vec<PolicyRef>>,
@@ -29,6 +30,7 @@ impl<'a> Remembered<'a> {
         Self {
             directory,
             parties: Mutex::default(),
+            services: Mutex::default(),
             labels: Mutex::default(),
             rules: Mutex::default(),
             isolating: Mutex::default(),
@@ -48,6 +50,10 @@ fn once<Q: Hash + Eq, A: Clone>(answers: &Answers<Q, A>, question: Q, ask: impl 
 impl Directory for Remembered<'_> {
     fn party(&self, address: IpAddr) -> Option<Party> {
         once(&self.parties, address, || self.directory.party(address))
+    }
+
+    fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<String> {
+        once(&self.services, (address, port, protocol), || self.directory.service(address, port, protocol))
     }
 
     fn labels(&self, identity: Identity) -> Option<Vec<String>> {

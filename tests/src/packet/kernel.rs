@@ -7,9 +7,10 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use std::net::IpAddr;
 use std::path::Path;
 use weft_abi::{
-    Addr, CidrValue, DropReason, EndpointInfo, Event, FlowEntry, FlowKey, FragmentKey, FragmentValue, IpcacheInfo,
-    LpmKey, MetricKey, MetricValue, NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo,
-    RouteInfo, map_name,
+    Addr, AffinityKey, AffinityValue, BackendInfo, CidrValue, DropReason, EndpointInfo, Event, FlowEntry, FlowKey,
+    FragmentKey, FragmentValue, FrontendInfo, FrontendKey, IpcacheInfo, LpmKey, MaglevKey, MaglevPart, MetricKey,
+    MetricValue, NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, RouteInfo, SlotKey,
+    map_name,
 };
 
 #[path = "../../../xtask/src/stamp.rs"]
@@ -56,7 +57,26 @@ pub struct Kernel {
     pub config: Array<MapData, NodeConfig>,
     pub events: RingBuf<MapData>,
     pub metrics: PerCpuArray<MapData, MetricValue>,
+    pub frontends: HashMap<MapData, FrontendKey, FrontendInfo>,
+    pub slots: HashMap<MapData, SlotKey, BackendInfo>,
+    pub backends: HashMap<MapData, u32, BackendInfo>,
+    pub maglev: HashMap<MapData, MaglevKey, MaglevPart>,
+    pub ranges: LpmTrie<MapData, RangeData, u32>,
+    pub affinity: HashMap<MapData, AffinityKey, AffinityValue>,
 }
+
+/// What follows the prefix length in a key of the source ranges ([`weft_abi::RangeKey`]).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RangeData {
+    /// Network order.
+    pub service_be: u32,
+    /// The address.
+    pub addr: Addr,
+}
+
+// SAFETY: `#[repr(C)]`, only integers, no padding, any bit pattern is valid.
+unsafe impl aya::Pod for RangeData {}
 
 /// The object, if it is there and made from the sources as they are.
 ///
@@ -103,7 +123,8 @@ impl Kernel {
         }
         let mut ebpf = loader.load(&object()?)?;
         for (name, program) in ebpf.programs_mut() {
-            let program: &mut SchedClassifier = program.try_into()?;
+            // Those at sockets cannot be run like this.
+            let Ok(program) = <&mut SchedClassifier>::try_from(program) else { continue };
             program.load().with_context(|| format!("load {name}"))?;
         }
         let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
@@ -115,6 +136,9 @@ impl Kernel {
         let (fragments, generations) = (take(map_name::FRAGMENTS)?, take(map_name::GENERATIONS)?);
         let (config, events) = (take(map_name::CONFIG)?, take(map_name::EVENTS)?);
         let metrics = take(map_name::METRICS)?;
+        let (frontends, slots, backends) =
+            (take(map_name::FRONTENDS)?, take(map_name::SLOTS)?, take(map_name::BACKENDS)?);
+        let (maglev, ranges, affinity) = (take(map_name::MAGLEV)?, take(map_name::RANGES)?, take(map_name::AFFINITY)?);
         Ok(Self {
             ebpf,
             endpoints: endpoints.try_into()?,
@@ -131,6 +155,12 @@ impl Kernel {
             config: config.try_into()?,
             events: events.try_into()?,
             metrics: metrics.try_into()?,
+            frontends: frontends.try_into()?,
+            slots: slots.try_into()?,
+            backends: backends.try_into()?,
+            maglev: maglev.try_into()?,
+            ranges: ranges.try_into()?,
+            affinity: affinity.try_into()?,
         })
     }
 
@@ -172,8 +202,8 @@ impl Kernel {
     pub fn verified(&self) -> Result<Vec<(String, u32)>> {
         self.ebpf
             .programs()
+            .filter_map(|(name, program)| Some((name, <&SchedClassifier>::try_from(program).ok()?)))
             .map(|(name, program)| {
-                let program: &SchedClassifier = program.try_into()?;
                 Ok((name.to_owned(), program.info()?.verified_instruction_count().context("the kernel counts")?))
             })
             .collect()

@@ -3,17 +3,14 @@
 use super::{Core, Settings, describe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::mpsc::Sender;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_api::agent as api;
 use weft_control::service::{self as engine, Engine, ListedPort, LocalPod, Object, Outcome, Reason};
-use weft_model::desired::{BackendEntry, BackendId, DataplaneError, Frontend, ServiceTables};
+use weft_model::desired::{DataplaneError, Frontend, ServiceTables};
 use weft_model::intent::{Change, ObjectName, Protocol};
 
 /// Plans of one flush; what is left waits for the next.
 const PLANS_MAX: usize = 10_000;
-
-/// Backends that are gone.
-pub type Gone = Vec<(BackendId, BackendEntry)>;
 
 /// See the module.
 pub struct Services {
@@ -24,8 +21,6 @@ pub struct Services {
     pods: BTreeSet<ObjectName>,
     /// A write failed on the way: what the kernel holds is to be read.
     out_of_step: bool,
-    /// Who wants to know of backends that are gone.
-    gone: Option<Sender<Gone>>,
 }
 
 impl Services {
@@ -40,13 +35,7 @@ impl Services {
         };
         #[expect(clippy::cast_possible_truncation, reason = "any number will do")]
         let first = RandomState::new().hash_one(0_u8) as u32;
-        Self {
-            engine: Engine::new(settings, first),
-            pods_changed: false,
-            pods: BTreeSet::new(),
-            out_of_step: false,
-            gone: None,
-        }
+        Self { engine: Engine::new(settings, first), pods_changed: false, pods: BTreeSet::new(), out_of_step: false }
     }
 
     /// Hears of a change.
@@ -67,11 +56,6 @@ impl Services {
 }
 
 impl Core {
-    /// Who is to be told of backends that are gone from now on.
-    pub fn tell_of_gone_backends(&mut self, to: Sender<Gone>) {
-        self.services.gone = Some(to);
-    }
-
     /// Puts everything that has changed behind Services in force. What does not fit is told of its object, and keeps
     /// what it had; only what the kernel could not do is a failure.
     pub(super) fn write_services(&mut self) -> Result<(), ()> {
@@ -97,13 +81,7 @@ impl Core {
         for _ in 0..PLANS_MAX {
             let Some(patch) = self.services.engine.plan() else { break };
             match self.dataplane.patch_services(patch) {
-                Ok(()) => {
-                    let gone = self.services.engine.done(Outcome::Written);
-                    if let Some(to) = self.services.gone.as_ref().filter(|_| !gone.is_empty()) {
-                        // Nobody listens any more only while the agent ends.
-                        let _ = to.send(gone);
-                    }
-                }
+                Ok(()) => self.services.engine.done(Outcome::Written),
                 Err(full @ DataplaneError::MapFull { .. }) => {
                     self.services.engine.done(Outcome::Refused(describe(&full)));
                 }
@@ -165,11 +143,18 @@ impl Core {
         self.services.engine.count()
     }
 
-    /// The Service, or whatever else, that has a frontend at an address and port.
+    /// The object of which an address and port are a frontend, or a backend: of several the first.
     #[must_use]
-    pub fn service_at(&self, address: std::net::IpAddr, port: u16, protocol: Protocol) -> Option<ObjectName> {
-        let object = self.services.engine.object_at(&Frontend { address, port, protocol })?;
-        Some(object.name().clone())
+    pub fn service_at(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ObjectName> {
+        let engine = &self.services.engine;
+        let frontend = Frontend { address, port, protocol };
+        let of_node = || {
+            let any = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            let own = self.own_addresses().contains(&address);
+            own.then(|| engine.object_at(&Frontend { address: any, ..frontend })).flatten()
+        };
+        let object = engine.object_at(&frontend).or_else(|| engine.object_behind(address, port, protocol));
+        Some(object.or_else(of_node)?.name().clone())
     }
 }
 

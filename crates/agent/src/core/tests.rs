@@ -12,6 +12,8 @@ use weft_model::intent::{
 };
 use weft_model::selector::Requirement;
 
+mod services;
+
 fn synced_core(world: &World, dir: &Path) -> Core {
     let mut core = core(world, dir);
     core.restore(Vec::new(), &[]).expect("restore");

@@ -9,6 +9,7 @@ fn peer(ip: &str, pod: Option<(&str, &str)>, labels: &[&str]) -> Peer {
         namespace: pod.map(|(namespace, _)| namespace.to_owned()),
         pod: pod.map(|(_, name)| name.to_owned()),
         node: None,
+        service: None,
     }
 }
 
@@ -46,6 +47,13 @@ fn a_drop_names_reason_and_policy() {
         "03:41:07.123456 node-1 DROPPED   ingress [2001:db8::1]:40000 (reserved:world-ipv6) -> \
          shop/web-1 [fd44::5]:80 (app=web) TCP SYN: policy denied: NetworkPolicy shop/deny-all"
     );
+}
+
+#[test]
+fn a_backend_is_shown_with_its_service() {
+    let mut flow = dropped();
+    flow.destination.service = Some("shop/web".into());
+    assert!(line(&flow).contains("-> shop/web-1 [fd44::5]:80 of service shop/web (app=web) TCP"), "{}", line(&flow));
 }
 
 #[test]

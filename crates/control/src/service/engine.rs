@@ -6,11 +6,12 @@ use super::maglev;
 use super::wanted::{PortKey, Sources, Wanted, WantedPort, minds_zone};
 use super::{LocalPod, Object, Problem, Reason, Settings};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use weft_model::desired::{
     BackendEntry, BackendId, BackendSet, Frontend, FrontendEntry, ServiceId, ServicePatch, ServiceTables, SetId,
 };
-use weft_model::intent::{Algorithm, Change, LocalRedirect, Node, ObjectName, RedirectFrontend, Service};
+use weft_model::intent::{Algorithm, Change, LocalRedirect, Node, ObjectName, Protocol, RedirectFrontend, Service};
 
 /// Label of a Node: its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -227,12 +228,12 @@ impl Engine {
         self.planned.as_ref().map(|(_, patch)| patch)
     }
 
-    /// What became of the patch that was planned last. Answers the backends that are gone.
-    pub fn done(&mut self, outcome: Outcome) -> Vec<(BackendId, BackendEntry)> {
-        let Some((group, patch)) = self.planned.take() else { return Vec::new() };
+    /// What became of the patch that was planned last.
+    pub fn done(&mut self, outcome: Outcome) {
+        let Some((group, patch)) = self.planned.take() else { return };
         match outcome {
             Outcome::Written => {
-                let gone = self.held.apply(&patch);
+                self.held.apply(&patch);
                 self.accomplished(&group);
                 let room = !patch.del_sets.is_empty()
                     || !patch.del_backends.is_empty()
@@ -247,16 +248,11 @@ impl Engine {
                         retry: true,
                     }));
                 }
-                gone
             }
-            Outcome::Refused(why) => {
-                self.refuse(group, why);
-                Vec::new()
-            }
+            Outcome::Refused(why) => self.refuse(group, why),
             Outcome::Failed => {
                 self.groups.clear();
                 self.dirty.extend(self.objects.keys().cloned());
-                Vec::new()
             }
         }
     }
@@ -466,7 +462,7 @@ impl Engine {
     fn plan_backends(
         &mut self,
         service: ServiceId,
-        protocol: weft_model::intent::Protocol,
+        protocol: Protocol,
         port: &WantedPort,
         patch: &mut ServicePatch,
     ) -> HashMap<super::backends::Place, BackendId> {
@@ -542,6 +538,13 @@ impl Engine {
     pub fn object_at(&self, frontend: &Frontend) -> Option<&Object> {
         let entry = self.held.frontend(frontend)?;
         self.owners.get(&entry.service).map(|(object, _)| &**object)
+    }
+
+    /// Who has a backend at an address and port; of several the one whose number is the least.
+    #[must_use]
+    pub fn object_behind(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<&Object> {
+        let service = self.held.service_behind(address, port, protocol)?;
+        self.owners.get(&service).map(|(object, _)| &**object)
     }
 
     /// How many Services have frontends in force.

@@ -1,9 +1,11 @@
 //! What is in force, by service.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use weft_model::desired::{
     BackendEntry, BackendId, Frontend, FrontendEntry, ServiceId, ServicePatch, ServiceTables, SetId,
 };
+use weft_model::intent::Protocol;
 
 /// A set that cannot be: what names it is to be written anew.
 const NO_SET: SetId = SetId(0);
@@ -23,6 +25,8 @@ pub(super) struct Held {
     services: HashMap<ServiceId, Rows>,
     /// Sets of nobody.
     strays: BTreeSet<SetId>,
+    /// Who has a backend at a place.
+    places: BTreeSet<(IpAddr, u16, Protocol, ServiceId)>,
     /// Sets that somebody else wrote.
     pub adopted: HashSet<SetId>,
 }
@@ -46,6 +50,7 @@ impl Held {
         }
         for (id, entry) in &tables.backends {
             held.rows(entry.service).backends.insert(*id);
+            held.places.insert(place(entry));
         }
         for (frontend, entry) in &mut tables.frontends {
             let rows = held.rows(entry.service);
@@ -87,11 +92,12 @@ impl Held {
         self.services.entry(service).or_default()
     }
 
-    /// A patch is in force. Answers the backends that are gone.
-    pub(super) fn apply(&mut self, patch: &ServicePatch) -> Vec<(BackendId, BackendEntry)> {
+    /// A patch is in force.
+    pub(super) fn apply(&mut self, patch: &ServicePatch) {
         let mut touched = BTreeSet::new();
         for (id, entry) in &patch.put_backends {
             self.rows(entry.service).backends.insert(*id);
+            self.places.insert(place(entry));
         }
         for (frontend, entry) in &patch.put_frontends {
             if let Some(before) = self.tables.frontends.get(frontend).map(|before| before.service) {
@@ -116,6 +122,7 @@ impl Held {
         }
         for (id, entry) in &gone {
             self.rows(entry.service).backends.remove(id);
+            self.places.remove(&place(entry));
             touched.insert(entry.service);
         }
         touched.extend(patch.del_ranges.iter().map(|(service, _)| *service));
@@ -133,7 +140,13 @@ impl Held {
                 self.services.remove(&service);
             }
         }
-        gone
+    }
+
+    /// A service that has a backend at an address and port; of several the first.
+    pub(super) fn service_behind(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ServiceId> {
+        let from = (address, port, protocol, ServiceId(0));
+        let to = (address, port, protocol, ServiceId(u32::MAX));
+        self.places.range(from..=to).next().map(|(.., service)| *service)
     }
 
     fn service_of_set(&self, id: SetId) -> Option<ServiceId> {
@@ -146,4 +159,8 @@ impl Held {
         let first = (service, ipnet::IpNet::V4(ipnet::Ipv4Net::default()));
         self.tables.ranges.range(first..).take_while(move |(of, _)| *of == service).map(|(_, range)| *range)
     }
+}
+
+fn place(entry: &BackendEntry) -> (IpAddr, u16, Protocol, ServiceId) {
+    (entry.address, entry.port, entry.protocol, entry.service)
 }

@@ -133,7 +133,9 @@ async fn bad_questions_are_told_so_and_answers_are_not_answered() {
     let mut edns = Edns::new();
     edns.set_version(1);
     newer.set_edns(edns);
-    assert_eq!(code(newer.to_vec().expect("bytes")).await, ResponseCode::BADVERS);
+    // Two codes have that number.
+    let number = u16::from(code(newer.to_vec().expect("bytes")).await);
+    assert_eq!(number, u16::from(ResponseCode::BADVERS));
     // An answer, and half a header: the next question is the next to be answered.
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
     let mut answer = good.clone();

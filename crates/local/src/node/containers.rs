@@ -147,9 +147,8 @@ pub(super) async fn stop(
     if !runs() {
         return;
     }
-    let began = Instant::now();
-    let at_once = *deadline.borrow() <= began;
-    if !at_once {
+    let first_deadline = *deadline.borrow();
+    if first_deadline > Instant::now() {
         let hooked = tokio::select! {
             () = before => true,
             () = ended(files.clone()) => return,
@@ -161,7 +160,7 @@ pub(super) async fn stop(
         let patience = async {
             passed(&mut deadline).await;
             // Whose deadline was brought forward does not wait for that, either.
-            if !hooked && *deadline.borrow() > began + AFTER_HOOK_MIN {
+            if !hooked && *deadline.borrow() == first_deadline {
                 tokio::time::sleep(AFTER_HOOK_MIN).await;
             }
         };

@@ -40,12 +40,13 @@ pub(super) struct Probe {
     timeout: Duration,
     successes: u64,
     failures: u64,
-    /// Between attempts until the first one that succeeds.
+    /// Between attempts at the beginning, until one succeeds.
     first_period: Duration,
 }
 
-/// A pod that gets ready is wanted soon.
+/// A pod that gets ready is wanted soon: for a while after its start it is asked so often.
 const READINESS_MIN: Duration = Duration::from_millis(200);
+const BEGINNING: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub(super) enum Action {
@@ -94,6 +95,7 @@ impl Probe {
     pub(super) async fn run(self, mut tell: impl FnMut(bool, String)) {
         tokio::time::sleep(self.initial_delay).await;
         let (mut verdict, mut good, mut bad) = (None, 0, 0);
+        let beginning = tokio::time::Instant::now() + BEGINNING;
         loop {
             let result = match tokio::time::timeout(self.timeout, self.action.once()).await {
                 Ok(result) => result,
@@ -112,7 +114,8 @@ impl Probe {
                 verdict = Some(false);
                 tell(false, result.err().unwrap_or_default());
             }
-            let pause = if verdict == Some(true) || good > 0 { self.period } else { self.first_period };
+            let soon = verdict != Some(true) && good == 0 && tokio::time::Instant::now() < beginning;
+            let pause = if soon { self.first_period } else { self.period };
             tokio::time::sleep(pause).await;
         }
     }

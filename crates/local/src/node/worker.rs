@@ -398,6 +398,13 @@ impl Worker {
     async fn end(mut self, mut wanted: watch::Receiver<Wanted>, mut signals: mpsc::Receiver<Signal>, grace: Duration) {
         tracing::info!(pod = %self.record.name, namespace = %self.record.namespace, ?grace, "ends");
         self.ending = true;
+        // A runner that has just started does not watch yet what a former one left running.
+        let (pod, states) = (Arc::clone(&self.pod), self.states());
+        for container in ["initContainers", "containers"].iter().flat_map(|field| list(&pod, field)) {
+            if container["name"].as_str().and_then(|name| states.get(name)) == Some(&State::Running) {
+                self.watch(container, None);
+            }
+        }
         for watcher in self.watched.values().flat_map(|(_, watchers)| watchers) {
             if matches!(watcher.purpose, Some(Purpose::Liveness | Purpose::Startup)) {
                 watcher.task.abort();

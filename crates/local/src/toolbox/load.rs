@@ -2,11 +2,12 @@
 
 use super::{LoadArguments, resolve};
 use socket2::SockRef;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,6 +15,8 @@ use tokio::time::timeout;
 
 /// What goes there and back.
 const PING: &[u8; 16] = b"WEFTSTRM-load...";
+/// What a connection that stays begins with; its answer tells who answers.
+const HELLO: &[u8] = b"hello from load\n";
 
 #[derive(Default)]
 struct Counters {
@@ -28,6 +31,8 @@ struct Counters {
     refused: AtomicU64,
     timeout: AtomicU64,
     failed: AtomicU64,
+    /// By the names of those who answer: connections that stay, and those of them that broke.
+    by_pod: Mutex<BTreeMap<String, [u64; 2]>>,
 }
 
 fn add(counter: &AtomicU64) {
@@ -47,8 +52,19 @@ impl Counters {
             "refused": read(&self.refused),
             "timeout": read(&self.timeout),
             "failed": read(&self.failed),
+            "held_by": self.by_pod(0),
+            "broken_by": self.by_pod(1),
         });
         println!("{report}");
+    }
+
+    fn note(&self, pod: &str, what: usize) {
+        self.by_pod.lock().unwrap_or_else(PoisonError::into_inner).entry(pod.to_owned()).or_default()[what] += 1;
+    }
+
+    fn by_pod(&self, what: usize) -> BTreeMap<String, u64> {
+        let all = self.by_pod.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|(_, counts)| counts[what] > 0).map(|(pod, counts)| (pod.clone(), counts[what])).collect()
     }
 }
 
@@ -116,12 +132,36 @@ async fn connect(target: SocketAddr, patience: Duration) -> io::Result<TcpStream
     Ok(stream)
 }
 
+/// Asks who answers: the greeting, and behind it what was said, as it comes back.
+async fn ask(stream: &mut TcpStream, patience: Duration) -> io::Result<String> {
+    let mut answer = Vec::new();
+    timeout(patience, async {
+        stream.write_all(HELLO).await?;
+        let mut buffer = [0; 512];
+        while !answer.ends_with(HELLO) {
+            match stream.read(&mut buffer).await? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                length => answer.extend_from_slice(&buffer[..length]),
+            }
+        }
+        Ok(())
+    })
+    .await
+    .map_err(|_| io::ErrorKind::TimedOut)??;
+    let text = String::from_utf8_lossy(&answer);
+    let pod = text.strip_prefix("pod=").and_then(|rest| rest.split(' ').next());
+    pod.map(str::to_owned).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 async fn hold(target: SocketAddr, patience: Duration, counters: Arc<Counters>) {
     let Ok(mut stream) = connect(target, patience).await else { return };
+    let Ok(pod) = ask(&mut stream, patience).await else { return };
     add(&counters.held);
+    counters.note(&pod, 0);
     loop {
         if exchange(&mut stream, patience).await.is_err() {
             add(&counters.broken);
+            counters.note(&pod, 1);
             return;
         }
         add(&counters.exchanges);

@@ -149,9 +149,18 @@ impl ServiceTables {
         self.sets.extend(patch.put_sets.iter().map(|(id, set)| (*id, set.clone())));
         self.ranges.extend(patch.put_ranges.iter().copied());
         self.frontends.extend(patch.put_frontends.iter().map(|(key, entry)| (*key, *entry)));
-        self.frontends.retain(|key, _| !patch.del_frontends.contains(key));
-        self.ranges.retain(|range| !patch.del_ranges.contains(range));
-        self.sets.retain(|id, _| !patch.del_sets.contains(id));
-        self.backends.retain(|id, _| !patch.del_backends.contains(id));
+        // What goes is few among many.
+        for frontend in &patch.del_frontends {
+            self.frontends.remove(frontend);
+        }
+        for range in &patch.del_ranges {
+            self.ranges.remove(range);
+        }
+        for set in &patch.del_sets {
+            self.sets.remove(set);
+        }
+        for backend in &patch.del_backends {
+            self.backends.remove(backend);
+        }
     }
 }

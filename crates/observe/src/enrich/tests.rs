@@ -11,6 +11,13 @@ impl Directory for Names {
             _ => None,
         }
     }
+    fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<String> {
+        match (address.to_string().as_str(), port, protocol) {
+            ("10.244.0.5", 80, 6) => Some("default/web".to_owned()),
+            ("10.96.0.1", 443, 6) => Some("default/api".to_owned()),
+            _ => None,
+        }
+    }
     fn labels(&self, identity: Identity) -> Option<Vec<String>> {
         (identity.raw() == 4711).then(|| vec!["k8s:app=web".to_owned()])
     }
@@ -113,4 +120,27 @@ fn icmp_has_type_and_code() {
     let flow = flow(&echo, Verdict::Dropped, 0, "node-1", &Names);
     assert_eq!((flow.protocol.as_str(), flow.icmp, flow.source_port), ("ICMPv6", Some((128, 1)), None));
     assert_eq!(flow.source.node.as_deref(), Some("node-1"));
+}
+
+#[test]
+fn the_end_that_answers_has_a_service() {
+    let shown = |event: &Event| {
+        let flow = flow(event, Verdict::Forwarded, 0, "node-1", &Names);
+        (flow.source.service, flow.destination.service)
+    };
+    let there = event();
+    assert_eq!(shown(&there), (None, Some("default/web".to_owned())));
+    assert_eq!(shown(&Event { protocol: 17, ..there }), (None, None));
+    let back = Event {
+        source: there.destination,
+        destination: there.source,
+        source_port_be: there.destination_port_be,
+        destination_port_be: there.source_port_be,
+        ..there
+    };
+    assert_eq!(shown(&Event { reply: 1, ..back }), (Some("default/web".to_owned()), None));
+    let translated = Event { frontend: IpAddr::from([10, 96, 0, 1]).into(), frontend_port_be: 443u16.to_be(), ..there };
+    assert_eq!(shown(&translated), (None, Some("default/api".to_owned())));
+    // Who opens a connection from such a port is no Service.
+    assert_eq!(shown(&back), (None, None));
 }

@@ -1,0 +1,245 @@
+//! Services with real traffic: every kind by every protocol in both families from every client, natively and through
+//! the tunnel, translated at sockets and packet by packet. Each case says which pod answers, whom it sees, and how it
+//! ends where it must not.
+
+use anyhow::{Context as _, Result, ensure};
+use std::net::IpAddr;
+use weft_tests::cluster::{Cluster, Pod, eventually};
+use weft_tests::service::{Case, Client, Expect, OUTSIDE, addresses};
+
+const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
+/// Addresses of load balancers; the fabric carries them to node-2, where no backend is.
+const POOL: [&str; 2] = ["203.0.113.0/28", "2001:db8:113::/124"];
+const EXTERNAL: [&str; 2] = ["192.0.2.80", "2001:db8:80::80"];
+const NODE_PORT: u16 = 30_080;
+const LOCAL_PORT: u16 = 30_081;
+const NONE_PORT: u16 = 30_082;
+const HOST_PORT: u16 = 9080;
+
+#[test]
+fn native_at_sockets() -> Result<()> {
+    matrix("sns", "native", true)
+}
+
+#[test]
+fn native_by_packet() -> Result<()> {
+    matrix("snp", "native", false)
+}
+
+#[test]
+fn vxlan_at_sockets() -> Result<()> {
+    matrix("svs", "vxlan", true)
+}
+
+#[test]
+fn vxlan_by_packet() -> Result<()> {
+    matrix("svp", "vxlan", false)
+}
+
+/// A server on node-1, a client beside it and one on node-2, and what the services are reached at.
+struct Stage {
+    cluster: Cluster,
+    native: bool,
+    near: Pod,
+    far: Pod,
+    nodes: [[IpAddr; 2]; 2],
+    web: [IpAddr; 2],
+    none: [IpAddr; 2],
+    balancer: [IpAddr; 2],
+    in_range: [IpAddr; 2],
+    out_of_range: [IpAddr; 2],
+}
+
+fn ports(node_port: u16) -> String {
+    let one = |protocol: &&str| {
+        let upper = protocol.to_uppercase();
+        format!("{{name: {protocol}, port: 80, targetPort: 8080, protocol: {upper}, nodePort: {node_port}}}")
+    };
+    format!("ports: [{}]", PROTOCOLS.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// The addresses that a pool gave to a service, IPv4 first.
+fn balancer(cluster: &Cluster, service: &str) -> Result<[IpAddr; 2]> {
+    eventually("addresses from the pool", || {
+        let status = cluster.object("service", service)?["status"]["loadBalancer"]["ingress"].clone();
+        let mut all = Vec::new();
+        for one in status.as_array().with_context(|| format!("no address of {service} yet"))? {
+            all.push(one["ip"].as_str().context("ip")?.parse()?);
+        }
+        all.sort();
+        <[IpAddr; 2]>::try_from(all).map_err(|all| anyhow::anyhow!("{service} has {all:?}, not both families"))
+    })
+}
+
+impl Stage {
+    fn up(label: &str, routing: &str, at_sockets: bool) -> Result<Self> {
+        let setting = format!("socket-lb={at_sockets}");
+        let cluster = Cluster::up(label, &["--nodes", "2", "--routing", routing, "--agent", &setting])?;
+        let blocks = POOL.map(|block| format!("{{cidr: '{block}'}}")).join(", ");
+        cluster.apply(&format!(
+            "{{apiVersion: cilium.io/v2, kind: CiliumLoadBalancerIPPool, metadata: {{name: pool}}, \
+             spec: {{blocks: [{blocks}]}}}}"
+        ))?;
+        let selector = "selector: {app: server}";
+        let externals = EXTERNAL.map(|one| format!("'{one}'")).join(", ");
+        cluster.service(
+            "web",
+            &format!("type: LoadBalancer, {selector}, externalIPs: [{externals}], {}", ports(NODE_PORT)),
+        )?;
+        let local = format!("type: NodePort, {selector}, externalTrafficPolicy: Local, {}", ports(LOCAL_PORT));
+        cluster.service("local", &local)?;
+        cluster.service("none", &format!("type: NodePort, selector: {{app: nobody}}, {}", ports(NONE_PORT)))?;
+        let ranged = |ranges: &str, port: u16| {
+            format!("type: LoadBalancer, {selector}, loadBalancerSourceRanges: [{ranges}], {}", ports(port))
+        };
+        cluster.service("in-range", &ranged("198.51.100.0/24, '2001:db8:100::/64'", NODE_PORT + 10))?;
+        cluster.service("out-of-range", &ranged("198.51.101.0/24, '2001:db8:101::/64'", NODE_PORT + 11))?;
+
+        let ports = PROTOCOLS.map(|protocol| {
+            let upper = protocol.to_uppercase();
+            format!("{{containerPort: 8080, hostPort: {HOST_PORT}, protocol: {upper}}}")
+        });
+        cluster.pod_with("server", "node-1", "role: server", &format!("ports: [{}]", ports.join(", ")))?;
+        let near = cluster.pod("near", "node-1", "role: client")?;
+        let far = cluster.pod("far", "node-2", "role: client")?;
+        let nodes = [cluster.node_ips("node-1")?, cluster.node_ips("node-2")?];
+        let (web, none) = (cluster.cluster_ips("web")?, cluster.cluster_ips("none")?);
+        let [balancer, in_range, out_of_range] = {
+            let mut all = Vec::new();
+            for service in ["web", "in-range", "out-of-range"] {
+                all.push(balancer(&cluster, service)?);
+            }
+            <[[IpAddr; 2]; 3]>::try_from(all).expect("three services")
+        };
+        cluster.carry(&POOL, "node-2")?;
+        cluster.carry(&EXTERNAL, "node-1")?;
+        // A data centre would not, but somebody on the nodes' network could.
+        let cluster_ips = web.map(|address| address.to_string());
+        cluster.carry(&[&cluster_ips[0], &cluster_ips[1]], "node-1")?;
+        let native = routing == "native";
+        Ok(Self { cluster, native, near, far, nodes, web, none, balancer, in_range, out_of_range })
+    }
+
+    fn clients(&self) -> Vec<Client> {
+        vec![
+            Client::Pod(self.near.clone()),
+            Client::Pod(self.far.clone()),
+            Client::Node("node-1".to_owned()),
+            Client::Node("node-2".to_owned()),
+            Client::Outside,
+        ]
+    }
+
+    /// What a server on the client's way sees that talks to it without a service in between.
+    fn own(&self, client: &Client, family: usize) -> Result<IpAddr> {
+        Ok(match client {
+            Client::Pod(pod) => *pod.addresses.get(family).context("both families")?,
+            Client::Node(node) if node == "node-1" => self.nodes[0][family],
+            Client::Node(_) => self.nodes[1][family],
+            Client::Outside => OUTSIDE[family].parse()?,
+        })
+    }
+
+    /// What the server on node-1 sees of a client that talks to a port of this node (0 or 1).
+    fn seen_through(&self, client: &Client, node: usize, family: usize) -> Result<IpAddr> {
+        let name = ["node-1", "node-2"][node];
+        if client.node() == Some(name) {
+            // Translated where the client is.
+            self.own(client, family)
+        } else if node == 1 {
+            // The backend is on another node than the one that was asked: the answer must come back through it.
+            Ok(self.nodes[1][family])
+        } else if let (Client::Pod(_), false) = (client, self.native) {
+            // The tunnel is for pods; to a node a pod goes with its own node's address.
+            Ok(self.nodes[1][family])
+        } else {
+            self.own(client, family)
+        }
+    }
+
+    /// All kinds of services to one client.
+    fn cases(&self, client: &Client) -> Result<Vec<Case>> {
+        let outside = *client == Client::Outside;
+        let mut cases = Vec::new();
+        for protocol in PROTOCOLS {
+            for family in 0..2 {
+                let mut add = |what: &str, to: IpAddr, port: u16, expect: Expect| {
+                    cases.push(Case::new(what, protocol, to, port, expect));
+                };
+                let server = |peer: IpAddr| Expect::from("server", peer);
+                let own = self.own(client, family)?;
+                let or = |inside: Expect, from_outside: Expect| if outside { from_outside } else { inside };
+
+                add("ClusterIP", self.web[family], 80, or(server(own), Expect::Timeout));
+                for (number, node) in self.nodes.iter().enumerate() {
+                    let seen = self.seen_through(client, number, family)?;
+                    add("NodePort", node[family], NODE_PORT, server(seen));
+                    let host_port = if number == 0 { server(seen) } else { Expect::Refused };
+                    add("hostPort", node[family], HOST_PORT, host_port);
+                    // Only who comes from elsewhere is bound to the backends of the node that it asks.
+                    let at_home = client.node() == Some(["node-1", "node-2"][number]);
+                    let local = if number == 0 || at_home { server(seen) } else { Expect::Timeout };
+                    add("NodePort, external traffic local", node[family], LOCAL_PORT, local);
+                    add("NodePort without backend", node[family], NONE_PORT, Expect::Refused);
+                }
+                let through_2 = or(server(own), server(self.nodes[1][family]));
+                add("LoadBalancer", self.balancer[family], 80, through_2.clone());
+                add("externalIP", EXTERNAL[family].parse()?, 80, server(own));
+                add("LoadBalancer, in range", self.in_range[family], 80, through_2);
+                add("LoadBalancer, out of range", self.out_of_range[family], 80, or(server(own), Expect::Timeout));
+                if !outside {
+                    add("ClusterIP without backend", self.none[family], 80, Expect::Refused);
+                }
+            }
+        }
+        Ok(cases)
+    }
+}
+
+fn matrix(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
+    let stage = Stage::up(label, routing, at_sockets)?;
+    let mut all = Vec::new();
+    for client in stage.clients() {
+        all.push((client.clone(), stage.cases(&client)?));
+    }
+    stage.cluster.meets(&all)?;
+    told(&stage).context("what is told of it")?;
+    stage.cluster.down()
+}
+
+/// The drops have their reasons, flows their service, and the list is complete.
+fn told(stage: &Stage) -> Result<()> {
+    let Stage { cluster, web, .. } = stage;
+    for (reason, port) in [(174, 80), (177, 80), (158, LOCAL_PORT)] {
+        eventually("the reason of a drop", || {
+            let port = port.to_string();
+            let flows = cluster.observe(&["--verdict", "dropped", "--port", &port])?;
+            let of_family = |v6: bool| {
+                flows.iter().any(|flow| {
+                    let from = flow["source"]["ip"].as_str().unwrap_or_default();
+                    flow["drop_reason"]["code"] == reason && from == OUTSIDE[usize::from(v6)]
+                })
+            };
+            ensure!(of_family(false) && of_family(true), "no drop with reason {reason} in both families: {flows:#?}");
+            Ok(())
+        })?;
+    }
+    eventually("flows with their service", || {
+        let flows = cluster.observe(&["--from-pod", "default/far", "--to-pod", "default/server"])?;
+        let named =
+            flows.iter().any(|flow| flow["service"]["name"] == "web" && flow["service"]["namespace"] == "default");
+        ensure!(named, "no flow names its service: {:#?}", flows.last());
+        Ok(())
+    })?;
+    let list = cluster.weft_json(&["service", "list", "--node", "node-2"])?;
+    let rows = list.as_array().context("a list")?;
+    for address in web {
+        let text = address.to_string();
+        let row = rows.iter().find(|row| row.to_string().contains(&text)).with_context(|| format!("{text}: {list}"))?;
+        ensure!(row.to_string().contains("web"), "{row}");
+    }
+    let text = cluster.weft(&["service", "list"])?;
+    ensure!(text.contains("default/web") && text.contains("default/none"), "{text}");
+    ensure!(addresses(&cluster.object("service", "web")?["spec"]["clusterIPs"])?.len() == 2, "two families");
+    Ok(())
+}
