@@ -3,6 +3,7 @@
 use crate::attach::Attachments;
 use crate::cluster::{self, ApiServer};
 use crate::config::Config;
+use crate::core::services::Gone;
 use crate::core::thread;
 use crate::core::{Core, Settings};
 use crate::health::Health;
@@ -16,6 +17,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -63,6 +65,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     // What a former agent left, before anybody can ask for something new.
     let deletes = state.queued_deletes().context("queue of deletes")?;
     let mut core = Core::new(settings(&config, api_server.into_iter().collect()), state, Box::new(datapath));
+    let (tell, gone) = std::sync::mpsc::channel();
+    core.tell_of_gone_backends(tell);
     restart::take_over(&mut core, &*links).context("take over from the former agent")?;
     let (progress, mtu) = (core.progress(), Arc::new(AtomicU32::new(MTU_DEFAULT)));
     let (core, control) = thread::spawn(core).context("control thread")?;
@@ -107,10 +111,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         let stop = stop.clone();
         move || collect(collector, &stop)
     })?;
-    std::thread::Builder::new().name("weft-sockets".into()).spawn({
-        let (core, config, stop) = (core.clone(), config.clone(), stop.clone());
-        move || abort_sockets(&destroyer, &core, config.close_removed_backends, &stop)
-    })?;
+    if config.socket_lb && config.close_removed_backends != Protocols::default() {
+        std::thread::Builder::new().name("weft-sockets".into()).spawn({
+            let (core, protocols) = (core.clone(), config.close_removed_backends);
+            move || abort_sockets(&gone, &destroyer, &core, protocols)
+        })?;
+    }
     tasks.spawn(follow_observers(observer.clone(), switch, stop.clone()));
 
     // The local API, first for those whose deletes waited.
@@ -205,16 +211,12 @@ fn read_events(mut events: EventReader, observer: &Observer, stop: &Cancellation
 }
 
 /// Who was led to a backend learns that it is gone.
-fn abort_sockets(destroyer: &Destroyer, core: &thread::Handle, protocols: Protocols, stop: &CancellationToken) {
-    /// Between two looks whether the agent ends.
-    const LONGEST: Duration = Duration::from_secs(10);
-    while !stop.is_cancelled() {
-        let Some(gone) = destroyer.wait(LONGEST) else { continue };
-        if protocols == Protocols::default() {
-            continue;
-        }
+fn abort_sockets(gone: &Receiver<Gone>, destroyer: &Destroyer, core: &thread::Handle, protocols: Protocols) {
+    while let Ok(mut backends) = gone.recv() {
+        // What has come meanwhile is looked for at once.
+        backends.extend(gone.try_iter().flatten());
         let namespaces = core.look(Core::network_namespaces);
-        match destroyer.destroy(&gone, protocols, &namespaces) {
+        match destroyer.destroy(&backends, protocols, &namespaces) {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "aborted sockets of removed backends"),
             Err(error) => tracing::warn!(%error, "cannot abort the sockets of removed backends"),

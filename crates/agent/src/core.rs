@@ -29,7 +29,7 @@ mod policy;
 pub mod preview;
 mod queries;
 mod restore;
-mod services;
+pub mod services;
 pub mod thread;
 
 /// Every source that must have delivered before anything is removed.

@@ -5,7 +5,7 @@ use crate::map::TypedMap;
 use crate::open::{self, Adopted, OpenError, Options};
 use crate::page::ConfigPage;
 use crate::pins::PinDir;
-use crate::sockets::{Destroyer, Removed};
+use crate::sockets::Destroyer;
 use crate::{Collector, EventReader, Flows, Hooks, Metrics, NodeSettings, ObserveSwitch};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -46,7 +46,6 @@ pub struct Datapath {
     flows: Flows,
     page: Arc<ConfigPage>,
     hooks: Hooks,
-    pub(crate) removed: Removed,
     _pins: PinDir,
 }
 
@@ -172,7 +171,6 @@ impl Datapath {
             flows: Flows::new(flows, fragments),
             page: Arc::new(page),
             hooks: parts.hooks,
-            removed: Removed::default(),
             maps: parts.maps,
             _pins: parts.pins,
         };
@@ -246,15 +244,14 @@ impl Datapath {
         Collector::new(self.hooks.collector(), &self.flows)
     }
 
-    /// Ends sockets that were led to backends which are removed from now on. The node's network namespace is the calling
-    /// thread's.
+    /// Ends sockets that were led to removed backends. The node's network namespace is the calling thread's.
     ///
     /// # Errors
     /// A system call failed.
     pub fn destroyer(&self) -> std::io::Result<Destroyer> {
         let sockets = TypedMap::new(map_name::SOCKETS, self.maps[map_name::SOCKETS].clone())?;
         let backends = TypedMap::new(map_name::BACKENDS, self.maps[map_name::BACKENDS].clone())?;
-        Destroyer::new(self.removed.clone(), sockets, backends)
+        Destroyer::new(sockets, backends)
     }
 
     /// Turns reports of allowed flows on and off.
@@ -441,10 +438,7 @@ impl Dataplane for Datapath {
     }
 
     fn patch_services(&mut self, patch: &ServicePatch) -> Result<(), DataplaneError> {
-        let removed = self.services.backends(&patch.del_backends);
-        self.services.patch(patch)?;
-        self.removed.add(removed);
-        Ok(())
+        self.services.patch(patch)
     }
 
     fn services(&mut self) -> Result<ServiceTables, DataplaneError> {

@@ -9,10 +9,8 @@ use crate::netns::NetNs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use weft_abi::{BackendInfo, SocketKey, SocketValue, socket_kind};
-use weft_model::desired::DataplaneError;
+use weft_abi::{Addr, BackendInfo, SocketKey, SocketValue, socket_kind};
+use weft_model::desired::{BackendEntry, BackendId, DataplaneError};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -30,33 +28,9 @@ pub struct Protocols {
     pub udp: bool,
 }
 
-/// Backends that were removed and whose sockets nobody has looked for yet.
-#[derive(Clone, Default, Debug)]
-pub(crate) struct Removed(Arc<(Mutex<BTreeMap<u32, BackendInfo>>, Condvar)>);
-
-impl Removed {
-    /// Wakes the [`Destroyer`].
-    pub(crate) fn add(&self, backends: impl IntoIterator<Item = (u32, BackendInfo)>) {
-        let mut removed = self.lock();
-        removed.extend(backends);
-        if !removed.is_empty() {
-            self.0.1.notify_all();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, BackendInfo>> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Backends that were removed.
-#[derive(Debug)]
-pub struct Gone(BTreeMap<u32, BackendInfo>);
-
 /// Ends sockets.
 #[derive(Debug)]
 pub struct Destroyer {
-    removed: Removed,
     sockets: TypedMap<SocketKey, SocketValue>,
     backends: TypedMap<u32, BackendInfo>,
     /// The node's own.
@@ -65,35 +39,30 @@ pub struct Destroyer {
 
 impl Destroyer {
     pub(crate) fn new(
-        removed: Removed,
         sockets: TypedMap<SocketKey, SocketValue>,
         backends: TypedMap<u32, BackendInfo>,
     ) -> io::Result<Self> {
-        Ok(Self { removed, sockets, backends, node: NetNs::current()? })
+        Ok(Self { sockets, backends, node: NetNs::current()? })
     }
 
-    /// Waits for backends to be removed.
-    #[must_use]
-    pub fn wait(&self, longest: Duration) -> Option<Gone> {
-        let nothing = |removed: &mut BTreeMap<_, _>| removed.is_empty();
-        let lock = self.removed.0.1.wait_timeout_while(self.removed.lock(), longest, nothing);
-        let (mut removed, _) = lock.unwrap_or_else(PoisonError::into_inner);
-        (!removed.is_empty()).then(|| Gone(std::mem::take(&mut *removed)))
-    }
-
-    /// Ends the sockets that were led to these backends: the node's, and those in the given namespaces, of which some may
-    /// be gone. Returns how many.
+    /// Ends the sockets that were led to these backends, which the kernel no longer has: the node's, and those in the
+    /// given namespaces, of which some may be gone. Returns how many.
     ///
     /// # Errors
     /// The map cannot be read.
-    pub fn destroy(&self, gone: &Gone, protocols: Protocols, namespaces: &[PathBuf]) -> Result<usize, DataplaneError> {
+    pub fn destroy(
+        &self,
+        gone: &[(BackendId, BackendEntry)],
+        protocols: Protocols,
+        namespaces: &[PathBuf],
+    ) -> Result<usize, DataplaneError> {
         let mut wanted = BTreeSet::new();
         let mut kinds = BTreeSet::new();
         let gone = self.really(gone)?;
         self.sockets.for_each(|key, value| {
             let asked = (value.protocol == TCP && protocols.tcp) || (value.protocol == UDP && protocols.udp);
-            let led = |backend: &BackendInfo| (backend.addr, backend.port_be) == (key.addr, key.port_be);
-            if asked && key.kind == socket_kind::PEER && gone.get(&value.backend).is_some_and(led) {
+            let led = gone.get(&value.backend) == Some(&(key.addr, key.port_be));
+            if asked && key.kind == socket_kind::PEER && led {
                 wanted.insert(key.cookie);
                 kinds.insert(value.protocol);
             }
@@ -115,15 +84,16 @@ impl Destroyer {
         Ok(ended)
     }
 
-    /// Those of which there is not another one by now under the same number.
-    fn really(&self, gone: &Gone) -> Result<BTreeMap<u32, BackendInfo>, DataplaneError> {
-        let mut really = gone.0.clone();
-        for (id, backend) in &gone.0 {
-            if self.backends.get(id)?.is_some_and(|now| (now.addr, now.port_be) == (backend.addr, backend.port_be)) {
-                really.remove(id);
+    /// Where they were, but for those that are there again under the same number.
+    fn really(&self, gone: &[(BackendId, BackendEntry)]) -> Result<BTreeMap<u32, (Addr, u16)>, DataplaneError> {
+        let mut places = BTreeMap::new();
+        for (id, backend) in gone {
+            let place = (Addr::from(backend.address), backend.port.to_be());
+            if self.backends.get(&id.0)?.is_none_or(|now| (now.addr, now.port_be) != place) {
+                places.insert(id.0, place);
             }
         }
-        Ok(really)
+        Ok(places)
     }
 }
 

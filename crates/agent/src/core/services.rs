@@ -4,13 +4,17 @@ use super::{Core, Settings, describe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::mpsc::Sender;
 use weft_api::agent as api;
 use weft_control::service::{self as engine, Engine, ListedPort, LocalPod, Object, Outcome, Reason};
-use weft_model::desired::{DataplaneError, Frontend, ServiceTables};
+use weft_model::desired::{BackendEntry, BackendId, DataplaneError, Frontend, ServiceTables};
 use weft_model::intent::{Change, ObjectName, Protocol};
 
 /// Plans of one flush; what is left waits for the next.
 const PLANS_MAX: usize = 10_000;
+
+/// Backends that are gone.
+pub type Gone = Vec<(BackendId, BackendEntry)>;
 
 /// See the module.
 pub struct Services {
@@ -21,6 +25,8 @@ pub struct Services {
     pods: BTreeSet<ObjectName>,
     /// A write failed on the way: what the kernel holds is to be read.
     out_of_step: bool,
+    /// Who wants to know of backends that are gone.
+    gone: Option<Sender<Gone>>,
 }
 
 impl Services {
@@ -35,7 +41,13 @@ impl Services {
         };
         #[expect(clippy::cast_possible_truncation, reason = "any number will do")]
         let first = RandomState::new().hash_one(0_u8) as u32;
-        Self { engine: Engine::new(settings, first), pods_changed: false, pods: BTreeSet::new(), out_of_step: false }
+        Self {
+            engine: Engine::new(settings, first),
+            pods_changed: false,
+            pods: BTreeSet::new(),
+            out_of_step: false,
+            gone: None,
+        }
     }
 
     /// Hears of a change.
@@ -56,6 +68,11 @@ impl Services {
 }
 
 impl Core {
+    /// Who is to be told of backends that are gone from now on.
+    pub fn tell_of_gone_backends(&mut self, to: Sender<Gone>) {
+        self.services.gone = Some(to);
+    }
+
     /// Puts everything that has changed behind Services in force. What does not fit is told of its object, and keeps
     /// what it had; only what the kernel could not do is a failure.
     pub(super) fn write_services(&mut self) -> Result<(), ()> {
@@ -81,7 +98,13 @@ impl Core {
         for _ in 0..PLANS_MAX {
             let Some(patch) = self.services.engine.plan() else { break };
             match self.dataplane.patch_services(patch) {
-                Ok(()) => self.services.engine.done(Outcome::Written),
+                Ok(()) => {
+                    let gone = self.services.engine.done(Outcome::Written);
+                    if let Some(to) = self.services.gone.as_ref().filter(|_| !gone.is_empty()) {
+                        // Nobody listens any more only while the agent ends.
+                        let _ = to.send(gone);
+                    }
+                }
                 Err(full @ DataplaneError::MapFull { .. }) => {
                     self.services.engine.done(Outcome::Refused(describe(&full)));
                 }

@@ -228,12 +228,12 @@ impl Engine {
         self.planned.as_ref().map(|(_, patch)| patch)
     }
 
-    /// What became of the patch that was planned last.
-    pub fn done(&mut self, outcome: Outcome) {
-        let Some((group, patch)) = self.planned.take() else { return };
+    /// What became of the patch that was planned last. Answers the backends that are gone.
+    pub fn done(&mut self, outcome: Outcome) -> Vec<(BackendId, BackendEntry)> {
+        let Some((group, patch)) = self.planned.take() else { return Vec::new() };
         match outcome {
             Outcome::Written => {
-                self.held.apply(&patch);
+                let gone = self.held.apply(&patch);
                 self.accomplished(&group);
                 let room = !patch.del_sets.is_empty()
                     || !patch.del_backends.is_empty()
@@ -248,11 +248,16 @@ impl Engine {
                         retry: true,
                     }));
                 }
+                gone
             }
-            Outcome::Refused(why) => self.refuse(group, why),
+            Outcome::Refused(why) => {
+                self.refuse(group, why);
+                Vec::new()
+            }
             Outcome::Failed => {
                 self.groups.clear();
                 self.dirty.extend(self.objects.keys().cloned());
+                Vec::new()
             }
         }
     }

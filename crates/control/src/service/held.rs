@@ -92,8 +92,8 @@ impl Held {
         self.services.entry(service).or_default()
     }
 
-    /// A patch is in force.
-    pub(super) fn apply(&mut self, patch: &ServicePatch) {
+    /// A patch is in force. Answers the backends that are gone.
+    pub(super) fn apply(&mut self, patch: &ServicePatch) -> Vec<(BackendId, BackendEntry)> {
         let mut touched = BTreeSet::new();
         for (id, entry) in &patch.put_backends {
             self.rows(entry.service).backends.insert(*id);
@@ -140,6 +140,7 @@ impl Held {
                 self.services.remove(&service);
             }
         }
+        gone
     }
 
     /// A service that has a backend at an address and port; of several the first.

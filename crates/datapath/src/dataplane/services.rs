@@ -83,11 +83,6 @@ impl Services {
         Ok(services)
     }
 
-    /// Those of the given backends that are in the kernel.
-    pub(super) fn backends(&self, numbers: &BTreeSet<BackendId>) -> Vec<(u32, BackendInfo)> {
-        numbers.iter().filter_map(|id| Some((id.0, *self.backends.get(&id.0)?))).collect()
-    }
-
     /// Removes rows under keys that no patch could ever name.
     fn sweep(&self) -> Result<(), DataplaneError> {
         let strange = |(key, _): &(FrontendKey, _)| rows::frontend(key).is_none();

@@ -14,8 +14,9 @@ use weft_abi::{
     Addr, AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, SlotKey,
     SocketKey, SocketValue, backend_flags, client_hash, map_name, service_flags, socket_kind,
 };
-use weft_model::desired::{Dataplane as _, IpcacheEntry};
+use weft_model::desired::{BackendEntry, BackendId, Dataplane as _, IpcacheEntry, ServiceId};
 use weft_model::id::Identity;
+use weft_model::intent::Protocol;
 
 mod child;
 
@@ -539,7 +540,6 @@ fn sockets_of_a_removed_backend_are_aborted() {
         let namespaces = [PathBuf::from("/proc/0/ns/net"), in_pod.netns()];
         let mut on_node = scene.process();
         let destroyer = scene.datapath.destroyer().unwrap();
-        assert!(destroyer.wait(Duration::ZERO).is_none());
         for (family, set) in [(V4, 1), (V6, 2)] {
             let (gone, stays) = (family.backends[0], family.backends[1]);
             for (service, own) in family.spellings(family.service) {
@@ -559,11 +559,14 @@ fn sockets_of_a_removed_backend_are_aborted() {
                     process.tell("wait led");
                 }
                 let ids = [set, set + 1000].map(|set| scene.tables.number(gone) + set);
-                let infos = ids.map(|id| (id, scene.tables.backends.get(&id).unwrap().unwrap()));
+                let report = ids.map(|id| {
+                    let protocol = if id == ids[0] { Protocol::Tcp } else { Protocol::Udp };
+                    let (address, service) = (gone.parse().unwrap(), ServiceId(0));
+                    let (local, terminating) = (false, false);
+                    (BackendId(id), BackendEntry { service, address, port: 80, protocol, local, terminating })
+                });
                 // While it exists nothing is aborted, whoever says that it was removed.
-                scene.datapath.removed.add(infos);
                 let both = Protocols { tcp: true, udp: true };
-                let report = destroyer.wait(Duration::from_secs(10)).expect("there is something to do");
                 assert_eq!(destroyer.destroy(&report, both, &namespaces).unwrap(), 0);
 
                 scene.tables.service(family.service, 80, set, &[stays], |_| {});
