@@ -189,6 +189,3 @@ impl Health {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
