@@ -189,3 +189,6 @@ impl Health {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

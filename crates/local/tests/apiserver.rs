@@ -297,3 +297,61 @@ async fn policies_of_the_custom_kinds_are_served_with_their_status() {
     assert!(code == 422 && message.contains("spec.priority") && message.contains("spec.egress[0].to[0]"), "{message}");
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kinds_of_services_are_served_and_what_is_immutable_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    for text in [
+        include_str!("../../../deploy/crds/ciliumlocalredirectpolicies.yaml"),
+        include_str!("../../../deploy/crds/ciliumloadbalancerippools.yaml"),
+    ] {
+        let definition: Value = serde_saphyr::from_str(text).unwrap();
+        server.client.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await.unwrap();
+    }
+    let redirects = "/apis/cilium.io/v2/namespaces/default/ciliumlocalredirectpolicies";
+    let ports = |port: &str| json!([{"port": port, "protocol": "UDP"}]);
+    let policy = |frontend: Value| {
+        json!({"metadata": {"name": "l"}, "spec": {"redirectFrontend": frontend, "redirectBackend":
+            {"localEndpointSelector": {}, "toPorts": ports("53")}, "description": "a"}})
+    };
+    let address = |ip: &str| json!({"addressMatcher": {"ip": ip, "toPorts": ports("53")}});
+    let mut both = address("169.254.20.10");
+    both["serviceMatcher"] = json!({"serviceName": "s", "namespace": "default"});
+    for (frontend, field) in [
+        (both, "spec.redirectFrontend"),
+        (json!({}), "spec.redirectFrontend"),
+        (json!({"addressMatcher": {"ip": "fd00::1", "toPorts": ports("65536")}}), "addressMatcher.toPorts[0].port"),
+    ] {
+        let (code, _, message) = server.refused(redirects, policy(frontend)).await;
+        assert!(code == 422 && message.contains(field), "{code} {message}");
+    }
+    server.client.create(redirects, &policy(address("169.254.20.10"))).await.unwrap();
+    let path = format!("{redirects}/l");
+    let change = json!({"spec": {"redirectFrontend": {"addressMatcher": {"ip": "fd00::1"}}}});
+    let (code, _, message) = refusal(server.client.merge(&path, &change).await);
+    assert!(code == 422 && message.contains("redirectFrontend is immutable"), "{code} {message}");
+    let told = server.client.merge(&path, &json!({"spec": {"description": "b"}})).await.unwrap();
+    assert_eq!((&told["spec"]["description"], &told["spec"]["skipRedirectFromBackend"]), (&json!("b"), &json!(false)));
+
+    let pools = "/apis/cilium.io/v2/ciliumloadbalancerippools";
+    let pool = json!({"metadata": {"name": "p"}, "spec": {"blocks": [{"cidr": "192.0.2.0/24"}]}});
+    server.client.create(pools, &pool).await.unwrap();
+    let conditions = json!({"status": {"conditions": [{"type": "cilium.io/PoolConflict", "status": "False", "reason":
+        "resolved", "message": "", "lastTransitionTime": "2025-01-01T00:00:00Z"}]}});
+    let told = server.client.merge(&format!("{pools}/p/status"), &conditions).await.unwrap();
+    assert_eq!(told["status"], conditions["status"]);
+    // What the operator writes into a Service.
+    let services = "/api/v1/namespaces/default/services";
+    let service = json!({"metadata": {"name": "s"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}});
+    let made = server.client.create(services, &service).await.unwrap();
+    let status = json!({"metadata": {"resourceVersion": made["metadata"]["resourceVersion"]}, "status": {"loadBalancer":
+        {"ingress": [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]}, "conditions": [{"type":
+        "cilium.io/IPAMRequestSatisfied", "status": "True", "reason": "satisfied", "message": "",
+        "lastTransitionTime": "2025-01-01T00:00:00Z"}]}});
+    let told = server.client.merge(&format!("{services}/s/status"), &status).await.unwrap();
+    assert_eq!(told["status"]["conditions"], status["status"]["conditions"]);
+    assert_eq!(told["status"]["loadBalancer"]["ingress"][1]["ip"], "2001:db8::1");
+    assert_eq!(refusal(server.client.merge(&format!("{services}/s/status"), &status).await).1, "Conflict");
+    server.end().await;
+}

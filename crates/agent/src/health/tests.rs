@@ -1,0 +1,123 @@
+//! Health checks over real sockets of this machine's loopback.
+
+use super::Health;
+use crate::core::Progress;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use weft_model::intent::{Backend, Backends, Change, Node, ObjectName, Routing, Service};
+
+fn name(name: &str) -> ObjectName {
+    ObjectName { namespace: "n".to_owned(), name: name.to_owned() }
+}
+
+fn service(port: Option<u16>) -> Change {
+    let routing = Routing { health_check_node_port: port, ..Routing::default() };
+    Change::Service(Service { name: name("s"), routing: Some(routing), ..Service::default() })
+}
+
+fn slice(slice: &str, endpoints: &[(&str, &str, bool)]) -> Change {
+    let endpoint = |(address, node, ready): &(&str, &str, bool)| Backend {
+        node: Some((*node).to_owned()),
+        ready: *ready,
+        ..Backend::ready(address.parse().expect("an address"))
+    };
+    let endpoints = endpoints.iter().map(endpoint).collect();
+    Change::Backends(Backends { slice: name(slice), service: name("s"), ports: Vec::new(), endpoints })
+}
+
+fn node(addresses: &[&str]) -> Change {
+    let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
+    Change::Node(Node { name: "node-1".to_owned(), addresses, pod_cidrs: Vec::new(), labels: Default::default() })
+}
+
+/// What is answered, if somebody listens.
+async fn ask(at: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(at).await.ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.ok()?;
+    Some(text)
+}
+
+async fn until(at: SocketAddr, path: &str, holds: impl Fn(&Option<String>) -> bool) -> Option<String> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = ask(at, path).await;
+        if holds(&answer) {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{at}: not so after 20 s: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A port that nobody has at either loopback address.
+fn free_port() -> u16 {
+    loop {
+        let v4 = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = v4.local_addr().expect("bound").port();
+        if std::net::TcpListener::bind(("::1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_port_of_a_service_tells_how_many_backends_are_here() {
+    let port = free_port();
+    let (ready, progress) = watch::channel(Progress { ready: true, ..Progress::default() });
+    let (health, stop) = (Health::new("node-1", progress), CancellationToken::new());
+    let task = tokio::spawn(health.clone().run(stop.clone()));
+    health.hear(&[node(&["127.0.0.1", "::1"]), service(Some(port))]);
+    let ends = ["127.0.0.1", "::1"].map(|text| SocketAddr::new(text.parse::<IpAddr>().expect("an address"), port));
+    let starts = |with: &'static str| {
+        move |answer: &Option<String>| answer.as_ref().is_some_and(|text| text.starts_with(&format!("HTTP/1.1 {with}")))
+    };
+    for at in ends {
+        let none = until(at, "/", starts("503")).await.expect("answered");
+        assert!(
+            none.ends_with(r#"{"localEndpoints":0,"service":{"name":"s","namespace":"n"},"serviceProxyHealthy":true}"#),
+            "{none}"
+        );
+    }
+    // Two slices with an endpoint in both, others elsewhere or not ready.
+    health.hear(&[
+        slice("a", &[("10.0.0.1", "node-1", true), ("10.0.0.2", "node-2", true), ("10.0.0.3", "node-1", false)]),
+        slice("b", &[("10.0.0.1", "node-1", true), ("fd00::4", "node-1", true)]),
+    ]);
+    for at in ends {
+        let two = until(at, "/", starts("200")).await.expect("answered");
+        assert!(two.contains("\r\nX-Load-Balancing-Endpoint-Weight: 2\r\n") && two.contains(r#""localEndpoints":2"#));
+    }
+    // An agent that enforces nothing yet is not healthy.
+    ready.send_replace(Progress::default());
+    let sick = until(ends[0], "/", starts("503")).await.expect("answered");
+    assert!(sick.contains(r#""serviceProxyHealthy":false"#), "{sick}");
+    health.hear(&[Change::BackendsGone(name("a")), Change::BackendsGone(name("b")), service(None)]);
+    for at in ends {
+        until(at, "/", Option::is_none).await;
+    }
+    stop.cancel();
+    task.await.expect("ends");
+}
+
+#[tokio::test]
+async fn the_node_as_a_whole() {
+    let at = SocketAddr::new("127.0.0.1".parse().expect("an address"), free_port());
+    let (ready, progress) = watch::channel(Progress::default());
+    let (health, stop) = (Health::new("node-1", progress), CancellationToken::new());
+    let task = tokio::spawn(health.run_node(at, stop.clone()));
+    until(at, "/healthz", |answer| answer.as_ref().is_some_and(|text| text.starts_with("HTTP/1.1 503"))).await;
+    ready.send_replace(Progress { ready: true, ..Progress::default() });
+    let well =
+        until(at, "/healthz", |answer| answer.as_ref().is_some_and(|text| text.starts_with("HTTP/1.1 200"))).await;
+    assert!(well.is_some_and(|text| text.contains("lastUpdated")));
+    assert!(ask(at, "/livez").await.is_some_and(|text| text.starts_with("HTTP/1.1 200")));
+    assert!(ask(at, "/other").await.is_some_and(|text| text.starts_with("HTTP/1.1 404")));
+    stop.cancel();
+    task.await.expect("ends");
+}
