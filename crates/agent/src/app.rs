@@ -171,7 +171,7 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         audit: config.policy_audit_mode,
         api_server,
         node_ports: config.node_ports.clone(),
-        forwarding: config.node_port_mode,
+        forwarding: weft_model::intent::Forwarding::Snat,
         maglev_table_size: config.maglev_table_size,
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft_control::service::Object;
+use weft_control::service::{Object, Reason};
 use weft_k8s::{Client, event, identity, node, pod, slice};
 use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
 
@@ -162,7 +162,8 @@ pub async fn report_policies(
     }
 }
 
-/// Tells of Services, pods with hostPorts and local redirect policies what of them is not in force, once for each problem.
+/// Tells of Services, pods with hostPorts and local redirect policies what of them is not in force here, once for each
+/// problem. What is the same on all nodes is told by the operator.
 pub async fn report_services(
     core: Handle,
     client: Client,
@@ -171,7 +172,10 @@ pub async fn report_services(
 ) {
     let mut told = BTreeSet::new();
     loop {
-        let problems: BTreeSet<_> = core.look(|core| core.service_problems()).into_iter().collect();
+        let mut problems: BTreeSet<_> = core.look(|core| core.service_problems()).into_iter().collect();
+        problems.retain(|(object, reason, _)| {
+            matches!(object, Object::Pod(_)) || matches!(reason, Reason::NoRoom | Reason::TooManyBackends)
+        });
         for (object, reason, text) in problems.difference(&told) {
             let (kind, api_version) = match object {
                 Object::Service(_) => ("Service", "v1"),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use weft_datapath::sockets::Protocols;
-use weft_model::intent::{Covers, Forwarding};
+use weft_model::intent::Covers;
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
 #[derive(Parser, Deserialize, Clone, Debug, Default)]
@@ -90,13 +90,6 @@ pub struct Options {
     /// Ports of Services at the nodes' addresses: first and last. As the API server's `--service-node-port-range`.
     #[arg(long, env = "WEFT_NODE_PORT_RANGE")]
     pub node_port_range: Option<String>,
-    /// How packets from outside reach backends of other nodes, where a Service says nothing: `snat` (with the node's
-    /// address, default) or `dsr` (with the client's).
-    #[arg(long, env = "WEFT_NODE_PORT_MODE")]
-    pub node_port_mode: Option<String>,
-    /// Whether packets from outside are forwarded to backends in the device's driver: `xdp` or `none` (default).
-    #[arg(long, env = "WEFT_NODE_PORT_ACCELERATION")]
-    pub node_port_acceleration: Option<String>,
     /// Entries of the tables of Services with consistent hashing, the same on all nodes: a prime, best over a hundred
     /// times the backends of a Service: 251, 509, 1021, 2039, 4093, 8191, 16381 (default), 32749, 65521 or 131071.
     #[arg(long, env = "WEFT_MAGLEV_TABLE_SIZE")]
@@ -132,15 +125,6 @@ impl Routing {
             Self::Vxlan => "vxlan",
         }
     }
-}
-
-/// Where packets from outside are forwarded to backends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Acceleration {
-    /// In the traffic control layer.
-    None,
-    /// In the device's driver.
-    Xdp,
 }
 
 /// Sizes of tables that Maglev works with: primes next to powers of two.
@@ -197,10 +181,6 @@ pub struct Config {
     pub close_removed_backends: Protocols,
     /// Ports of Services at the nodes' addresses.
     pub node_ports: RangeInclusive<u16>,
-    /// How packets from outside reach backends of other nodes, where a Service says nothing.
-    pub node_port_mode: Forwarding,
-    /// Where this is done.
-    pub node_port_acceleration: Acceleration,
     /// Entries of the tables of Services with consistent hashing.
     pub maglev_table_size: u32,
     /// Where load balancers ask whether the node is well.
@@ -279,8 +259,6 @@ impl Options {
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
             close_removed_backends: self.close_removed_backends.or(other.close_removed_backends),
             node_port_range: self.node_port_range.or(other.node_port_range),
-            node_port_mode: self.node_port_mode.or(other.node_port_mode),
-            node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
             healthz_bind_address: self.healthz_bind_address.or(other.healthz_bind_address),
             log: self.log.or(other.log),
@@ -334,16 +312,6 @@ impl Options {
             cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             close_removed_backends: protocols(self.close_removed_backends.as_deref().unwrap_or("udp"))?,
             node_ports: ports("node-port-range", self.node_port_range.as_deref().unwrap_or("30000-32767"))?,
-            node_port_mode: match self.node_port_mode.as_deref().unwrap_or("snat") {
-                "snat" => Forwarding::Snat,
-                "dsr" => Forwarding::Dsr,
-                other => return Err(value("node-port-mode", "`snat` or `dsr`", other)),
-            },
-            node_port_acceleration: match self.node_port_acceleration.as_deref().unwrap_or("none") {
-                "none" => Acceleration::None,
-                "xdp" => Acceleration::Xdp,
-                other => return Err(value("node-port-acceleration", "`xdp` or `none`", other)),
-            },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
             healthz_bind_address: bind_address(self.healthz_bind_address)?,
             log: self.log.unwrap_or_else(|| "info".into()),
@@ -496,8 +464,6 @@ mod tests {
             (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),
-            (&["--node-name", "n", "--node-port-mode", "hybrid"], "node-port-mode: expected `snat` or `dsr`"),
-            (&["--node-name", "n", "--node-port-acceleration", "on"], "node-port-acceleration: expected `xdp`"),
             (&["--node-name", "n", "--maglev-table-size", "16384"], "maglev-table-size: expected 251, 509"),
             (&["--node-name", "n", "--healthz-bind-address", "10256"], "healthz-bind-address: expected an address"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),

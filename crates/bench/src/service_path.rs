@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 const SERVER_PORT: u16 = 7000;
 /// Where the services are reached.
 const SERVICE_PORT: u16 = 80;
-/// The first port of the nodes.
-const NODE_PORTS: u16 = 30_700;
+/// The port of the nodes.
+const NODE_PORT: u16 = 30_700;
 /// How many services the iptables rules are for.
 const SERVICES: [(&str, u32); 3] = [("i", 100), ("j", 1000), ("k", 10_000)];
 const METRICS: [Metric; 3] = [Metric::TcpRr, Metric::UdpRr, Metric::TcpCrr];
@@ -52,16 +52,10 @@ pub fn run(bin_dir: &Path, settings: &Settings) -> Result<Report> {
         room_for_connections(&scenario.client)?;
     }
     let mut clusters = Vec::new();
-    if ["service-near", "service-far", "service-edge/tc"].iter().any(|group| settings.may_want(group)) {
+    if ["service-near", "service-far", "service-edge"].iter().any(|group| settings.may_want(group)) {
         let cluster = Cluster::up_with(bin_dir, "s", &["--nodes", "2", "--ip-forwarding"])?;
         scenarios.extend(inside(&cluster)?);
-        scenarios.extend(at_the_edge(&cluster, "tc")?);
-        clusters.push(cluster);
-    }
-    if settings.may_want("service-edge/xdp") {
-        let options = ["--nodes", "2", "--ip-forwarding", "--agent", "node-port-acceleration=xdp"];
-        let cluster = Cluster::up_with(bin_dir, "x", &options)?;
-        scenarios.extend(at_the_edge(&cluster, "xdp")?);
+        scenarios.push(at_the_edge(&cluster)?);
         clusters.push(cluster);
     }
     rounds(&Scenario::wanted(scenarios, settings), &METRICS, settings)
@@ -86,7 +80,7 @@ fn cgroup(cluster: &Cluster, node: &str, pod: &Pod) -> Result<PathBuf> {
 }
 
 /// A service of the name of its pods.
-fn service(app: &str, node_port: Option<u16>, forwarding: &str) -> Value {
+fn service(app: &str, node_port: Option<u16>) -> Value {
     let port = |protocol: &str| {
         let mut port = json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": SERVICE_PORT,
             "targetPort": SERVER_PORT});
@@ -97,8 +91,7 @@ fn service(app: &str, node_port: Option<u16>, forwarding: &str) -> Value {
     };
     let kind = if node_port.is_some() { "NodePort" } else { "ClusterIP" };
     json!({"apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": app, "namespace": "default",
-            "annotations": {"service.cilium.io/forwarding-mode": forwarding}},
+        "metadata": {"name": app, "namespace": "default"},
         "spec": {"type": kind, "ipFamilyPolicy": "RequireDualStack", "selector": {"app": app},
             "ports": [port("TCP"), port("UDP")]}})
 }
@@ -135,7 +128,7 @@ fn inside(cluster: &Cluster) -> Result<Vec<Scenario>> {
     let mut scenarios = Vec::new();
     for (place, server) in [("near", near), ("far", far)] {
         let app = format!("{place}-server");
-        cluster.apply(&[service(&app, None, "snat")])?;
+        cluster.apply(&[service(&app, None)])?;
         let through = cluster_ips(cluster, &app)?;
         let base = format!("service-{place}/direct");
         for (way, client) in WAYS.iter().zip(pods.by_ref()) {
@@ -160,26 +153,19 @@ fn inside(cluster: &Cluster) -> Result<Vec<Scenario>> {
 }
 
 /// From outside through a port of node-1 to a pod on node-2.
-fn at_the_edge(cluster: &Cluster, hook: &str) -> Result<Vec<Scenario>> {
+fn at_the_edge(cluster: &Cluster) -> Result<Scenario> {
     let outside = PathBuf::from(format!("/run/netns/weft-{}-outside", cluster.name()));
     room_for_connections(&outside)?;
     let node = get(cluster, "node", "node-1")?;
     let internal = node["status"]["addresses"].as_array().context("addresses")?.iter();
     let node = both(internal.filter(|one| one["type"] == "InternalIP").filter_map(|one| one["address"].as_str()))?;
-    let mut scenarios = Vec::new();
-    for (forwarding, node_port) in ["snat", "dsr"].into_iter().zip(NODE_PORTS..) {
-        let name = format!("service-edge/{hook}-{forwarding}");
-        let app = format!("edge-{forwarding}");
-        let server = cluster.pods(&[(&app, "node-2")])?.pop().context("a pod was asked for")?;
-        cluster.apply(&[service(&app, Some(node_port), forwarding)])?;
-        let through = node.map(|ip| SocketAddr::new(ip, node_port));
-        let mut scenario = Scenario::new(&name, "base-edge", outside.clone(), server.ns.clone(), server.addresses);
-        scenario.port = SERVER_PORT;
-        scenario.through = Some(through);
-        answers(&scenario)?;
-        scenarios.push(scenario);
-    }
-    Ok(scenarios)
+    let server = cluster.pods(&[("edge", "node-2")])?.pop().context("a pod was asked for")?;
+    cluster.apply(&[service("edge", Some(NODE_PORT))])?;
+    let mut scenario = Scenario::new("service-edge", "base-edge", outside, server.ns.clone(), server.addresses);
+    scenario.port = SERVER_PORT;
+    scenario.through = Some(node.map(|ip| SocketAddr::new(ip, NODE_PORT)));
+    answers(&scenario)?;
+    Ok(scenario)
 }
 
 /// Waits until the service is in force: until a first slice in each family succeeds.

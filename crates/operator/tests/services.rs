@@ -251,10 +251,16 @@ async fn services_that_want_the_same_are_told_and_others_are_not() {
         }
         fake.put(SERVICES, object)
     };
-    plain("a", json!({"clusterIP": "10.96.0.1", "externalIPs": ["198.51.100.1", "2001:db8::1"]}));
-    plain("b", json!({"clusterIP": "10.96.0.2", "externalIPs": ["2001:db8::1"]}));
-    plain("c", json!({"clusterIP": "10.96.0.3", "externalIPs": ["198.51.100.1"], "ports": [{"port": 81}]}));
-    plain("d", json!({"clusterIP": "10.96.0.4", "type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}));
+    plain("a", json!({"clusterIPs": ["10.96.0.1", "fd96::1"], "externalIPs": ["198.51.100.1", "2001:db8::1"]}));
+    plain("b", json!({"clusterIPs": ["10.96.0.2", "fd96::2"], "externalIPs": ["2001:db8::1"]}));
+    plain(
+        "c",
+        json!({"clusterIPs": ["10.96.0.3", "fd96::3"], "externalIPs": ["198.51.100.1"], "ports": [{"port": 81}]}),
+    );
+    plain(
+        "d",
+        json!({"clusterIPs": ["10.96.0.4", "fd96::4"], "type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}),
+    );
     let operator = Operator::start(&fake);
     let said = |fake: &Fake, name: &str| -> Vec<(String, String)> {
         let events = fake.all(EVENTS);

@@ -380,7 +380,7 @@ pub fn nth_address(range: &IpNet, nth: u32) -> Option<IpAddr> {
 }
 
 /// Settings of the agent that a cluster on one machine leaves to its user.
-const AGENT_SETTINGS: [&str; 14] = [
+const AGENT_SETTINGS: [&str; 12] = [
     "extended-protocols",
     "host-firewall",
     "log",
@@ -388,8 +388,6 @@ const AGENT_SETTINGS: [&str; 14] = [
     "masquerade",
     "mtu",
     "no-masquerade",
-    "node-port-acceleration",
-    "node-port-mode",
     "node-port-range",
     "policy-audit-mode",
     "policy-cidr-match-mode",

@@ -20,7 +20,7 @@ fn ip(text: &str) -> IpAddr {
 /// A Service that uses all there is.
 fn full() -> Value {
     json!({"metadata": {"name": "s", "namespace": "n", "labels": {"a": "b"}, "annotations": {
-            "service.cilium.io/lb-algorithm": "maglev", "service.cilium.io/forwarding-mode": "dsr",
+            "service.cilium.io/lb-algorithm": "maglev", "service.cilium.io/forwarding-mode": "snat",
             "service.cilium.io/src-ranges-policy": "allow", "example.com/other": "x"}},
         "spec": {"selector": {"app": "web"}, "type": "LoadBalancer", "clusterIP": "10.96.0.10",
             "clusterIPs": ["10.96.0.10", "fd96::10"], "externalIPs": ["198.51.100.7", "2001:db8::7", "198.51.100.7"],
@@ -77,7 +77,7 @@ fn a_service_with_everything() {
         publish_not_ready: true,
         topology: Topology::SameNode,
         algorithm: Algorithm::Maglev,
-        forwarding: Some(Forwarding::Dsr),
+        forwarding: Some(Forwarding::Snat),
     };
     assert_eq!(read.routing, Some(expected));
 }
