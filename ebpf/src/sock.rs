@@ -313,20 +313,21 @@ fn choose(
     call: Call,
 ) -> Option<BackendInfo> {
     let mut info = first;
+    let client = AffinityKey::of_netns(netns, asked.addr.is_v4());
     for _ in 0..ATTEMPTS {
         if info.affinity_s != 0
-            && let Some(backend) = kept(&info, netns)
+            && let Some(backend) = kept(&info, &client)
         {
             return Some(backend);
         }
         if info.internal_count == 0 {
             return None;
         }
-        if let Some(backend) = pick(&info, asked.protocol, netns, call) {
+        if let Some(backend) = pick(&info, asked.protocol, &client, call) {
             if info.affinity_s != 0 {
                 let value = AffinityValue { backend: backend.id, last_used_s: track::now_s() };
                 // Without a place for it the client is not bound; it is served all the same.
-                let _ = AFFINITY.insert(&affinity_key(&info, netns), &value, 0);
+                let _ = AFFINITY.insert(&affinity_key(&info, &client), &value, 0);
             }
             return Some(backend);
         }
@@ -338,8 +339,8 @@ fn choose(
 
 /// The backend that this client's network namespace is bound to.
 #[inline(always)]
-fn kept(info: &FrontendInfo, netns: u64) -> Option<BackendInfo> {
-    let key = affinity_key(info, netns);
+fn kept(info: &FrontendInfo, client: &Addr) -> Option<BackendInfo> {
+    let key = affinity_key(info, client);
     // SAFETY: copied at once.
     let value = *unsafe { AFFINITY.get(&key) }?;
     let now = track::now_s();
@@ -360,15 +361,14 @@ fn kept(info: &FrontendInfo, netns: u64) -> Option<BackendInfo> {
 
 /// One of the set: by Maglev's table, so that the same client finds the same backend on every node, or at random.
 #[inline(always)]
-fn pick(info: &FrontendInfo, protocol: u8, netns: u64, call: Call) -> Option<BackendInfo> {
+fn pick(info: &FrontendInfo, protocol: u8, client: &Addr, call: Call) -> Option<BackendInfo> {
     let slot = if info.internal_table == 0 {
         // SAFETY: no pointers.
         (unsafe { bpf_get_prandom_u32() }) % info.internal_count
     } else {
         // No address and no port yet: the namespace stands for the one, the socket for the other.
-        let source = AffinityKey::of_netns(netns);
         let socket = if info.affinity_s == 0 { cookie(call) as u16 } else { 0 };
-        let entry = client_hash(&source, socket, protocol) % info.internal_table;
+        let entry = client_hash(client, socket, protocol) % info.internal_table;
         let key = MaglevKey { set: info.internal_set, part: entry / MaglevPart::ENTRIES as u32 };
         // SAFETY: read at once.
         let part = unsafe { MAGLEV.get(&key) }?;
@@ -381,8 +381,8 @@ fn pick(info: &FrontendInfo, protocol: u8, netns: u64, call: Call) -> Option<Bac
 }
 
 #[inline(always)]
-fn affinity_key(info: &FrontendInfo, netns: u64) -> AffinityKey {
-    AffinityKey { client: AffinityKey::of_netns(netns), service: info.service }
+fn affinity_key(info: &FrontendInfo, client: &Addr) -> AffinityKey {
+    AffinityKey { client: *client, service: info.service }
 }
 
 /// Leads the call to the backend.

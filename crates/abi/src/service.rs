@@ -139,7 +139,7 @@ impl MaglevPart {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct AffinityKey {
     /// The client's address; for a process of the node or a pod at its socket: the cookie of its network namespace in
-    /// the last two words, the others [`AffinityKey::COOKIE`].
+    /// the last two words, the others as [`AffinityKey::of_netns`] has them.
     pub client: Addr,
     /// Number of the service port.
     pub service: u32,
@@ -149,11 +149,11 @@ impl AffinityKey {
     /// First two words of a client that is a network namespace: no address (documentation prefix, RFC 3849).
     pub const COOKIE: [u32; 2] = [0x2001_0db8_u32.to_be(), u32::MAX];
 
-    /// The client that a network namespace is, by its cookie.
+    /// The client that a network namespace is, by its cookie: one for each family, since a backend has one.
     #[inline(always)]
     #[must_use]
-    pub const fn of_netns(cookie: u64) -> Addr {
-        Addr([Self::COOKIE[0], Self::COOKIE[1], cookie as u32, (cookie >> 32) as u32])
+    pub const fn of_netns(cookie: u64, v4: bool) -> Addr {
+        Addr([Self::COOKIE[0], Self::COOKIE[1] - v4 as u32, cookie as u32, (cookie >> 32) as u32])
     }
 }
 

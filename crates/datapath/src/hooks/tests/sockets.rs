@@ -276,7 +276,7 @@ fn a_client_stays_with_its_backend_for_as_long_as_told() {
         for (family, set) in [(V4, 1), (V6, 2)] {
             scene.tables.service(family.service, 80, set, &family.backends, |info| info.affinity_s = 100);
             let (service, own) = family.spellings(family.service).remove(0);
-            let key = AffinityKey { client: AffinityKey::of_netns(cookie), service: set };
+            let key = AffinityKey { client: AffinityKey::of_netns(cookie, family.service == V4.service), service: set };
             let first = process.ask(&format!("tcp t {service}:80"));
             for n in 0..12 {
                 assert_eq!(process.ask(&format!("tcp t{n} {service}:80")), first);
@@ -338,11 +338,12 @@ fn maglevs_table_chooses_where_there_is_one() {
             }
             let change = |info: &mut FrontendInfo| (info.internal_table, info.affinity_s) = (101, 1);
             scene.tables.service(family.service, 80, set, &family.backends, change);
-            let entry = client_hash(&AffinityKey::of_netns(cookie), 0, TCP) % 101;
+            let entry = client_hash(&AffinityKey::of_netns(cookie, family.service == V4.service), 0, TCP) % 101;
             let expected = family.backends[usize::from(table[usize::try_from(entry).unwrap()])];
             let (service, _) = family.spellings(family.service).remove(0);
             for n in 0..8 {
-                let key = AffinityKey { client: AffinityKey::of_netns(cookie), service: set };
+                let key =
+                    AffinityKey { client: AffinityKey::of_netns(cookie, family.service == V4.service), service: set };
                 scene.tables.affinity.remove(&key).unwrap();
                 assert_eq!(who(&process.ask(&format!("tcp t{n} {service}:80"))), expected);
             }

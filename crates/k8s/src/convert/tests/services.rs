@@ -185,7 +185,7 @@ fn what_is_wrong_with_a_service_is_named() {
     }
     let annotations = [
         ("lb-algorithm", "least", "\"least\", expected random or maglev"),
-        ("forwarding-mode", "DSR", "\"DSR\", expected snat or dsr"),
+        ("forwarding-mode", "DSR", "\"DSR\", expected snat"),
         ("src-ranges-policy", "deny", "\"deny\", expected allow"),
         ("type", "NodePort", "\"NodePort\", expected none: it is not supported"),
         ("node-selector", "a=b", "\"a=b\", expected none: it is not supported"),
