@@ -32,9 +32,12 @@ struct Tables {
 }
 
 impl Tables {
+    /// A pod of both families has an endpoint in each: it counts once.
     fn local_endpoints(&self, service: &ObjectName) -> usize {
         let of = self.slices.values().filter(|(name, _)| name == service);
-        of.flat_map(|(_, endpoints)| endpoints).collect::<BTreeSet<_>>().len()
+        let all: BTreeSet<_> = of.flat_map(|(_, endpoints)| endpoints).collect();
+        let v4 = all.iter().filter(|address| address.is_ipv4()).count();
+        v4.max(all.len() - v4)
     }
 
     /// Where somebody must listen, and for which Service. Of two that have the same port, the first one by name counts.

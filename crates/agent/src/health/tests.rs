@@ -84,10 +84,10 @@ async fn the_port_of_a_service_tells_how_many_backends_are_here() {
             "{none}"
         );
     }
-    // Two slices with an endpoint in both, others elsewhere or not ready.
+    // An endpoint in two slices, one of two families, others elsewhere or not ready.
     health.hear(&[
         slice("a", &[("10.0.0.1", "node-1", true), ("10.0.0.2", "node-2", true), ("10.0.0.3", "node-1", false)]),
-        slice("b", &[("10.0.0.1", "node-1", true), ("fd00::4", "node-1", true)]),
+        slice("b", &[("10.0.0.1", "node-1", true), ("10.0.0.4", "node-1", true), ("fd00::4", "node-1", true)]),
     ]);
     for at in ends {
         let two = until(at, "/", starts("200")).await.expect("answered");
