@@ -45,6 +45,17 @@ impl Pod {
     }
 }
 
+/// A running `weft observe -f`.
+#[derive(Debug)]
+pub struct Observer(Child);
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Where the programs are: beside the directory that the test runs in.
 ///
 /// # Errors
@@ -170,6 +181,16 @@ impl Cluster {
     pub fn observe(&self, args: &[&str]) -> Result<Vec<Value>> {
         let text = self.weft(&[&["observe", "-o", "json", "--last", "1000"], args].concat())?;
         text.lines().map(|line| serde_json::from_str(line).map_err(Into::into)).collect()
+    }
+
+    /// Somebody who watches flows, for as long as this lives: what is allowed is reported only to those who look.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn observer(&self) -> Result<Observer> {
+        let mut command = self.command(&self.bin_dir.join("weft"));
+        let child = command.args(["observe", "-f"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Observer(child.spawn()?))
     }
 
     /// `kubectl ARGS`, whatever it answers.

@@ -50,8 +50,8 @@ impl Outcome {
             ConnectionRefused | ConnectionReset => Self::Refused,
             TimedOut | WouldBlock => Self::Timeout,
             HostUnreachable | NetworkUnreachable => Self::Unreachable(error.to_string()),
-            // Protocol not available: the ICMP error "protocol unreachable".
-            _ if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Self::Refused,
+            // Protocol not available, protocol error: the ICMP errors "protocol unreachable" and "unrecognized next header".
+            _ if matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EPROTO)) => Self::Refused,
             _ => Self::Failed(error.to_string()),
         }
     }

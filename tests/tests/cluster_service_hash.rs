@@ -1,34 +1,13 @@
-//! Clients outside, at nodes that may have no backend: with the node's address or with their own (DSR), at XDP, and by
-//! consistent hashing.
+//! Consistent hashing: clients outside meet the same backend by whichever node they come.
 
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use weft_tests::cluster::Cluster;
-use weft_tests::service::{Case, Client, Expect, OUTSIDE};
+use weft_tests::service::{Case, Client, Expect};
 
 const NODE_PORT: u16 = 30_070;
 const BALANCER: [&str; 2] = ["203.0.113.70", "2001:db8:113::70"];
-
-#[test]
-fn dsr_native() -> Result<()> {
-    edge("ed", "native", "node-port-mode=dsr", &[], true)
-}
-
-#[test]
-fn dsr_vxlan() -> Result<()> {
-    edge("ev", "vxlan", "node-port-mode=dsr", &[], true)
-}
-
-#[test]
-fn xdp() -> Result<()> {
-    edge("ex", "native", "node-port-acceleration=xdp", &[], false)
-}
-
-#[test]
-fn one_service_with_dsr() -> Result<()> {
-    edge("eo", "native", "node-port-mode=snat", &["service.cilium.io/forwarding-mode: dsr"], true)
-}
 
 fn ports() -> String {
     let one = |protocol: &str| {
@@ -45,55 +24,6 @@ fn service(cluster: &Cluster, annotations: &[&str], more: &str) -> Result<()> {
          spec: {{ipFamilyPolicy: RequireDualStack, type: NodePort, selector: {{role: server}}, {more} {}}}}}",
         ports()
     ))
-}
-
-/// `keeps`: the backend sees the client, whichever node was asked.
-fn edge(label: &str, routing: &str, setting: &str, annotations: &[&str], keeps: bool) -> Result<()> {
-    let mut options = vec!["--nodes", "2", "--routing", routing, "--agent", setting];
-    if keeps {
-        // The backend's node answers with the address of the one that was asked, which a cloud must be told to carry.
-        options.push("--ip-forwarding");
-    }
-    let cluster = Cluster::up(label, &options)?;
-    cluster.pod("server", "node-1", "role: server")?;
-    let far = cluster.pod("far", "node-2", "role: client")?;
-    service(&cluster, annotations, "")?;
-    let nodes = [cluster.node_ips("node-1")?, cluster.node_ips("node-2")?];
-    let mut cases = Vec::new();
-    for (number, node) in nodes.iter().enumerate() {
-        for family in 0..2 {
-            let own: IpAddr = OUTSIDE[family].parse()?;
-            let seen = if keeps || number == 0 { own } else { node[family] };
-            for protocol in ["tcp", "udp", "sctp"] {
-                let what = format!("NodePort of node-{}", number + 1);
-                cases.push(Case::new(&what, protocol, node[family], NODE_PORT, Expect::from("server", seen)));
-            }
-        }
-    }
-    cluster.meets(&[(Client::Outside, cases)])?;
-    // More than a packet, both ways; and long connections.
-    for node in nodes {
-        for to in node {
-            for protocol in ["--tcp", "--udp"] {
-                let command = format!("stream run {protocol} --rate 500 --duration 2 --size 1400 {to} {NODE_PORT}");
-                let report = cluster.background_in("outside", &command)?.finish()?;
-                ensure!(report["lost"] == 0 && report["error"].is_null(), "{protocol} through {to}: {report}");
-            }
-        }
-    }
-    let large = ["connect", "--udp", "--size", "4000"];
-    for node in nodes {
-        for to in node {
-            let (to, port) = (to.to_string(), NODE_PORT.to_string());
-            let answer = cluster.toolbox_in("outside", &[large.as_slice(), &[&to, &port]].concat())?;
-            ensure!(answer.starts_with("ok "), "a datagram in fragments to {to}: {answer}");
-        }
-    }
-    // Inside the cluster nothing is different.
-    let inside = cluster.cluster_ips("web")?;
-    let cases = inside.map(|to| Case::new("ClusterIP", "tcp", to, 80, Expect::from_any(&["server"]))).to_vec();
-    cluster.meets(&[(Client::Pod(far), cases)])?;
-    cluster.down()
 }
 
 /// The same client meets the same backend, whichever node it comes by, and keeps it when another backend goes.
