@@ -27,6 +27,7 @@ struct Stage {
     b: Pod,
     near: Pod,
     far: Pod,
+    at_sockets: bool,
 }
 
 fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
@@ -37,7 +38,7 @@ fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
     let b = cluster.pod_with("b", "node-2", "role: server", other_port)?;
     let near = cluster.pod("near", "node-1", "role: client")?;
     let far = cluster.pod("far", "node-2", "role: client")?;
-    let stage = Stage { cluster, a, b, near, far };
+    let stage = Stage { cluster, a, b, near, far, at_sockets };
     names_of_ports(&stage).context("ports by name")?;
     affinity(&stage).context("session affinity")?;
     internal_local(&stage).context("internalTrafficPolicy")?;
@@ -59,6 +60,12 @@ impl Stage {
 
     fn far(&self) -> Client {
         Client::Pod(self.far.clone())
+    }
+
+    /// Nodes themselves are clients at their sockets alone.
+    fn nodes(&self, names: &[&str]) -> Vec<Client> {
+        let nodes = names.iter().map(|name| Client::Node((*name).to_owned()));
+        nodes.filter(|_| self.at_sockets).collect()
     }
 
     /// A case per protocol and family.
@@ -100,7 +107,7 @@ fn affinity(stage: &Stage) -> Result<()> {
     let sticky = cluster.cluster_ips("sticky")?;
     let cases = stage.both("affinity", &["tcp"], sticky, 80, &Expect::from_any(&["a", "b"]));
     cluster.meets(&[(stage.near(), cases.clone()), (stage.far(), cases)])?;
-    for client in [stage.near(), stage.far(), Client::Node("node-1".to_owned())] {
+    for client in [stage.near(), stage.far()].into_iter().chain(stage.nodes(&["node-1"])) {
         for to in sticky {
             let pods = cluster.answering(&client, &target("tcp", to, 80), TIMES)?;
             ensure!(pods.len() == 1, "{} -> {to}: {TIMES} connections of one client went to {pods:?}", client.name());
@@ -119,13 +126,9 @@ fn internal_local(stage: &Stage) -> Result<()> {
     let inside = cluster.cluster_ips("inside")?;
     let here = stage.both("internal traffic local", &["tcp"], inside, 80, &Expect::from_any(&["a"]));
     let there = stage.both("internal traffic local, no backend here", &["tcp"], inside, 80, &Expect::Refused);
-    let node = |name: &str| Client::Node(name.to_owned());
-    cluster.meets(&[
-        (stage.near(), here.clone()),
-        (node("node-1"), here),
-        (stage.far(), there.clone()),
-        (node("node-2"), there),
-    ])
+    let mut all = vec![(stage.near(), here.clone()), (stage.far(), there.clone())];
+    all.extend(stage.nodes(&["node-1", "node-2"]).into_iter().zip([here, there]));
+    cluster.meets(&all)
 }
 
 fn families(stage: &Stage) -> Result<()> {
