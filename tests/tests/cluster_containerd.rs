@@ -28,7 +28,7 @@ struct Stage<'a> {
 }
 
 fn containerd(label: &str, routing: &str) -> Result<()> {
-    let cluster = Cluster::up(label, &["--routing", routing, "--nodes", "2"])?;
+    let cluster = Cluster::up(label, &["--routing", routing, "--nodes", "2", "--no-dns"])?;
     lives(&cluster)?;
     cluster.down()
 }
