@@ -4,6 +4,7 @@ use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use weft_k8s::endpoint::Propagation;
 use weft_model::intent::Covers;
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
@@ -72,6 +73,11 @@ pub struct Options {
     /// (default).
     #[arg(long, env = "WEFT_EXTENDED_PROTOCOLS")]
     pub extended_protocols: Option<String>,
+    /// How this node's endpoints become known to the others: `ces-node` (default: slices that the agent writes),
+    /// `ces-operator` (a CiliumEndpoint per pod, from which the operator makes slices) or `cep` (a CiliumEndpoint per
+    /// pod, which every agent watches). Set it as the operator's. It may be changed in a running cluster.
+    #[arg(long, env = "WEFT_ENDPOINT_PROPAGATION")]
+    pub endpoint_propagation: Option<String>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -144,6 +150,8 @@ pub struct Config {
     pub cidr_covers: Covers,
     /// Protocols beside TCP, UDP, SCTP and ICMP.
     pub extended_protocols: bool,
+    /// How this node's endpoints become known.
+    pub endpoint_propagation: Propagation,
     /// Log directives.
     pub log: String,
 }
@@ -214,6 +222,7 @@ impl Options {
             policy_audit_mode: self.policy_audit_mode.or(other.policy_audit_mode),
             policy_cidr_match_mode: self.policy_cidr_match_mode.or(other.policy_cidr_match_mode),
             extended_protocols: self.extended_protocols.or(other.extended_protocols),
+            endpoint_propagation: self.endpoint_propagation.or(other.endpoint_propagation),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -261,6 +270,7 @@ impl Options {
             policy_audit_mode: switch("policy-audit-mode", self.policy_audit_mode, false)?,
             cidr_covers: covers(self.policy_cidr_match_mode.as_deref().unwrap_or_default())?,
             extended_protocols: switch("extended-protocols", self.extended_protocols, false)?,
+            endpoint_propagation: propagation(self.endpoint_propagation.as_deref().unwrap_or("ces-node"))?,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
     }
@@ -277,6 +287,10 @@ fn switch(field: &'static str, text: Option<String>, default: bool) -> Result<bo
         Some("false") => Ok(false),
         Some(other) => Err(value(field, "`true` or `false`", other)),
     }
+}
+
+fn propagation(text: &str) -> Result<Propagation, ConfigError> {
+    Propagation::read(text).ok_or_else(|| value("endpoint-propagation", "`cep`, `ces-operator` or `ces-node`", text))
 }
 
 fn covers(text: &str) -> Result<Covers, ConfigError> {
@@ -372,6 +386,7 @@ mod tests {
             (&["--node-name", "n", "--masquerade", "yes"], "masquerade: expected `true` or `false`"),
             (&["--node-name", "n", "--host-firewall", "on"], "host-firewall: expected `true` or `false`"),
             (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
+            (&["--node-name", "n", "--endpoint-propagation", "kvstore"], "endpoint-propagation: expected `cep`"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
         ];
         for (flags, problem) in cases {

@@ -30,7 +30,7 @@ mod restore;
 pub mod thread;
 
 /// Every source that must have delivered before anything is removed.
-pub(crate) const SOURCES: [Source; 12] = [
+pub(crate) const SOURCES: [Source; 13] = [
     Source::Pods,
     Source::Namespaces,
     Source::Policies(PolicyKind::NetworkPolicy),
@@ -42,6 +42,7 @@ pub(crate) const SOURCES: [Source; 12] = [
     Source::Backends,
     Source::Identities,
     Source::Slices,
+    Source::Endpoints,
     Source::Nodes,
 ];
 /// First pause after a failed write; doubles up to [`RETRY_MAX`].

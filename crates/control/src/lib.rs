@@ -6,5 +6,7 @@ pub mod expand;
 pub mod explain;
 pub mod identity;
 pub mod ipam;
+pub mod pack;
 pub mod policy;
 pub mod preview;
+pub mod remotes;

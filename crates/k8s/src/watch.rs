@@ -15,7 +15,7 @@ pub(crate) use drive::{Retry, with_query};
 use std::hash::Hash;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weft_model::intent::{Change, PolicyKind};
+use weft_model::intent::{Change, PolicyKind, Source};
 
 /// Batches that may wait for the reader before the watches stop reading.
 const BATCHES_MAX: usize = 64;
@@ -69,12 +69,14 @@ pub struct Seen<K, N> {
 /// Watches everything that the agent of `node_name` needs, until `stop`. Must be called within a runtime.
 ///
 /// Every source first tells all that exists, then `Synced`, once; after that, changes. The reader sees each source's
-/// changes in order. When the reader is slow, the watches wait; when it is gone, they end.
+/// changes in order. CiliumEndpoints are followed until `endpoints` is cancelled, which `stop` must do as well; without
+/// it there are none as far as the reader is told. When the reader is slow, the watches wait; when it is gone, they end.
 #[must_use]
 pub fn start(
     client: &Client,
     node_name: &str,
     settings: Settings,
+    endpoints: Option<&CancellationToken>,
     stop: &CancellationToken,
 ) -> mpsc::Receiver<Vec<Change>> {
     let (sender, receiver) = mpsc::channel(BATCHES_MAX);
@@ -90,6 +92,11 @@ pub fn start(
     start.follow(kinds::Identities);
     start.follow(kinds::Slices);
     start.follow(kinds::Nodes);
+    match endpoints {
+        Some(until) => drop(follow(client.clone(), kinds::Endpoints, start.sender.clone(), until.clone())),
+        // There is room: nobody has read yet.
+        None => drop(start.sender.try_send(vec![Change::Synced(Source::Endpoints)])),
+    }
     receiver
 }
 
@@ -103,6 +110,11 @@ impl Start<'_> {
     fn follow(&self, kind: impl Kind<News = Change>) {
         follow(self.client.clone(), kind, self.sender.clone(), self.stop.clone());
     }
+}
+
+/// Watches CiliumEndpoints until `stop`, each told as a slice of its own ([`crate::convert::endpoint_slice_name`]).
+pub fn endpoints(client: &Client, sender: mpsc::Sender<Vec<Change>>, stop: CancellationToken) {
+    follow(client.clone(), kinds::Endpoints, sender, stop);
 }
 
 /// Watches one kind until `stop`, or until nobody listens any more.

@@ -215,6 +215,8 @@ pub enum Source {
     Identities,
     /// CiliumEndpointSlices.
     Slices,
+    /// CiliumEndpoints; their changes are those of slices.
+    Endpoints,
     /// Nodes.
     Nodes,
 }

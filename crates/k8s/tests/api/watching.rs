@@ -32,7 +32,7 @@ impl Drop for Reader {
 impl Reader {
     fn start(fake: &Fake) -> Self {
         let stop = CancellationToken::new();
-        Self { changes: watch::start(&fake.client(), "node-1", Settings::EVERYTHING, &stop), seen: Vec::new(), stop }
+        Self { changes: watch::start(&fake.client(), "node-1", Settings::EVERYTHING, Some(&stop), &stop), seen: Vec::new(), stop }
     }
 
     /// Reads until `last` was told.
@@ -59,6 +59,7 @@ impl Reader {
             Source::Backends,
             Source::Identities,
             Source::Slices,
+            Source::Endpoints,
             Source::Nodes,
         ];
         for source in policies.into_iter().chain(others) {

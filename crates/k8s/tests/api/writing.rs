@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
 use weft_k8s::lease::{Candidate, Standing};
+use weft_k8s::endpoint::Propagation;
 use weft_k8s::slice::{NODE_LABEL, Writer};
 use weft_k8s::{node, pod};
 use weft_model::id::Identity;
@@ -48,7 +49,7 @@ fn held(fake: &Fake) -> usize {
 async fn slices_follow_the_set_and_bursts_are_one_write() {
     let fake = Fake::new();
     let stop = CancellationToken::new();
-    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
     for n in 1..=50 {
         writer.set(endpoints(n, 300));
     }
@@ -72,7 +73,7 @@ async fn refusals_conflicts_and_strangers_are_overcome() {
     let foreign = json!({"metadata": {"name": "theirs", "labels": {NODE_LABEL: "node-2"}}, "namespace": "n", "endpoints": [{"name": "x"}]});
     fake.put(SLICES, foreign);
     let stop = CancellationToken::new();
-    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
     fake.refuse(&[500, 503]);
     announced(&writer, writer.set(endpoints(3, 300))).await;
     let own = |fake: &Fake| {
@@ -99,13 +100,13 @@ async fn refusals_conflicts_and_strangers_are_overcome() {
 async fn a_restart_adopts_and_writes_only_differences() {
     let fake = Fake::new();
     let stop = CancellationToken::new();
-    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
     announced(&writer, writer.set(endpoints(120, 300))).await;
     stop.cancel();
     let before: Vec<serde_json::Value> = fake.all(SLICES);
     let writes = fake.writes().len();
     let stop = CancellationToken::new();
-    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
     announced(&writer, writer.set(endpoints(120, 300))).await;
     assert_eq!(fake.all(SLICES), before);
     assert_eq!(fake.writes().len(), writes, "nothing to write");
@@ -148,6 +149,7 @@ async fn the_node_is_announced_and_made_schedulable() {
         name: "node-1".to_owned(),
         addresses: vec!["172.31.0.11".parse().expect("v4"), "fd31::11".parse().expect("v6")],
         pod_cidrs: vec!["10.244.0.0/24".parse().expect("a prefix")],
+        propagation: Propagation::CesNode,
         boot_id: Some("b".to_owned()),
     };
     node::announce(&client, &announcement).await.expect("announced");
@@ -237,8 +239,8 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     let stop = CancellationToken::new();
     let taint = json!([{"key": node::NOT_READY_TAINT, "effect": "NoSchedule"}]);
     fake.put(NODES, json!({"metadata": {"name": "node-1"}, "spec": {"taints": taint}}));
-    let mut changes = weft_k8s::watch::start(&client, "node-1", weft_k8s::convert::Settings::EVERYTHING, &stop);
-    let writer = Writer::start(client.clone(), "node-1", stop.clone());
+    let mut changes = weft_k8s::watch::start(&client, "node-1", weft_k8s::convert::Settings::EVERYTHING, Some(&stop), &stop);
+    let writer = Writer::start(client.clone(), "node-1", Duration::ZERO, stop.clone());
     announced(&writer, writer.set(endpoints(1, 300))).await;
     announced(&writer, writer.set(endpoints(1, 301))).await;
     // A slice that comes to be behind our back is looked at.
@@ -253,6 +255,7 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
         name: "node-1".to_owned(),
         addresses: Vec::new(),
         pod_cidrs: Vec::new(),
+        propagation: Propagation::CesNode,
         boot_id: Some(boot.to_owned()),
     };
     node::announce(&client, &announcement("a")).await.expect("announced");
@@ -277,11 +280,11 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
     warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
     let mut watched = 0;
-    while watched < 12 {
+    while watched < 13 {
         let batch = changes.recv().await.expect("told");
         watched += batch.iter().filter(|change| matches!(change, weft_model::intent::Change::Synced(_))).count();
     }
-    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 12).await;
+    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 13).await;
     assert_eq!(fake.asked(), Fake::granted("weft-agent"));
     stop.cancel();
 }
