@@ -476,4 +476,6 @@ pub fn describe(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
+mod races;
+#[cfg(test)]
 mod tests;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::convert::{Settings, endpoint_of_slice};
 use weft_k8s::endpoint::{Own, Propagation};
+use weft_k8s::watch::EndpointsWatch;
 use weft_k8s::{Client, endpoint, slice};
 use weft_model::intent::{Change, ObjectName, RemoteEndpoint, Source};
 
@@ -72,7 +73,8 @@ pub async fn announce(
                     Propagation::CesNode => writers.slices.set(plain(&own, |_| true)),
                     Propagation::Cep => writers.endpoints.set(own),
                     Propagation::CesOperator => {
-                        let found: BTreeSet<String> = elsewhere.borrow_and_update().values().flatten().cloned().collect();
+                        let found: BTreeSet<String> =
+                            elsewhere.borrow_and_update().values().flatten().cloned().collect();
                         writers.slices.withdraw_but(plain(&own, |uid| !found.contains(uid)));
                         writers.endpoints.set(own)
                     }
@@ -141,7 +143,8 @@ pub async fn watch(
     stop: CancellationToken,
 ) {
     let endpoints = stop.child_token();
-    let mut changes = weft_k8s::watch::start(&client, &node_name, conversion, Some(&endpoints), &stop);
+    let watched = EndpointsWatch { until: &endpoints, required: mode != Propagation::CesNode };
+    let mut changes = weft_k8s::watch::start(&client, &node_name, conversion, watched, &stop);
     let mut handover = (mode == Propagation::CesOperator).then(|| Handover::new(endpoints));
     let mut recheck_at: Option<Instant> = None;
     let mut look_at = Instant::now() + LOOK;
@@ -276,7 +279,10 @@ impl Handover {
         let missing = core.look(|core| core.told_by_endpoints_only());
         let wanted = self.wanted.get_or_insert_with(|| missing.clone());
         if self.ended.is_none() && wanted.is_disjoint(&missing) {
-            tracing::info!(endpoints = self.believed.len(), "slices have all endpoints: CiliumEndpoints are no longer read");
+            tracing::info!(
+                endpoints = self.believed.len(),
+                "slices have all endpoints: CiliumEndpoints are no longer read"
+            );
             self.reading.cancel();
             self.ended = Some(Instant::now());
         }

@@ -300,12 +300,7 @@ async fn write_one(
 }
 
 /// Definitions with a status subresource ignore the status of the object itself: there it is written on its own.
-async fn complete(
-    client: &Client,
-    label: &str,
-    own: &Own,
-    made: CiliumEndpoint,
-) -> Result<Option<Held>, Error> {
+async fn complete(client: &Client, label: &str, own: &Own, made: CiliumEndpoint) -> Result<Option<Held>, Error> {
     let wanted = status(own);
     if made.status == wanted {
         return Ok(Some(Held::of(made).1));

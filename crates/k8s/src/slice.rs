@@ -4,6 +4,7 @@
 //! conditional on the version that it was planned from. Only slices that carry this node's label are ever touched.
 
 mod plan;
+pub mod shared;
 
 use crate::client::{Client, Preconditions, segment};
 use crate::error::Error;

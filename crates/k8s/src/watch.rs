@@ -15,7 +15,7 @@ pub(crate) use drive::{Retry, with_query};
 use std::hash::Hash;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weft_model::intent::{Change, PolicyKind, Source};
+use weft_model::intent::{Change, PolicyKind};
 
 /// Batches that may wait for the reader before the watches stop reading.
 const BATCHES_MAX: usize = 64;
@@ -66,17 +66,25 @@ pub struct Seen<K, N> {
     pub news: Option<N>,
 }
 
+/// How CiliumEndpoints are watched.
+#[derive(Clone, Copy, Debug)]
+pub struct EndpointsWatch<'a> {
+    /// Until when; it must end with everything else at the latest.
+    pub until: &'a CancellationToken,
+    /// The cluster must know the kind: as long as it does not, the source is not complete.
+    pub required: bool,
+}
+
 /// Watches everything that the agent of `node_name` needs, until `stop`. Must be called within a runtime.
 ///
 /// Every source first tells all that exists, then `Synced`, once; after that, changes. The reader sees each source's
-/// changes in order. CiliumEndpoints are followed until `endpoints` is cancelled, which `stop` must do as well; without
-/// it there are none as far as the reader is told. When the reader is slow, the watches wait; when it is gone, they end.
+/// changes in order. When the reader is slow, the watches wait; when it is gone, they end.
 #[must_use]
 pub fn start(
     client: &Client,
     node_name: &str,
     settings: Settings,
-    endpoints: Option<&CancellationToken>,
+    endpoints: EndpointsWatch<'_>,
     stop: &CancellationToken,
 ) -> mpsc::Receiver<Vec<Change>> {
     let (sender, receiver) = mpsc::channel(BATCHES_MAX);
@@ -92,11 +100,8 @@ pub fn start(
     start.follow(kinds::Identities);
     start.follow(kinds::Slices);
     start.follow(kinds::Nodes);
-    match endpoints {
-        Some(until) => drop(follow(client.clone(), kinds::Endpoints, start.sender.clone(), until.clone())),
-        // There is room: nobody has read yet.
-        None => drop(start.sender.try_send(vec![Change::Synced(Source::Endpoints)])),
-    }
+    let kind = kinds::Endpoints { required: endpoints.required };
+    follow(client.clone(), kind, start.sender.clone(), endpoints.until.clone());
     receiver
 }
 
@@ -112,9 +117,9 @@ impl Start<'_> {
     }
 }
 
-/// Watches CiliumEndpoints until `stop`, each told as a slice of its own ([`crate::convert::endpoint_slice_name`]).
+/// Watches CiliumEndpoints, which the cluster must know, until `stop`; each is told as a slice of its own ([`crate::convert::endpoint_slice_name`]).
 pub fn endpoints(client: &Client, sender: mpsc::Sender<Vec<Change>>, stop: CancellationToken) {
-    follow(client.clone(), kinds::Endpoints, sender, stop);
+    follow(client.clone(), kinds::Endpoints { required: true }, sender, stop);
 }
 
 /// Watches one kind until `stop`, or until nobody listens any more.

@@ -14,6 +14,7 @@ use weft_k8s::identity::UNUSED_SINCE;
 use weft_k8s::slice::NODE_LABEL;
 use weft_operator::config::{Config, Flags};
 use weft_operator::housekeeping::{Memory, round};
+use weft_operator::metrics::Metrics;
 
 const NODES: &str = "api/v1/nodes";
 const EVENTS: &str = "api/v1/events";
@@ -203,11 +204,11 @@ async fn what_gone_nodes_wrote_is_deleted_after_the_grace_and_nothing_else() {
     let known = BTreeSet::from(["here".to_owned()]);
     let mut memory = Memory::default();
     let slow = config(&["--node-grace-seconds", "1000"]);
-    round(&slow, &fake.client(), &known, &mut memory).await.expect("a round");
-    round(&slow, &fake.client(), &known, &mut memory).await.expect("a round");
+    round(&slow, &fake.client(), &known, &mut memory, &Metrics::new()).await.expect("a round");
+    round(&slow, &fake.client(), &known, &mut memory, &Metrics::new()).await.expect("a round");
     assert_eq!((fake.all(SLICES).len(), fake.all(CILIUM_NODES).len()), (4, 2));
     let fast = config(&["--node-grace-seconds", "0"]);
-    round(&fast, &fake.client(), &known, &mut memory).await.expect("a round");
+    round(&fast, &fake.client(), &known, &mut memory, &Metrics::new()).await.expect("a round");
     let left: Vec<String> = fake.all(SLICES).iter().map(|s| s["metadata"]["name"].to_string()).collect();
     assert_eq!(left, ["\"of-here\"", "\"of-lagging\"", "\"of-others\""]);
     assert_eq!(fake.all(CILIUM_NODES).len(), 1);
@@ -233,13 +234,13 @@ async fn an_identity_goes_only_when_it_was_unused_for_long() {
         marked.map(|object| object["metadata"]["name"].as_str().expect("text").to_owned()).collect()
     };
     let client = fake.client();
-    round(&config, &client, &nodes, &mut memory).await.expect("a round");
+    round(&config, &client, &nodes, &mut memory, &Metrics::new()).await.expect("a round");
     assert_eq!(marked(&fake), BTreeSet::from(["301".to_owned(), "302".to_owned()]));
     // 301 is used again.
     fake.put(SLICES, slice("t", Some("node"), 301));
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while fake.all(IDENTITIES).len() == 4 && tokio::time::Instant::now() < deadline {
-        round(&config, &client, &nodes, &mut memory).await.expect("a round");
+        round(&config, &client, &nodes, &mut memory, &Metrics::new()).await.expect("a round");
         tokio::task::yield_now().await;
     }
     let left: Vec<Value> = fake.all(IDENTITIES).iter().map(|object| object["metadata"]["name"].clone()).collect();
@@ -247,7 +248,7 @@ async fn an_identity_goes_only_when_it_was_unused_for_long() {
     assert!(marked(&fake).is_empty());
     let never = config_without_identity_grace();
     fake.put(IDENTITIES, object(304));
-    round(&never, &client, &nodes, &mut memory).await.expect("a round");
+    round(&never, &client, &nodes, &mut memory, &Metrics::new()).await.expect("a round");
     assert!(marked(&fake).is_empty());
 }
 
@@ -344,7 +345,7 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
     fake.put(IDENTITIES, json!({"metadata": {"name": "301"}, "security-labels": {"k8s:a": "b"}}));
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !fake.all(IDENTITIES).is_empty() && tokio::time::Instant::now() < deadline {
-        round(&gone, &fake.client(), &BTreeSet::new(), &mut memory).await.expect("a round");
+        round(&gone, &fake.client(), &BTreeSet::new(), &mut memory, &Metrics::new()).await.expect("a round");
         tokio::task::yield_now().await;
     }
     assert_eq!(fake.asked(), Fake::granted("weft-operator"));

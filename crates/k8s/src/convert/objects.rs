@@ -2,8 +2,8 @@
 
 use super::Problem;
 use crate::wire::{
-    AddressPair, CILIUM_V2, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CoreEndpoint, Metadata, Networking, WireNamespace,
-    WireNode, WirePod, WirePort,
+    AddressPair, CILIUM_V2, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CoreEndpoint, Metadata, Networking,
+    WireNamespace, WireNode, WirePod, WirePort,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -109,8 +109,9 @@ pub fn slice(object: CiliumEndpointSlice) -> Result<EndpointSlice, Problem> {
     }
     let namespace = object.namespace;
     let endpoints = object.endpoints.into_iter().enumerate();
-    let endpoints =
-        endpoints.map(|(n, endpoint)| remote(&namespace, &format!("endpoints[{n}]."), "id", endpoint)).collect::<Result<_, _>>()?;
+    let endpoints = endpoints
+        .map(|(n, endpoint)| remote(&namespace, &format!("endpoints[{n}]."), "id", endpoint))
+        .collect::<Result<_, _>>()?;
     Ok(EndpointSlice { name: object.metadata.name, endpoints })
 }
 

@@ -3,8 +3,8 @@
 use super::{Kind, Seen};
 use crate::convert::{self, Settings};
 use crate::wire::{
-    self, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, Metadata, WireCidrGroup, WireEndpointSlice, WireNamespace, WireNode,
-    WirePod, WirePolicy, WireService,
+    self, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, Metadata, WireCidrGroup, WireEndpointSlice,
+    WireNamespace, WireNode, WirePod, WirePolicy, WireService,
 };
 use serde::Deserialize;
 use weft_model::id::Identity;
@@ -338,7 +338,10 @@ impl Kind for Slices {
 }
 
 /// CiliumEndpoints, told as slices of one endpoint each ([`convert::endpoint_slice_name`]).
-pub(super) struct Endpoints;
+pub(super) struct Endpoints {
+    /// A server that does not know the kind has no answer, rather than no objects.
+    pub(super) required: bool,
+}
 
 impl Kind for Endpoints {
     type Key = ObjectName;
@@ -354,7 +357,7 @@ impl Kind for Endpoints {
     }
 
     fn may_be_missing(&self) -> bool {
-        true
+        !self.required
     }
 
     fn read(&self, json: &str) -> Result<Seen<ObjectName, Change>, String> {

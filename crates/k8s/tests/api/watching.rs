@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::convert::Settings;
-use weft_k8s::watch;
+use weft_k8s::watch::{self, EndpointsWatch};
 use weft_model::intent::{Change, ObjectName, PolicyKind, Source};
 
 const PODS: &str = "api/v1/pods";
@@ -32,7 +32,11 @@ impl Drop for Reader {
 impl Reader {
     fn start(fake: &Fake) -> Self {
         let stop = CancellationToken::new();
-        Self { changes: watch::start(&fake.client(), "node-1", Settings::EVERYTHING, Some(&stop), &stop), seen: Vec::new(), stop }
+        Self {
+            changes: watch::start(&fake.client(), "node-1", Settings::EVERYTHING, EndpointsWatch { until: &stop, required: false }, &stop),
+            seen: Vec::new(),
+            stop,
+        }
     }
 
     /// Reads until `last` was told.

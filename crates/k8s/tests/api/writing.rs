@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_k8s::endpoint::Propagation;
 use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
 use weft_k8s::lease::{Candidate, Standing};
-use weft_k8s::endpoint::Propagation;
+use weft_k8s::watch::EndpointsWatch;
 use weft_k8s::slice::{NODE_LABEL, Writer};
 use weft_k8s::{node, pod};
 use weft_model::id::Identity;
@@ -239,7 +240,8 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     let stop = CancellationToken::new();
     let taint = json!([{"key": node::NOT_READY_TAINT, "effect": "NoSchedule"}]);
     fake.put(NODES, json!({"metadata": {"name": "node-1"}, "spec": {"taints": taint}}));
-    let mut changes = weft_k8s::watch::start(&client, "node-1", weft_k8s::convert::Settings::EVERYTHING, Some(&stop), &stop);
+    let mut changes =
+        weft_k8s::watch::start(&client, "node-1", weft_k8s::convert::Settings::EVERYTHING, EndpointsWatch { until: &stop, required: false }, &stop);
     let writer = Writer::start(client.clone(), "node-1", Duration::ZERO, stop.clone());
     announced(&writer, writer.set(endpoints(1, 300))).await;
     announced(&writer, writer.set(endpoints(1, 301))).await;
