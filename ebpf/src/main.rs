@@ -7,6 +7,7 @@
 //! | `weft_from_device` | tcx ingress of the node's device | everything from the network, tunnels included |
 //! | `weft_to_device` | tcx egress of the same | what leaves the node: of interest while the node itself has policies |
 //! | `weft_from_tunnel`, `weft_to_tunnel` | tcx of the VXLAN device | what the device unwraps, what the stack sends to pods elsewhere |
+//! | `weft_connect4`, ... | calls of sockets in the node's control group | services: the table in `sock.rs` |
 //! | `weft_collect` | run by the agent | expired connections |
 #![no_std]
 #![no_main]
@@ -25,6 +26,7 @@ mod notify;
 mod packet;
 mod policy;
 mod route;
+mod sock;
 mod track;
 mod tunnel;
 

@@ -46,6 +46,8 @@ pub struct NodeConfig {
     pub other_s: u32,
     /// Events per second and CPU, and as many at once; the rest is counted as suppressed.
     pub events_per_s: u32,
+    /// Cookie of the node's network namespace, low word first; 0: not known.
+    pub netns_cookie: [u32; 2],
 }
 
 /// Flags of [`NodeConfig`].

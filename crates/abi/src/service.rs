@@ -148,6 +148,13 @@ pub struct AffinityKey {
 impl AffinityKey {
     /// First two words of a client that is a network namespace: no address (documentation prefix, RFC 3849).
     pub const COOKIE: [u32; 2] = [0x2001_0db8_u32.to_be(), u32::MAX];
+
+    /// The client that a network namespace is, by its cookie.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_netns(cookie: u64) -> Addr {
+        Addr([Self::COOKIE[0], Self::COOKIE[1], cookie as u32, (cookie >> 32) as u32])
+    }
 }
 
 /// A client's backend.
@@ -178,21 +185,31 @@ pub struct RangeKey {
 pub struct SocketKey {
     /// The socket's cookie.
     pub cookie: u64,
-    /// The backend's address.
+    /// The backend's address; with [`socket_kind::CHOICE`] the frontend's.
     pub addr: Addr,
-    /// The backend's port, network order.
+    /// The port of the same, network order.
     pub port_be: u16,
+    /// [`socket_kind`].
+    pub kind: u8,
     /// Zero.
-    pub pad: [u8; 6],
+    pub pad: [u8; 5],
 }
 
-/// What the socket asked for.
+/// What an entry says of its socket.
+pub mod socket_kind {
+    /// Backend -> frontend: who the socket takes the backend for.
+    pub const PEER: u8 = 0;
+    /// Frontend -> backend: where the socket's datagrams to the frontend go, while that backend exists.
+    pub const CHOICE: u8 = 1;
+}
+
+/// What the socket asked for; with [`socket_kind::CHOICE`] what it was given.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct SocketValue {
-    /// The frontend's address.
+    /// The frontend's address; with [`socket_kind::CHOICE`] the backend's.
     pub addr: Addr,
-    /// The frontend's port, network order.
+    /// The port of the same, network order.
     pub port_be: u16,
     /// IP protocol.
     pub protocol: u8,
@@ -200,6 +217,23 @@ pub struct SocketValue {
     pub pad: u8,
     /// Number of the backend.
     pub backend: u32,
+}
+
+/// Where in Maglev's table a client stands, before it is divided by the table's size. A client with affinity counts as
+/// one whatever its port: 0. Nothing of the node goes into it, so every node finds the same place. (MurmurHash3, 32
+/// bits, over the address and the port.)
+#[inline(always)]
+#[must_use]
+pub const fn maglev_hash(client: &Addr, port_be: u16) -> u32 {
+    const fn mix(hash: u32, word: u32) -> u32 {
+        let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+        (hash ^ word).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64)
+    }
+    let [first, second, third, fourth] = client.0;
+    let hash = mix(mix(mix(mix(mix(0, first), second), third), fourth), port_be as u32) ^ 20;
+    let hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    let hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
 }
 
 const _: () = assert!(size_of::<FrontendKey>() == 20);

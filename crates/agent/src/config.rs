@@ -78,6 +78,13 @@ pub struct Options {
     /// pod, which every agent watches). Set it as the operator's. It may be changed in a running cluster.
     #[arg(long, env = "WEFT_ENDPOINT_PROPAGATION")]
     pub endpoint_propagation: Option<String>,
+    /// Whether Services are reached by translation at the socket: `true` (default) or `false`; then packet by packet.
+    #[arg(long, env = "WEFT_SOCKET_LB")]
+    pub socket_lb: Option<String>,
+    /// Directory of the control group (version 2) that holds the processes of this node and its pods; without it: the
+    /// root of all.
+    #[arg(long, env = "WEFT_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -152,6 +159,10 @@ pub struct Config {
     pub extended_protocols: bool,
     /// How this node's endpoints become known.
     pub endpoint_propagation: Propagation,
+    /// Services are reached by translation at the socket.
+    pub socket_lb: bool,
+    /// Control group of the node's processes; `None`: the root.
+    pub cgroup_root: Option<PathBuf>,
     /// Log directives.
     pub log: String,
 }
@@ -223,6 +234,8 @@ impl Options {
             policy_cidr_match_mode: self.policy_cidr_match_mode.or(other.policy_cidr_match_mode),
             extended_protocols: self.extended_protocols.or(other.extended_protocols),
             endpoint_propagation: self.endpoint_propagation.or(other.endpoint_propagation),
+            socket_lb: self.socket_lb.or(other.socket_lb),
+            cgroup_root: self.cgroup_root.or(other.cgroup_root),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -271,6 +284,8 @@ impl Options {
             cidr_covers: covers(self.policy_cidr_match_mode.as_deref().unwrap_or_default())?,
             extended_protocols: switch("extended-protocols", self.extended_protocols, false)?,
             endpoint_propagation: propagation(self.endpoint_propagation.as_deref().unwrap_or("ces-node"))?,
+            socket_lb: switch("socket-lb", self.socket_lb, true)?,
+            cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
     }
@@ -388,6 +403,8 @@ mod tests {
             (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
             (&["--node-name", "n", "--endpoint-propagation", "kvstore"], "endpoint-propagation: expected `cep`"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
+            (&["--node-name", "n", "--socket-lb", "on"], "socket-lb: expected `true` or `false`"),
+            (&["--node-name", "n", "--cgroup-root", "weft"], "cgroup-root: expected an absolute path"),
         ];
         for (flags, problem) in cases {
             let error = options(flags).check().expect_err(problem).to_string();

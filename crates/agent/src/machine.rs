@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_datapath::node::{self, NodeDevice};
 use weft_datapath::tunnel::{self, TunnelSpec};
-use weft_datapath::{Hooks, NodeSettings, Timeouts, TunnelSettings, route};
+use weft_datapath::{Hooks, NodeSettings, Timeouts, TunnelSettings, cgroup, route};
 use weft_model::intent::Node;
 
 /// Name of the VXLAN device.
@@ -67,17 +67,29 @@ async fn set_up(
     }
     // Programs come after the configuration that they read.
     let tunnel = settings.tunnel.as_ref().map(|tunnel| tunnel.ifindex);
+    let for_sockets = config.clone();
     blocking(move || {
         let failed = |error: &dyn std::error::Error| format!("attach programs: {}", describe(error));
         hooks_there.attach_device(&device.name, device.ifindex).map_err(|error| failed(&error))?;
         if let Some(ifindex) = tunnel {
             hooks_there.attach_tunnel(TUNNEL_DEVICE, ifindex).map_err(|error| failed(&error))?;
         }
-        Ok(())
+        sockets(&for_sockets, &hooks_there).map_err(|error| format!("sockets: {}", describe(&error)))
     })
     .await?;
     *configured = Some(settings);
     Ok(())
+}
+
+/// Services at the sockets of the node and its pods, where they shall be.
+fn sockets(config: &Config, hooks: &Hooks) -> std::io::Result<()> {
+    if !config.socket_lb {
+        return hooks.detach_sockets().map(drop);
+    }
+    match &config.cgroup_root {
+        Some(group) => hooks.attach_sockets(group),
+        None => hooks.attach_sockets(&cgroup::root()?),
+    }
 }
 
 /// Everything on the machine but maps and programs.

@@ -170,12 +170,17 @@ impl Datapath {
         self.page.host()
     }
 
-    /// Tells the programs of the node. Decided flows decide again.
+    /// Tells the programs of the node, whose network namespace is the calling thread's. Decided flows decide again.
     ///
     /// # Errors
     /// [`DataplaneError`]
     pub fn configure(&mut self, settings: &NodeSettings) -> Result<(), DataplaneError> {
-        self.page.configure(&settings.to_abi());
+        let cookie = crate::netns::cookie().map_err(|source| DataplaneError::System {
+            what: "ask for the cookie of the node's network namespace".into(),
+            source,
+        })?;
+        let netns_cookie = [cookie as u32, (cookie >> 32) as u32];
+        self.page.configure(&NodeConfig { netns_cookie, ..settings.to_abi() });
         self.bump(&Touched::Node)
     }
 

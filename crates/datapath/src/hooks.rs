@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod sockets;
+
 const FROM_POD: &str = "weft_from_pod";
 const TO_POD: &str = "weft_to_pod";
 const FROM_DEVICE: &str = "weft_from_device";
@@ -21,14 +23,17 @@ const TO_TUNNEL: &str = "weft_to_tunnel";
 const COLLECT: &str = "weft_collect";
 
 /// Every program that the object must have.
-pub(crate) const PROGRAMS: [&str; 7] = [FROM_POD, TO_POD, FROM_DEVICE, TO_DEVICE, FROM_TUNNEL, TO_TUNNEL, COLLECT];
+pub(crate) fn programs() -> impl Iterator<Item = &'static str> {
+    let of_packets = [FROM_POD, TO_POD, FROM_DEVICE, TO_DEVICE, FROM_TUNNEL, TO_TUNNEL, COLLECT];
+    of_packets.into_iter().chain(sockets::HOOKS.iter().map(|hook| hook.program))
+}
 
 /// The programs, loaded.
 #[derive(Debug)]
 pub(crate) struct Programs(BTreeMap<&'static str, OwnedFd>);
 
 impl Programs {
-    /// One descriptor for each of [`PROGRAMS`].
+    /// One descriptor for each of [`programs`].
     pub(crate) fn new(loaded: BTreeMap<&'static str, OwnedFd>) -> Self {
         Self(loaded)
     }
@@ -164,7 +169,7 @@ impl Hooks {
             let Some((ifname, ..)) = Role::parse(&pin).filter(|(ifname, ..)| !keep.contains(ifname)) else { continue };
             let path = self.links.join(&pin);
             let link = sys::object_get(&path)?;
-            if sys::tcx_info(link.as_fd())?.is_none_or(|link| link.ifindex == 0) {
+            if !has_device(&link)? {
                 remove_if_there(&path)?;
                 pruned.insert(ifname);
             }
@@ -184,16 +189,21 @@ impl Hooks {
         Collect(self.programs.clone())
     }
 
-    /// Replaces the program of every pinned link that has a device; removes the pins of the others.
+    /// Replaces the program of every pinned link that has a device or a control group; removes the pins of the others.
     pub(crate) fn adopt(&self) -> Result<(Vec<String>, Vec<String>), OpenError> {
         let (mut adopted, mut pruned) = (Vec::new(), Vec::new());
         for pin in self.pins().map_err(|source| OpenError::path("read", &self.links, source))? {
             let path = self.links.join(&pin);
             let failed = |source| OpenError::path("take over the link", &path, source);
-            let Some((_, role, side)) = Role::parse(&pin) else { continue };
+            let (program, alive): (_, fn(&OwnedFd) -> io::Result<bool>) = match Role::parse(&pin) {
+                Some((_, role, side)) => (role.program(side), has_device),
+                None => match sockets::program(&pin) {
+                    Some(program) => (program, sockets::has_group),
+                    None => continue,
+                },
+            };
             let link = sys::object_get(&path).map_err(failed)?;
-            let alive = sys::tcx_info(link.as_fd()).map_err(failed)?.is_some_and(|link| link.ifindex != 0);
-            if alive && update(&link, self.programs.get(role.program(side))).map_err(failed)? {
+            if alive(&link).map_err(failed)? && update(&link, self.programs.get(program)).map_err(failed)? {
                 adopted.push(pin);
             } else {
                 drop(link);
@@ -224,17 +234,13 @@ impl Hooks {
 
     /// `true`: the link is new.
     fn attach_side(&self, path: &Path, program: BorrowedFd<'_>, ifindex: u32, side: Side) -> io::Result<bool> {
-        match sys::object_get(path) {
-            Ok(link) => {
-                let same = sys::tcx_info(link.as_fd())?.is_some_and(|link| link.ifindex == ifindex);
-                if same && update(&link, program)? {
-                    return Ok(false);
-                }
-                drop(link);
-                remove_if_there(path)?;
+        if let Some(link) = pinned(path)? {
+            let same = sys::tcx_info(link.as_fd())?.is_some_and(|link| link.ifindex == ifindex);
+            if same && update(&link, program)? {
+                return Ok(false);
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            drop(link);
+            remove_if_there(path)?;
         }
         let link = sys::tcx_attach(program, ifindex, side)?;
         sys::object_pin(link.as_fd(), path)?;
@@ -244,15 +250,10 @@ impl Hooks {
     /// Detaches at once, even if somebody else still holds the link.
     fn unpin(&self, pin: &str) -> io::Result<bool> {
         let path = self.links.join(pin);
-        match sys::object_get(&path) {
-            Ok(link) => {
-                // A link whose device is gone is detached already.
-                let _ = sys::link_detach(link.as_fd());
-                remove_if_there(&path)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        let Some(link) = pinned(&path)? else { return Ok(false) };
+        // A link whose device is gone is detached already.
+        let _ = sys::link_detach(link.as_fd());
+        remove_if_there(&path)
     }
 
     fn pins(&self) -> io::Result<Vec<String>> {
@@ -261,7 +262,21 @@ impl Hooks {
     }
 }
 
-/// Replaces a link's program; `false` if its device has gone in the meantime.
+/// The link at a pin, if there is one.
+fn pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match sys::object_get(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a device's link has its device still.
+fn has_device(link: &OwnedFd) -> io::Result<bool> {
+    Ok(sys::tcx_info(link.as_fd())?.is_some_and(|link| link.ifindex != 0))
+}
+
+/// Replaces a link's program; `false` if what it was attached to has gone in the meantime.
 fn update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<bool> {
     match sys::link_update(link.as_fd(), program) {
         Ok(()) => Ok(true),

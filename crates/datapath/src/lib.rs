@@ -2,7 +2,7 @@
 //!
 //! - [`Datapath::open`] makes or adopts a node's pinned maps, loads the programs and puts them in the place of those
 //!   that run. [`Datapath`] is the [`weft_model::desired::Dataplane`] of a node: one thread owns it.
-//! - Handles for other threads: [`Hooks`] (programs at devices), [`EventReader`] (drops, verdicts), [`Flows`]
+//! - Handles for other threads: [`Hooks`] (programs at devices and sockets), [`EventReader`] (drops, verdicts), [`Flows`]
 //!   (connections), [`Metrics`] (counters), [`Collector`] (expiry), [`ObserveSwitch`].
 //! - Devices, synchronous and callable from any thread: [`link`] (a pod's link in one piece), [`tunnel`] (VXLAN),
 //!   [`route`], [`node`] (device, addresses, sysctls), [`netns`]. They act in the network namespace of the calling
@@ -28,6 +28,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod cgroup;
 pub mod cidr;
 mod collect;
 mod dataplane;

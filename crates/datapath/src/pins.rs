@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! <bpf-dir>/               locked by the agent that owns the node
-//! <bpf-dir>/v2/maps/NAME   v2: weft_abi::LAYOUT_VERSION
-//! <bpf-dir>/v2/links/<device>-{ingress,egress}
-//! <bpf-dir>/v2/programs/<object and maps>/NAME
+//! <bpf-dir>/v3/maps/NAME   v3: weft_abi::LAYOUT_VERSION
+//! <bpf-dir>/v3/links/<device>-{ingress,egress}
+//! <bpf-dir>/v3/links/socket-<call>
+//! <bpf-dir>/v3/programs/<object and maps>/NAME
 //! ```
 
 use crate::open::OpenError;

@@ -64,7 +64,8 @@ pub struct NodeSettings {
 }
 
 impl NodeSettings {
-    /// As the programs read it, with revision 0, nobody observing, and without policies for the node itself.
+    /// As the programs read it, with revision 0, nobody observing, without policies for the node itself, and without its
+    /// network namespace.
     #[must_use]
     pub fn to_abi(&self) -> NodeConfig {
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
@@ -93,6 +94,7 @@ impl NodeSettings {
             tcp_close_s: self.timeouts.tcp_close_s,
             other_s: self.timeouts.other_s,
             events_per_s: self.events_per_s,
+            netns_cookie: [0; 2],
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The bpf(2) system call, as far as aya does not offer it: objects by path, batches, links by device index, test
 //! runs. Nothing here knows what the maps mean.
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info};
 use std::ffi::CString;
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -113,6 +113,38 @@ pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
     // SAFETY: the type says that the kernel filled the `tcx` member.
     let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
     Ok(Some(TcxLink { ifindex, program: info.prog_id }))
+}
+
+/// What a control group's link is attached to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CgroupLink {
+    /// Number of the group, the inode of its directory; 0: it is gone.
+    pub cgroup: u64,
+    /// The program.
+    pub program: u32,
+}
+
+/// What the kernel says of a control group's link; `None` if it is a link of another kind.
+pub fn cgroup_info(fd: BorrowedFd<'_>) -> io::Result<Option<CgroupLink>> {
+    require_kind(fd, "bpf-link")?;
+    // SAFETY: `fd` is a link, so the kernel writes a `bpf_link_info`, which consists of integers.
+    let info: bpf_link_info = unsafe { object_info(fd) }?;
+    if info.type_ != aya_obj::generated::bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
+        return Ok(None);
+    }
+    // SAFETY: the type says that the kernel filled the `cgroup` member.
+    let cgroup = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
+    Ok(Some(CgroupLink { cgroup, program: info.prog_id }))
+}
+
+/// Attaches a program to a control group (of version 2) and all below it, beside those that are there.
+pub fn cgroup_attach(program: BorrowedFd<'_>, group: BorrowedFd<'_>, kind: bpf_attach_type) -> io::Result<OwnedFd> {
+    let mut attr = attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
+    attr.link_create.__bindgen_anon_2.target_fd = raw(group);
+    attr.link_create.attach_type = kind as u32;
+    // SAFETY: no pointers.
+    owned(unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }?)
 }
 
 /// The kernel answers an info request for any object, so the kind is asked first.

@@ -25,6 +25,11 @@ impl BpfDir {
         Self { path: std::env::temp_dir().join(unique("weft-datapath-")) }
     }
 
+    /// Something in the directory of this version's layouts.
+    pub(crate) fn inside(&self, path: &str) -> PathBuf {
+        self.path.join(format!("v{}", weft_abi::LAYOUT_VERSION)).join(path)
+    }
+
     /// With the maps alone.
     pub(crate) fn options(&self) -> Options {
         Options { maps_only: true, ..self.all() }

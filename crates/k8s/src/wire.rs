@@ -3,6 +3,14 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+mod service;
+
+pub use service::{
+    WireBackend, WireBackendConditions, WireBackendHints, WireBackendPort, WireClientIp, WireEndpointSlice,
+    WireForZone, WireIngress, WireLoadBalancer, WireService, WireServicePort, WireServiceSpec, WireServiceStatus,
+    WireSessionAffinity,
+};
+
 /// Group and version of CiliumIdentity, CiliumNode, CiliumEndpoint.
 pub const CILIUM_V2: &str = "cilium.io/v2";
 /// Group and version of CiliumEndpointSlice.
@@ -50,6 +58,10 @@ pub mod path {
     pub const SERVICES: &str = "/api/v1/services";
     /// EndpointSlices of Services, of all namespaces.
     pub const ENDPOINT_SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+    /// CiliumLocalRedirectPolicies of all namespaces.
+    pub const LOCAL_REDIRECTS: &str = "/apis/cilium.io/v2/ciliumlocalredirectpolicies";
+    /// CiliumLoadBalancerIPPools.
+    pub const IP_POOLS: &str = "/apis/cilium.io/v2/ciliumloadbalancerippools";
 }
 
 /// Object metadata.
@@ -449,6 +461,12 @@ pub struct WireContainerPort {
     /// Protocol; TCP if not given.
     #[serde(deserialize_with = "or_default")]
     pub protocol: String,
+    /// Port of the node; 0: none.
+    #[serde(deserialize_with = "or_default")]
+    pub host_port: i64,
+    /// Address of the node that `host_port` is at; empty: all.
+    #[serde(rename = "hostIP", deserialize_with = "or_default")]
+    pub host_ip: String,
 }
 
 /// Status of a Pod.
@@ -458,6 +476,9 @@ pub struct WirePodStatus {
     /// Phase.
     #[serde(deserialize_with = "or_default")]
     pub phase: String,
+    /// Conditions.
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<WireCondition>,
 }
 
 /// A policy of any kind. What is in it, the converters judge.
@@ -480,47 +501,4 @@ pub struct WireCidrGroup {
     pub metadata: Metadata,
     /// Specification.
     pub spec: serde_json::Value,
-}
-
-/// Service.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct WireService {
-    /// Metadata.
-    pub metadata: Metadata,
-    /// Specification.
-    #[serde(deserialize_with = "or_default")]
-    pub spec: WireServiceSpec,
-}
-
-/// Specification of a Service.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct WireServiceSpec {
-    /// Its pods.
-    #[serde(deserialize_with = "or_default")]
-    pub selector: BTreeMap<String, String>,
-}
-
-/// EndpointSlice (discovery.k8s.io).
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct WireEndpointSlice {
-    /// Metadata.
-    pub metadata: Metadata,
-    /// `IPv4`, `IPv6`, `FQDN`.
-    #[serde(deserialize_with = "or_default")]
-    pub address_type: String,
-    /// What it holds.
-    #[serde(deserialize_with = "or_default")]
-    pub endpoints: Vec<WireBackend>,
-}
-
-/// One endpoint of an EndpointSlice.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct WireBackend {
-    /// Its addresses.
-    #[serde(deserialize_with = "or_default")]
-    pub addresses: Vec<String>,
 }

@@ -169,10 +169,11 @@ fn outside(config: &Config) -> anyhow::Result<Service> {
     Ok(service)
 }
 
-fn node_cgroup(config: &Config, node: &str, part: &str) -> anyhow::Result<Cgroup> {
+/// The group of all processes of a node: its agent, its runner, its pods'.
+fn node_cgroup(config: &Config, node: &str) -> anyhow::Result<Cgroup> {
     let group = Cgroup::at(config.paths().cgroup())?.child(node);
     group.create()?;
-    Ok(group.child(part))
+    Ok(group)
 }
 
 fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
@@ -184,7 +185,9 @@ fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
     std::fs::create_dir_all(paths.bpf().join(node))?;
     let mut service = service(config, &format!("agent-{node}"), "weft-agent")?;
     service.netns = Some(paths.node_netns(node));
-    service.cgroup = node_cgroup(config, node, "agent")?;
+    let group = node_cgroup(config, node)?;
+    service.cgroup = group.child("agent");
+    service.option("--cgroup-root", group.path());
     service.option("--node-name", node);
     service.option("--kubeconfig", paths.node_kubeconfig());
     service.option("--socket", paths.agent_socket(node));
@@ -206,7 +209,7 @@ fn runner(config: &Config, node: &str) -> anyhow::Result<Service> {
     let paths = config.paths();
     let mut service = service(config, &format!("runner-{node}"), "weft")?;
     service.netns = Some(paths.node_netns(node));
-    service.cgroup = node_cgroup(config, node, "runner")?;
+    service.cgroup = node_cgroup(config, node)?.child("runner");
     service.args(["internal", "node", &config.name, node]);
     Ok(service)
 }

@@ -21,6 +21,7 @@ const EVENTS: &str = "api/v1/events";
 const LEASES: &str = "apis/coordination.k8s.io/v1/leases";
 const SLICES: &str = "apis/cilium.io/v2alpha1/ciliumendpointslices";
 const IDENTITIES: &str = "apis/cilium.io/v2/ciliumidentities";
+const ENDPOINTS: &str = "apis/cilium.io/v2/ciliumendpoints";
 const CILIUM_NODES: &str = "apis/cilium.io/v2/ciliumnodes";
 const POLICIES: [&str; 3] = [
     "apis/cilium.io/v2/ciliumnetworkpolicies",
@@ -332,7 +333,10 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
         fake.until("renewed", renewed).await;
         let watched = |fake: &Fake| {
             let asked = fake.asked();
-            let of = |verb: &str| asked.iter().filter(|(group, _, asked)| !group.is_empty() && *asked == verb).count();
+            let of = |verb: &str| {
+                let policies = asked.iter().filter(|(_, resource, _)| resource.contains("policies"));
+                policies.filter(|(.., asked)| *asked == verb).count()
+            };
             of("watch") == POLICIES.len() && of("patch") >= POLICIES.len()
         };
         fake.until("policies are judged", watched).await;
@@ -348,5 +352,32 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
         round(&gone, &fake.client(), &BTreeSet::new(), &mut memory, &Metrics::new()).await.expect("a round");
         tokio::task::yield_now().await;
     }
+    // A CiliumEndpoint whose pod is gone.
+    let orphan = json!({"metadata": {"name": "p", "namespace": "n",
+        "ownerReferences": [{"kind": "Pod", "name": "p", "uid": "gone"}]}});
+    fake.put(ENDPOINTS, orphan);
+    for _ in 0..2 {
+        round(&gone, &fake.client(), &BTreeSet::new(), &mut memory, &Metrics::new()).await.expect("a round");
+    }
+    assert!(fake.all(ENDPOINTS).is_empty());
+    // Slices of CiliumEndpoints, with a write that is refused once.
+    let making = ["--endpoint-propagation", "ces-operator", "--ces-delay-ms", "5", "--gc-seconds", "0"];
+    let operator = Operator::start(&fake, config(&making));
+    let endpoint = |identity: u32| json!({"metadata": {"name": "p", "namespace": "n"}, "status": {"identity": {"id": identity},
+        "networking": {"addressing": [{"ipv4": "10.0.0.7", "ipv6": "fd00::7"}], "node": "172.31.0.12"}}});
+    fake.put(ENDPOINTS, endpoint(300));
+    fake.until("made", |fake| !fake.all(SLICES).is_empty()).await;
+    let asked = |fake: &Fake, wanted: &str| {
+        fake.asked().iter().any(|(_, what, verb)| what == "ciliumendpointslices" && *verb == wanted)
+    };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let mut identity = 300;
+    while !(asked(&fake, "get") && asked(&fake, "update")) && tokio::time::Instant::now() < deadline {
+        identity += 1;
+        fake.put(ENDPOINTS, endpoint(identity));
+        fake.refuse(&[409]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    operator.stop().await;
     assert_eq!(fake.asked(), Fake::granted("weft-operator"));
 }

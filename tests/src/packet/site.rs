@@ -210,6 +210,7 @@ pub fn fill(kernel: &mut Kernel, routing: Routing) -> Result<()> {
         tcp_close_s: 10,
         other_s: 60,
         events_per_s: 1_000_000,
+        netns_cookie: [0; 2],
     };
     kernel.config.set(0, config, 0)?;
     let a = EndpointInfo {

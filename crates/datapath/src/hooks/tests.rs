@@ -6,6 +6,7 @@ use crate::netns::NetNs;
 use crate::testing::{BpfDir, describe, in_netns};
 use crate::{Adopted, Datapath};
 
+mod sockets;
 mod swap;
 
 #[test]
@@ -43,7 +44,7 @@ fn open(dir: &BpfDir) -> (Datapath, Adopted) {
 }
 
 fn link_of(dir: &BpfDir, pin: &str) -> sys::TcxLink {
-    let link = sys::object_get(&dir.path.join("v2/links").join(pin)).expect("is pinned");
+    let link = sys::object_get(&dir.inside("links").join(pin)).expect("is pinned");
     sys::tcx_info(link.as_fd()).expect("readable").expect("a tcx link")
 }
 
@@ -58,7 +59,7 @@ fn links_outlive_the_agent_and_are_taken_over() {
         let before = link_of(&dir, "weft1-ingress");
         assert_eq!(before.ifindex, index);
         // As a new build of the programs would do: they are other ones.
-        std::fs::remove_dir_all(dir.path.join("v2/programs")).unwrap();
+        std::fs::remove_dir_all(dir.inside("programs")).unwrap();
 
         let (datapath, adopted) = open(&dir);
         let mut links = adopted.links;
@@ -89,7 +90,7 @@ fn a_former_versions_links_and_maps_become_ours() {
         let revision = datapath.revision();
         drop(datapath);
         // An agent of a version before this one would have left the same, but for a map of another layout.
-        let (ours, former) = (dir.path.join("v2"), dir.path.join("v0"));
+        let (ours, former) = (dir.inside(""), dir.path.join("v0"));
         fs::rename(&ours, &former).unwrap();
         fs::remove_file(former.join("maps/POLICY_INFO")).unwrap();
         let other = sys::map::Layout { kind: 1, key_size: 4, value_size: 4, entries_max: 10, flags: 0 };
@@ -155,7 +156,7 @@ fn detaching_detaches() {
         let (datapath, _) = open(&dir);
         let hooks = datapath.hooks();
         make(&hooks, &netns, "weft1");
-        let held = sys::object_get(&dir.path.join("v2/links/weft1-ingress")).unwrap();
+        let held = sys::object_get(&dir.inside("links/weft1-ingress")).unwrap();
         assert!(hooks.detach("weft1").unwrap());
         assert_eq!(sys::tcx_info(held.as_fd()).unwrap().unwrap().ifindex, 0, "whoever holds the link");
     });
@@ -171,10 +172,10 @@ fn a_failed_attachment_leaves_no_pin() {
         // One side fails: something that is no link sits at its pin.
         let netns = NetNs::create().unwrap();
         let index = crate::link::create_pod(&pod(&netns, "weft1"), |_| Ok(())).unwrap().host_ifindex;
-        let blocked = dir.path.join("v2/links/weft1-egress");
+        let blocked = dir.inside("links/weft1-egress");
         sys::object_pin(hooks.programs.get(COLLECT), &blocked).unwrap();
         assert!(hooks.attach_endpoint("weft1", index).is_err());
-        assert!(!dir.path.join("v2/links/weft1-ingress").exists());
+        assert!(!dir.inside("links/weft1-ingress").exists());
         fs::remove_file(blocked).unwrap();
         hooks.attach_endpoint("weft1", index).unwrap();
     });

@@ -2,7 +2,7 @@
 //! were made from. An agent that is started again takes them as they are: verifying them takes seconds.
 
 use super::{OBJECT, OpenError};
-use crate::hooks::{PROGRAMS, Programs};
+use crate::hooks::{Programs, programs};
 use crate::pins::PinDir;
 use crate::sys;
 use std::collections::BTreeMap;
@@ -39,16 +39,16 @@ impl Kept {
     /// # Errors
     /// A pin is there and cannot be opened.
     pub(super) fn take(&self) -> Result<Option<Programs>, OpenError> {
-        let mut programs = BTreeMap::new();
-        for name in PROGRAMS {
+        let mut found = BTreeMap::new();
+        for name in programs() {
             let path = self.own.join(name);
             match sys::object_get(&path).and_then(|fd| sys::require_program(fd.as_fd()).map(|()| fd)) {
-                Ok(fd) => programs.insert(name, fd),
+                Ok(fd) => found.insert(name, fd),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(source) => return Err(OpenError::path("open the pinned program", &path, source)),
             };
         }
-        Ok(Some(Programs::new(programs)))
+        Ok(Some(Programs::new(found)))
     }
 
     /// Pins the programs, in the place of all others.

@@ -4,8 +4,9 @@
 //! information first (tens of MiB), which our programs do not need. So the steps are taken here, with aya's parser.
 
 use super::OpenError;
-use crate::hooks::{PROGRAMS, Programs};
-use crate::sys::{self, map::Layout, program};
+use crate::hooks::{Programs, programs};
+use crate::sys::program::{self, Kind};
+use crate::sys::{self, map::Layout};
 use aya_obj::btf::BtfFeatures;
 use aya_obj::{EbpfSectionKind, Features, Function, Object};
 use std::collections::BTreeMap;
@@ -49,21 +50,23 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
     object.sanitize_functions(&features);
 
     let mut functions = Vec::new();
-    for name in PROGRAMS {
+    for name in programs() {
         let found =
             object.programs.get(name).ok_or_else(|| OpenError::Object(format!("there is no program {name}")))?;
         let function = object
             .functions
             .get(&found.function_key())
             .ok_or_else(|| OpenError::Object(format!("program {name} has no code")))?;
-        functions.push((name, &found.license, function));
+        let kind = Kind::of(&found.section)
+            .ok_or_else(|| OpenError::Object(format!("program {name} is of an unknown kind")))?;
+        functions.push((name, kind, &found.license, function));
     }
     // The kernel verifies each on the calling thread's time, so all at once.
     let btf = btf.as_ref().map(AsFd::as_fd);
     std::thread::scope(|scope| {
-        let start = |(name, license, function): (&'static str, &CString, &Function)| {
+        let start = |(name, kind, license, function): (&'static str, Kind, &CString, &Function)| {
             let (license, function) = (license.clone(), function.clone());
-            (name, scope.spawn(move || program::load_classifier(name, &license, &function, btf)))
+            (name, scope.spawn(move || program::load(name, kind, &license, &function, btf)))
         };
         let running: Vec<_> = functions.into_iter().map(start).collect();
         let mut loaded = BTreeMap::new();

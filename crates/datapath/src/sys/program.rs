@@ -1,8 +1,8 @@
 //! Programs: loading, running them on demand.
 
 use super::{attr, bpf, owned, raw};
-use aya_obj::Function;
-use aya_obj::generated::{bpf_cmd, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_type};
+use aya_obj::{Function, ProgramSection};
 use std::ffi::CStr;
 use std::io;
 use std::mem::size_of_val;
@@ -21,19 +21,45 @@ pub fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {
     owned(unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr) }?)
 }
 
-/// Loads a tc program. On failure the error is the kernel's, with the end of what the verifier said.
-pub fn load_classifier(
+/// What a program is for, as the kernel sorts them.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    program: bpf_prog_type,
+    attach: Option<bpf_attach_type>,
+}
+
+impl Kind {
+    /// By the ELF section that a program is in; `None`: of no kind that we use.
+    #[must_use]
+    pub fn of(section: &ProgramSection) -> Option<Self> {
+        let (program, attach) = match section {
+            ProgramSection::SchedClassifier => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, None),
+            ProgramSection::CgroupSockAddr { attach_type } => {
+                (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, Some((*attach_type).into()))
+            }
+            ProgramSection::CgroupSock { attach_type } => {
+                (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, Some((*attach_type).into()))
+            }
+            _ => return None,
+        };
+        Some(Self { program, attach })
+    }
+}
+
+/// Loads a program. On failure the error is the kernel's, with the end of what the verifier said.
+pub fn load(
     name: &str,
+    kind: Kind,
     license: &CStr,
     function: &Function,
     btf: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd, String> {
-    let error = match load(name, license, function, btf, &mut []) {
+    let error = match load_once(name, kind, license, function, btf, &mut []) {
         Ok(fd) => return Ok(fd),
         Err(error) => error,
     };
     let mut log = vec![0; LOG_BYTES];
-    match load(name, license, function, btf, &mut log) {
+    match load_once(name, kind, license, function, btf, &mut log) {
         Ok(fd) => Ok(fd),
         Err(_) => {
             let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
@@ -44,8 +70,9 @@ pub fn load_classifier(
     }
 }
 
-fn load(
+fn load_once(
     name: &str,
+    kind: Kind,
     license: &CStr,
     function: &Function,
     btf: Option<BorrowedFd<'_>>,
@@ -56,7 +83,8 @@ fn load(
     let mut attr = attr();
     // SAFETY: writing plain integers into one of the union's members.
     let load = unsafe { &mut attr.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    load.prog_type = kind.program as u32;
+    load.expected_attach_type = kind.attach.map_or(0, |attach| attach as u32);
     load.insns = function.instructions.as_ptr() as u64;
     load.insn_cnt = count(function.instructions.len())?;
     load.license = license.as_ptr() as u64;

@@ -7,7 +7,11 @@ use std::net::IpAddr;
 
 /// A prefix.
 pub(super) fn prefix(path: Path<'_>, value: &Value) -> Read<IpNet> {
-    let text = string(path, value)?;
+    parse_prefix(path, string(path, value)?)
+}
+
+/// The same of a text.
+pub(super) fn parse_prefix(path: Path<'_>, text: &str) -> Read<IpNet> {
     match text.parse::<IpNet>() {
         Ok(net) => checked(path, text, net),
         Err(_) => path.fail(format!("{text:?}, expected a prefix such as 192.0.2.0/24 or 2001:db8::/32")),

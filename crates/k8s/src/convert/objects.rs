@@ -3,13 +3,14 @@
 use super::Problem;
 use crate::wire::{
     AddressPair, CILIUM_V2, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CoreEndpoint, Metadata, Networking,
+    WireContainerPort,
     WireNamespace, WireNode, WirePod, WirePort,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
 use weft_model::id::Identity;
 use weft_model::intent::{
-    EndpointSlice, IdentityLabels, NamedPort, Namespace, Node, ObjectName, Pod, Protocol, RemoteEndpoint,
+    EndpointSlice, HostPort, IdentityLabels, NamedPort, Namespace, Node, ObjectName, Pod, Protocol, RemoteEndpoint,
 };
 use weft_model::label::{LabelSet, NAMESPACE};
 
@@ -17,15 +18,21 @@ use weft_model::label::{LabelSet, NAMESPACE};
 #[must_use]
 pub fn pod(object: WirePod) -> Pod {
     let beside = object.spec.init_containers.iter().filter(|container| container.restart_policy == "Always");
-    let mut named_ports = Vec::new();
+    let (mut named_ports, mut host_ports) = (Vec::new(), Vec::new());
     for port in object.spec.containers.iter().chain(beside).flat_map(|container| &container.ports) {
-        let (Some(protocol), Ok(number)) = (protocol(&port.protocol), u16::try_from(port.container_port)) else {
+        let (Some(protocol), Some(number)) = (protocol(&port.protocol), port_number(port.container_port)) else {
             continue;
         };
-        if !port.name.is_empty() && number > 0 {
+        if !port.name.is_empty() {
             named_ports.push(NamedPort { name: port.name.clone(), protocol, port: number });
         }
+        // With the node's network the pod holds the port itself.
+        if !object.spec.host_network {
+            host_ports.extend(host_port(port, protocol, number));
+        }
     }
+    let ready =
+        object.status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True");
     let account = object.spec.service_account_name;
     Pod {
         name: ObjectName { namespace: object.metadata.namespace, name: object.metadata.name },
@@ -35,10 +42,20 @@ pub fn pod(object: WirePod) -> Pod {
         service_account: if account.is_empty() { "default".to_owned() } else { account },
         host_network: object.spec.host_network,
         named_ports,
-        host_ports: Vec::new(),
-        ready: true,
+        host_ports,
+        ready,
         finished: matches!(object.status.phase.as_str(), "Succeeded" | "Failed"),
     }
+}
+
+/// The port of the node that a container asks for. At an address that is none it is at no address, rather than at all.
+fn host_port(port: &WireContainerPort, protocol: Protocol, container_port: u16) -> Option<HostPort> {
+    let number = port_number(port.host_port)?;
+    let host_ip = match port.host_ip.as_str() {
+        "" => None,
+        text => Some(address("hostIP", text).ok()?),
+    };
+    Some(HostPort { host_ip, port: number, protocol, container_port })
 }
 
 /// A namespace.
@@ -260,8 +277,13 @@ pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, Problem> {
     }
 }
 
+/// A number of the range of ports.
+pub(super) fn port_number(number: i64) -> Option<u16> {
+    u16::try_from(number).ok().filter(|number| *number > 0)
+}
+
 /// Empty: TCP, as the API server's default.
-fn protocol(text: &str) -> Option<Protocol> {
+pub(super) fn protocol(text: &str) -> Option<Protocol> {
     match text {
         "" | "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),

@@ -1,47 +1,210 @@
-//! What policies refer to by name or label: Services, their addresses, groups of prefixes.
+//! Services and what stands behind them.
+//!
+//! A Service or an EndpointSlice is taken whole or not at all. What decides who is served, where and by whom, and is
+//! not understood, spoils it; a mere preference that is not understood is left out.
 
-use super::address::prefix_or_address;
-use super::field::{self, Path, each, list, required};
-use super::objects::address;
-use super::{Problem, Problems};
-use crate::wire::{WireCidrGroup, WireEndpointSlice, WireService};
-use weft_model::intent::{Backend, Backends, CidrGroup, ObjectName, Service};
+mod address;
+mod annotation;
+mod slice;
 
-/// Label of an EndpointSlice that names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use super::field::{Path, Read, all, both, each, list, required};
+use super::objects::{port_number, protocol};
+use super::{Problem, Problems, address::prefix_or_address, field};
+use crate::wire::{Metadata, WireCidrGroup, WireService, WireServicePort, WireServiceSpec};
+use address::{distinct, external_address, inner_address, source_range};
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use weft_model::intent::{CidrGroup, ObjectName, Protocol, Routing, Service, ServicePort};
+
+pub use slice::backends;
+
+/// Label of a Service that another proxy serves.
+const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Label of a Service that is for name servers only.
+const HEADLESS: &str = "service.kubernetes.io/headless";
+/// How long a client stays with its backend, unless the Service says.
+const AFFINITY_S: i64 = 10_800;
+/// The longest.
+const AFFINITY_S_MAX: u32 = 86_400;
 
 /// A Service.
-#[must_use]
-pub fn service(object: WireService) -> Service {
-    Service {
+///
+/// # Errors
+/// All that is wrong with how it wants to be reached.
+pub fn service(object: WireService) -> Result<Service, Problems> {
+    let routing = if is_ours(&object.metadata, &object.spec) { Some(routing(&object)?) } else { None };
+    Ok(Service {
         name: ObjectName { namespace: object.metadata.namespace, name: object.metadata.name },
         labels: object.metadata.labels,
         selector: object.spec.selector,
-        routing: None,
-    }
+        routing,
+    })
 }
 
-/// The addresses in an EndpointSlice; `None` if they belong to no Service, or are none.
-///
-/// # Errors
-/// The first address that is none.
-pub fn backends(object: WireEndpointSlice) -> Result<Option<Backends>, Problem> {
-    let service = object.metadata.labels.get(SERVICE_NAME).filter(|name| !name.is_empty());
-    let Some(service) = service.filter(|_| object.address_type != "FQDN") else { return Ok(None) };
-    let mut endpoints = Vec::new();
-    for (n, endpoint) in object.endpoints.iter().enumerate() {
-        for (k, text) in endpoint.addresses.iter().enumerate() {
-            endpoints.push(Backend::ready(address(&format!("endpoints[{n}].addresses[{k}]"), text)?));
+/// Whether the network is to serve it: it has addresses, and no other proxy does.
+fn is_ours(metadata: &Metadata, spec: &WireServiceSpec) -> bool {
+    let first = spec.cluster_ips.first().unwrap_or(&spec.cluster_ip);
+    spec.kind != "ExternalName"
+        // One that has no address yet gets it in a moment.
+        && !matches!(first.as_str(), "" | "None")
+        && !metadata.labels.contains_key(OTHER_PROXY)
+        && !metadata.labels.contains_key(HEADLESS)
+}
+
+/// The value, or a default beside a note of what is wrong.
+fn keep<T: Default>(wrong: &mut Vec<Problem>, read: Read<T>) -> T {
+    read.unwrap_or_else(|problems| {
+        wrong.extend(problems);
+        T::default()
+    })
+}
+
+/// One of a few words; absent is the first.
+fn word<T: Copy>(field: &str, text: &str, words: &[(&str, T)]) -> Read<T> {
+    let known = words.iter().find(|(known, _)| *known == text || text.is_empty());
+    known.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        Problem::new(field, format!("{text:?}, expected {}", words.join(" or "))).into()
+    })
+}
+
+fn routing(object: &WireService) -> Read<Routing> {
+    let spec = &object.spec;
+    let wrong = &mut Vec::new();
+    let kinds = [("ClusterIP", false), ("NodePort", true), ("LoadBalancer", true)];
+    let node_ports = keep(wrong, word("spec.type", &spec.kind, &kinds));
+    let balanced = spec.kind == "LoadBalancer";
+    let local = [("Cluster", false), ("Local", true)];
+    let external_local = keep(wrong, word("spec.externalTrafficPolicy", &spec.external_traffic_policy, &local));
+    let asked = annotation::read(&object.metadata.annotations);
+    let (algorithm, forwarding, hints) = keep(wrong, asked);
+    let routing = Routing {
+        ports: keep(wrong, ports(spec, node_ports)),
+        cluster_ips: keep(wrong, cluster_ips(spec)),
+        external_ips: keep(wrong, external_ips(spec)),
+        load_balancer_ips: if balanced { keep(wrong, load_balancer_ips(object)) } else { Vec::new() },
+        node_ports,
+        affinity_s: keep(wrong, affinity(spec)),
+        internal_local: keep(wrong, word("spec.internalTrafficPolicy", &spec.internal_traffic_policy, &local)),
+        external_local,
+        source_ranges: if balanced { keep(wrong, source_ranges(spec)) } else { Vec::new() },
+        health_check_node_port: if balanced && external_local {
+            keep(wrong, health_check_node_port(spec))
+        } else {
+            None
+        },
+        publish_not_ready: spec.publish_not_ready_addresses,
+        topology: annotation::topology(&spec.traffic_distribution, hints),
+        algorithm,
+        forwarding,
+    };
+    Problems::new(std::mem::take(wrong)).map_or(Ok(routing), Err)
+}
+
+fn ports(spec: &WireServiceSpec, node_ports: bool) -> Read<Vec<ServicePort>> {
+    if spec.ports.is_empty() {
+        return Path::Root("spec.ports").fail("required: at least one port");
+    }
+    let ports = all(spec.ports.iter().enumerate().map(|(n, port)| {
+        let root = Path::Root("spec.ports");
+        service_port(Path::Index(&root, n), port, node_ports)
+    }))?;
+    let (mut names, mut numbers, mut at_nodes) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for (n, port) in ports.iter().enumerate() {
+        let fail = |field: &str, problem: &str| Err(Problem::new(format!("spec.ports[{n}].{field}"), problem).into());
+        if port.name.is_empty() && ports.len() > 1 {
+            return fail("name", "required: there are several ports");
+        }
+        if !names.insert(&port.name) {
+            return fail("name", "another port has the same name");
+        }
+        if !numbers.insert((port.port, port.protocol)) {
+            return fail("port", "another port has the same number and protocol");
+        }
+        if port.node_port > 0 && !at_nodes.insert((port.node_port, port.protocol)) {
+            return fail("nodePort", "another port has the same number and protocol");
         }
     }
-    let namespace = object.metadata.namespace;
-    let service = ObjectName { namespace: namespace.clone(), name: service.clone() };
-    Ok(Some(Backends {
-        slice: ObjectName { namespace, name: object.metadata.name },
-        service,
-        ports: Vec::new(),
-        endpoints,
-    }))
+    Ok(ports)
+}
+
+fn service_port(path: Path<'_>, port: &WireServicePort, node_ports: bool) -> Read<ServicePort> {
+    let numbers = both(
+        number(Path::Field(&path, "port"), port.port, 1),
+        number(Path::Field(&path, "nodePort"), port.node_port, 0),
+    );
+    let ((number, at_nodes), protocol) = both(numbers, transport(Path::Field(&path, "protocol"), &port.protocol))?;
+    let node_port = if node_ports { at_nodes } else { 0 };
+    Ok(ServicePort { name: port.name.clone(), protocol, port: number, node_port })
+}
+
+/// A port's number, or 0 where that is the least.
+fn number(path: Path<'_>, value: i64, least: u16) -> Read<u16> {
+    let read = u16::try_from(value).ok().filter(|number| *number >= least);
+    read.map_or_else(|| path.fail(format!("{value}, expected a number from {least} to 65535")), Ok)
+}
+
+/// TCP, UDP or SCTP.
+fn transport(path: Path<'_>, text: &str) -> Read<Protocol> {
+    protocol(text).map_or_else(|| path.fail(format!("{text:?}, expected TCP, UDP or SCTP")), Ok)
+}
+
+fn cluster_ips(spec: &WireServiceSpec) -> Read<Vec<IpAddr>> {
+    let first = std::slice::from_ref(&spec.cluster_ip);
+    let (field, texts) =
+        if spec.cluster_ips.is_empty() { ("spec.clusterIP", first) } else { ("spec.clusterIPs", &*spec.cluster_ips) };
+    let root = Path::Root(field);
+    let addresses = all(texts.iter().enumerate().map(|(n, text)| inner_address(Path::Index(&root, n), text)))?;
+    for (n, address) in addresses.iter().enumerate() {
+        if addresses[..n].iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            return Path::Index(&root, n).fail("expected at most one address of each family");
+        }
+    }
+    Ok(addresses)
+}
+
+fn external_ips(spec: &WireServiceSpec) -> Read<Vec<IpAddr>> {
+    let root = Path::Root("spec.externalIPs");
+    let texts = spec.external_ips.iter().enumerate();
+    all(texts.map(|(n, text)| external_address(Path::Index(&root, n), text))).map(distinct)
+}
+
+/// Those that keep their address up to the node. Names are for name servers.
+fn load_balancer_ips(object: &WireService) -> Read<Vec<IpAddr>> {
+    let root = Path::Root("status.loadBalancer.ingress");
+    let rows = object.status.load_balancer.ingress.iter().enumerate().filter(|(_, row)| !row.ip.is_empty());
+    let read = rows.map(|(n, row)| {
+        let path = Path::Index(&root, n);
+        let field = Path::Field(&path, "ipMode").to_string();
+        let is_ours = word(&field, &row.ip_mode, &[("VIP", true), ("Proxy", false)])?;
+        let address = external_address(Path::Field(&path, "ip"), &row.ip)?;
+        Ok(is_ours.then_some(address))
+    });
+    all(read).map(|addresses| distinct(addresses.into_iter().flatten().collect()))
+}
+
+fn affinity(spec: &WireServiceSpec) -> Read<Option<u32>> {
+    if !word("spec.sessionAffinity", &spec.session_affinity, &[("None", false), ("ClientIP", true)])? {
+        return Ok(None);
+    }
+    let seconds = spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(AFFINITY_S);
+    let read = u32::try_from(seconds).ok().filter(|seconds| (1..=AFFINITY_S_MAX).contains(seconds));
+    let path = Path::Root("spec.sessionAffinityConfig.clientIP.timeoutSeconds");
+    read.map_or_else(
+        || path.fail(format!("{seconds}, expected a number from 1 to {AFFINITY_S_MAX}")),
+        |seconds| Ok(Some(seconds)),
+    )
+}
+
+fn source_ranges(spec: &WireServiceSpec) -> Read<Vec<IpNet>> {
+    let root = Path::Root("spec.loadBalancerSourceRanges");
+    let texts = spec.load_balancer_source_ranges.iter().enumerate();
+    all(texts.map(|(n, text)| source_range(Path::Index(&root, n), text))).map(distinct)
+}
+
+fn health_check_node_port(spec: &WireServiceSpec) -> Read<Option<u16>> {
+    number(Path::Root("spec.healthCheckNodePort"), spec.health_check_node_port, 0).map(|n| port_number(n.into()))
 }
 
 /// A CiliumCIDRGroup.

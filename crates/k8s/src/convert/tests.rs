@@ -4,6 +4,7 @@ mod cilium;
 mod cluster_policy;
 mod network_policy;
 mod objects;
+mod services;
 
 use super::object as object_of;
 use super::*;

@@ -3,7 +3,7 @@
 use super::{Kind, Seen};
 use crate::convert::{self, Settings};
 use crate::wire::{
-    self, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, Metadata, WireCidrGroup, WireEndpointSlice,
+    self, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, Metadata, Named, WireCidrGroup, WireEndpointSlice,
     WireNamespace, WireNode, WirePod, WirePolicy, WireService,
 };
 use serde::Deserialize;
@@ -12,6 +12,33 @@ use weft_model::intent::{Change, ObjectName, PolicyKind, PolicyName, Source};
 
 fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
+}
+
+/// An object of which the metadata are enough: whatever else is wrong with it, it exists.
+fn judged<T: Object>(json: &str) -> Result<(Metadata, Result<T, String>), String> {
+    let (metadata, object) = match serde_json::from_str::<T>(json) {
+        Ok(object) => (object.metadata().clone(), Ok(object)),
+        Err(error) => (parse::<Named>(json)?.metadata, Err(error.to_string())),
+    };
+    named(&metadata)?;
+    Ok((metadata, object))
+}
+
+/// What [`judged`] needs of an object.
+trait Object: serde::de::DeserializeOwned {
+    fn metadata(&self) -> &Metadata;
+}
+
+impl Object for WireService {
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+}
+
+impl Object for WireEndpointSlice {
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
 }
 
 fn named(metadata: &Metadata) -> Result<(), String> {
@@ -208,11 +235,16 @@ impl Kind for Services {
     }
 
     fn read(&self, json: &str) -> Result<Seen<ObjectName, Change>, String> {
-        let object: WireService = parse(json)?;
-        named(&object.metadata)?;
-        let version = object.metadata.resource_version.clone();
-        let service = convert::service(object);
-        Ok(Seen { key: service.name.clone(), uid: String::new(), version, news: Some(Change::Service(service)) })
+        let (metadata, object) = judged::<WireService>(json)?;
+        let key = object_name(&metadata);
+        let news = match object.and_then(|object| convert::service(object).map_err(|problems| problems.to_string())) {
+            Ok(service) => Some(Change::Service(service)),
+            Err(problem) => {
+                tracing::warn!(service = %key, problem, "Service not usable, what was in force before stays");
+                None
+            }
+        };
+        Ok(Seen { key, uid: String::new(), version: metadata.resource_version, news })
     }
 
     fn gone(&self, key: &ObjectName, _uid: &str) -> Change {
@@ -241,19 +273,18 @@ impl Kind for Backends {
     }
 
     fn read(&self, json: &str) -> Result<Seen<ObjectName, Change>, String> {
-        let object: WireEndpointSlice = parse(json)?;
-        named(&object.metadata)?;
-        let (key, version) = (object_name(&object.metadata), object.metadata.resource_version.clone());
-        let news = match convert::backends(object) {
+        let (metadata, object) = judged::<WireEndpointSlice>(json)?;
+        let key = object_name(&metadata);
+        let news = match object.and_then(|object| convert::backends(object).map_err(|problems| problems.to_string())) {
             Ok(Some(backends)) => Some(Change::Backends(backends)),
             // It may have been some Service's before.
             Ok(None) => Some(Change::BackendsGone(key.clone())),
             Err(problem) => {
-                tracing::warn!(slice = %key, %problem, "EndpointSlice not usable, what it held before stays");
+                tracing::warn!(slice = %key, problem, "EndpointSlice not usable, what it held before stays");
                 None
             }
         };
-        Ok(Seen { key, uid: String::new(), version, news })
+        Ok(Seen { key, uid: String::new(), version: metadata.resource_version, news })
     }
 
     fn gone(&self, key: &ObjectName, _uid: &str) -> Change {

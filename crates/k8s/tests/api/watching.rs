@@ -333,6 +333,24 @@ async fn services_and_what_is_behind_them() {
     let mut reader = Reader::start(&fake);
     reader.until("the Service", |c| matches!(c, Change::Service(s) if s.name == name_of("s"))).await;
     reader.until("its addresses", |c| matches!(c, Change::Backends(b) if b.service == name_of("s"))).await;
+    // What cannot be used takes nothing away, not even by its absence from a list.
+    reader.synced().await;
+    reader.seen.clear();
+    let bad = |kind: &str, field: &str, value: Value| {
+        let mut object = fake.get(kind, "n", if kind == SERVICES { "s" } else { "s-1" }).expect("there");
+        object[field] = value;
+        fake.put(kind, object)
+    };
+    bad(SERVICES, "spec", json!({"clusterIP": "10.96.0.1", "ports": []}));
+    bad(BACKENDS, "endpoints", json!([{"addresses": ["127.0.0.1"]}]));
+    bad(SERVICES, "spec", json!({"clusterIP": 7}));
+    bad(BACKENDS, "endpoints", json!("none"));
+    fake.compact(|_| {});
+    let lists = fake.lists();
+    fake.until("all kinds are listed again", |fake| fake.lists() >= lists + 12).await;
+    let told = reader.barrier(&fake, 0).await;
+    let about = |c: &Change| !matches!(c, Change::Namespace(_));
+    assert!(!told.iter().any(about), "{told:?}");
     fake.put(BACKENDS, slice("nobody"));
     reader.until("no longer its addresses", |c| *c == Change::BackendsGone(name_of("s-1"))).await;
     fake.remove(SERVICES, "n", "s");

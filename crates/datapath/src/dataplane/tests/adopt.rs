@@ -79,7 +79,7 @@ fn a_directory_elsewhere_is_refused() {
 fn a_pinned_map_of_another_layout_is_named_and_left_alone() {
     let dir = BpfDir::new();
     drop(dir.open());
-    let pin = dir.path.join("v2/maps/IPCACHE");
+    let pin = dir.inside("maps/IPCACHE");
     let foreign = Layout { kind: 1, key_size: 16, value_size: 8, entries_max: 10, flags: 0 };
     let map = crate::sys::map::create("IPCACHE", &foreign).unwrap();
     std::fs::remove_file(&pin).unwrap();
@@ -97,7 +97,7 @@ fn a_pinned_map_of_another_layout_is_named_and_left_alone() {
 fn a_pin_that_is_no_map_is_named() {
     let dir = BpfDir::new();
     let datapath = dir.open_all();
-    let pin = dir.path.join("v2/maps/FLOWS");
+    let pin = dir.inside("maps/FLOWS");
     std::fs::remove_file(&pin).unwrap();
     let program = datapath.hooks.collector();
     crate::sys::object_pin(program.as_fd(), &pin).unwrap();
@@ -131,8 +131,9 @@ fn a_map_of_another_size_is_moved_with_its_entries() {
     // The pin is the new map, and nothing else is left.
     let (datapath, adopted) = opened(Datapath::open(&options));
     assert_eq!(adopted, Adopted::default());
+    let maps = datapath.maps.len();
     drop(datapath);
-    assert_eq!(std::fs::read_dir(dir.path.join("v2/maps")).unwrap().count(), 14);
+    assert_eq!(std::fs::read_dir(dir.inside("maps")).unwrap().count(), maps);
 
     options.entries_max.insert(map_name::IPCACHE, 50);
     let text = refused(Datapath::open(&options));
@@ -174,14 +175,13 @@ fn half_a_policy_of_a_killed_agent_is_swept_up() {
 fn programs_are_verified_once_for_an_object_and_its_maps() {
     let dir = BpfDir::new();
     let kept = || {
-        let dirs: Vec<_> =
-            std::fs::read_dir(dir.path.join("v2/programs")).unwrap().map(|dir| dir.unwrap().path()).collect();
+        let dirs: Vec<_> = std::fs::read_dir(dir.inside("programs")).unwrap().map(|dir| dir.unwrap().path()).collect();
         assert_eq!(dirs.len(), 1, "{dirs:?}");
         dirs.into_iter().next().unwrap()
     };
     drop(dir.open_all());
     let first = kept();
-    assert_eq!(std::fs::read_dir(&first).unwrap().count(), crate::hooks::PROGRAMS.len());
+    assert_eq!(std::fs::read_dir(&first).unwrap().count(), crate::hooks::programs().count());
     drop(dir.open_all());
     assert_eq!(kept(), first);
     // One is missing: all are made again, under the same name.
@@ -209,7 +209,7 @@ fn decisions_without_their_revisions_are_taken_again() {
         flows.put(&FlowKey::default(), &FlowEntry { revision: 500, ..FlowEntry::default() }).unwrap();
         datapath.page.bump([7]);
         drop((flows, datapath));
-        std::fs::remove_file(dir.path.join("v2/maps").join(lost)).unwrap();
+        std::fs::remove_file(dir.inside("maps").join(lost)).unwrap();
         let datapath = dir.open();
         let node = datapath.page.generation(0);
         assert!(node > 500 && datapath.revision() >= node, "{lost}: {node}, {}", datapath.revision());

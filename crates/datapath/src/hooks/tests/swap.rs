@@ -8,7 +8,7 @@ use std::time::Duration;
 use weft_model::desired::{Dataplane, Endpoint, IpcacheEntry, Touched};
 use weft_model::id::{EndpointId, Identity, PolicyId};
 
-fn settings() -> NodeSettings {
+pub(super) fn settings() -> NodeSettings {
     NodeSettings {
         device_ifindex: 1,
         device_mac: Some([2, 0, 0, 0, 0, 9]),
@@ -103,7 +103,7 @@ fn no_packet_is_lost_while_agents_come_and_go() {
                 drop(datapath.take());
                 if round % 3 == 0 {
                     // Another build: every program is replaced by one that was made anew.
-                    fs::remove_dir_all(dir.path.join("v2/programs")).unwrap();
+                    fs::remove_dir_all(dir.inside("programs")).unwrap();
                 }
                 let (mut next, adopted) = open(&dir);
                 assert_eq!(adopted.links.len(), 4, "{adopted:?}");

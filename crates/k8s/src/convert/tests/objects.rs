@@ -15,22 +15,33 @@ fn pods_and_their_named_ports() {
                 {"name": "web", "containerPort": 80}, {"containerPort": 81},
                 {"name": "dns", "containerPort": 53, "protocol": "UDP"},
                 {"name": "odd", "containerPort": 70000}, {"name": "odd", "containerPort": 1, "protocol": "QUIC"},
+                {"containerPort": 82, "hostPort": 8082}, {"containerPort": 83, "hostPort": 8083, "hostIP": "fd31::11",
+                    "protocol": "SCTP"},
+                {"containerPort": 84, "hostPort": 8084, "hostIP": "x"}, {"containerPort": 85, "hostPort": 65536},
             ]}],
             "initContainers": [
                 {"ports": [{"name": "once", "containerPort": 1}]},
                 {"restartPolicy": "Always", "ports": [{"name": "side", "containerPort": 2}]},
             ],
         },
-        "status": {"phase": "Running"},
+        "status": {"phase": "Running", "conditions": [{"type": "Initialized", "status": "False"},
+            {"type": "Ready", "status": "True"}]},
     });
     let read = pod(serde_json::from_value::<WirePod>(object).expect("a pod"));
     let ports: Vec<(&str, u16)> = read.named_ports.iter().map(|port| (port.name.as_str(), port.port)).collect();
     assert_eq!(ports, [("web", 80), ("dns", 53), ("side", 2)]);
     assert_eq!((read.service_account.as_str(), read.finished, read.host_network), ("default", false, false));
     assert_eq!(read.node.as_deref(), Some("node-1"));
-    let done = json!({"metadata": {"name": "a"}, "spec": {"hostNetwork": true}, "status": {"phase": "Failed"}});
+    assert!(read.ready);
+    let at_nodes: Vec<_> = read.host_ports.iter().map(|port| (port.host_ip, port.port, port.container_port)).collect();
+    assert_eq!(at_nodes, [(None, 8082, 82), (Some("fd31::11".parse().expect("an address")), 8083, 83)]);
+    assert_eq!(read.host_ports[1].protocol, weft_model::intent::Protocol::Sctp);
+    let done = json!({"metadata": {"name": "a"}, "spec": {"hostNetwork": true, "containers": [{"ports": [
+        {"containerPort": 80, "hostPort": 80}]}]}, "status": {"phase": "Failed", "conditions": [
+        {"type": "Ready", "status": "False"}]}});
     let read = pod(serde_json::from_value::<WirePod>(done).expect("a pod"));
-    assert!(read.finished && read.host_network && read.node.is_none());
+    assert!(read.finished && read.host_network && read.node.is_none() && !read.ready);
+    assert_eq!(read.host_ports, [], "with the node's network the port is the pod's own");
 }
 
 #[test]
@@ -97,24 +108,7 @@ fn slices_are_read_whole_and_written_back_equal() {
 }
 
 #[test]
-fn services_their_addresses_and_groups_of_prefixes() {
-    let read = service(from(json!({"metadata": {"name": "s", "namespace": "n", "labels": {"a": "b"}},
-        "spec": {"selector": {"app": "web"}, "clusterIP": "10.0.0.1"}})));
-    assert_eq!((read.name.to_string().as_str(), read.labels.len(), read.selector.len()), ("n/s", 1, 1));
-    assert!(service(from(json!({"metadata": {"name": "s"}, "spec": {"selector": null}}))).selector.is_empty());
-
-    let slice = |label: &str, kind: &str, address: &str| {
-        backends(from(json!({"metadata": {"name": "s-1", "namespace": "n", "labels": {label: "s"}},
-            "addressType": kind, "endpoints": [{"addresses": [address, address], "conditions": {"ready": false}}]})))
-    };
-    let read = slice("kubernetes.io/service-name", "IPv6", "fd00::1").expect("usable").expect("of a Service");
-    assert_eq!((read.service.to_string().as_str(), read.slice.to_string().as_str()), ("n/s", "n/s-1"));
-    assert_eq!(read.endpoints, [weft_model::intent::Backend::ready("fd00::1".parse().expect("an address"))]);
-    assert_eq!(slice("other", "IPv4", "10.0.0.1").expect("usable"), None);
-    assert_eq!(slice("kubernetes.io/service-name", "FQDN", "a.example").expect("usable"), None);
-    let problem = slice("kubernetes.io/service-name", "IPv4", "10.0.0").expect_err("no address");
-    assert_eq!(problem.field, "endpoints[0].addresses[0]");
-
+fn groups_of_prefixes() {
     let group = |cidrs: Value| {
         let object = json!({"metadata": {"name": "g", "labels": {"role": "vpn"}}, "spec": {"externalCIDRs": cidrs}});
         cidr_group(from(object))

@@ -1,0 +1,462 @@
+//! Services at the socket: who connects or sends to a frontend is led to a backend before there is a packet. Later
+//! packets cost nothing, and policies see the backend's address alone.
+//!
+//! | program | where | what it does |
+//! |---|---|---|
+//! | `weft_connect4`, `weft_connect6` | connect(2) | chooses a backend and remembers it with the socket |
+//! | `weft_sendmsg4`, `weft_sendmsg6` | sendmsg(2) of UDP with an address | the same; a socket keeps its backend of a frontend |
+//! | `weft_recvmsg4`, `weft_recvmsg6` | recvmsg(2) of UDP | shows the frontend as the sender |
+//! | `weft_peername4`, `weft_peername6` | getpeername(2) | shows the frontend as the peer |
+//! | `weft_bind4`, `weft_bind6` | bind(2) | the node's own sockets keep off ports of the node that frontends have |
+//! | `weft_sock_release` | close(2) | forgets a connected socket's frontend |
+//!
+//! Names of the programs differ from those of their ELF sections (`cgroup/connect4`), which are symbols too.
+//!
+//! A frontend with `SKIP_FROM_BACKEND` is left to the packets' programs: a socket has no address yet by which it could
+//! be told from a backend. What no frontend fits passes as it is, and those programs judge it.
+
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
+use weft_abi::{
+    Addr, AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, NodeConfig,
+    SlotKey, SocketKey, SocketValue, backend_flags, maglev_hash, service_flags, socket_kind,
+};
+
+use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOCKETS};
+use crate::packet::{TCP, UDP};
+use crate::{host, track};
+
+/// What the programs return: the call goes on.
+const GO_ON: i32 = 1;
+/// The call fails with the error that was set.
+const FAIL: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+const EADDRINUSE: i32 = 98;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+/// What a socket of multipath TCP calls its protocol.
+const MPTCP: u32 = 262;
+/// How often a choice is made anew because the set was replaced meanwhile.
+const ATTEMPTS: u32 = 3;
+
+type Call = *mut bpf_sock_addr;
+
+/// Where a program finds the address that a call is about.
+trait Family {
+    fn address(call: Call) -> Addr;
+    /// `false`: the family cannot hold it.
+    fn set_address(call: Call, address: &Addr) -> bool;
+}
+
+struct V4;
+struct V6;
+
+impl Family for V4 {
+    #[inline(always)]
+    fn address(call: Call) -> Addr {
+        // SAFETY: the kernel's own context, valid for the length of the program.
+        Addr::v4(unsafe { core::ptr::read_volatile(&raw const (*call).user_ip4) })
+    }
+
+    #[inline(always)]
+    fn set_address(call: Call, address: &Addr) -> bool {
+        if !address.is_v4() {
+            return false;
+        }
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*call).user_ip4, address.0[3]) };
+        true
+    }
+}
+
+/// Its sockets reach IPv4 too, by v4-mapped addresses: which is how [`Addr`] writes them.
+impl Family for V6 {
+    #[inline(always)]
+    fn address(call: Call) -> Addr {
+        // SAFETY: as above. Word by word: that is what the verifier understands.
+        unsafe {
+            Addr([
+                core::ptr::read_volatile(&raw const (*call).user_ip6[0]),
+                core::ptr::read_volatile(&raw const (*call).user_ip6[1]),
+                core::ptr::read_volatile(&raw const (*call).user_ip6[2]),
+                core::ptr::read_volatile(&raw const (*call).user_ip6[3]),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn set_address(call: Call, address: &Addr) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*call).user_ip6[0], address.0[0]);
+            core::ptr::write_volatile(&raw mut (*call).user_ip6[1], address.0[1]);
+            core::ptr::write_volatile(&raw mut (*call).user_ip6[2], address.0[2]);
+            core::ptr::write_volatile(&raw mut (*call).user_ip6[3], address.0[3]);
+        }
+        true
+    }
+}
+
+/// See the table above.
+#[cgroup_sock_addr(connect4)]
+pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
+    connect::<V4>(ctx.sock_addr)
+}
+
+/// See the table above.
+#[cgroup_sock_addr(connect6)]
+pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
+    connect::<V6>(ctx.sock_addr)
+}
+
+#[inline(always)]
+fn connect<F: Family>(call: Call) -> i32 {
+    let Some(asked) = asked::<F>(call) else { return GO_ON };
+    let Some(config) = track::config() else { return GO_ON };
+    let netns = netns(call);
+    let Some(info) = frontend(&asked, netns, config) else { return GO_ON };
+    let Some(backend) = choose(&asked, info, netns, config, call) else { return refuse() };
+    remember(call, socket_kind::PEER, (&backend.addr, backend.port_be), (&asked.addr, asked.port_be), &backend);
+    lead::<F>(call, &backend)
+}
+
+/// See the table above.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn weft_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sendmsg::<V4>(ctx.sock_addr)
+}
+
+/// See the table above.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn weft_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sendmsg::<V6>(ctx.sock_addr)
+}
+
+#[inline(always)]
+fn sendmsg<F: Family>(call: Call) -> i32 {
+    let Some(asked) = asked::<F>(call) else { return GO_ON };
+    let Some(config) = track::config() else { return GO_ON };
+    let netns = netns(call);
+    let Some(info) = frontend(&asked, netns, config) else { return GO_ON };
+    let backend = match chosen(call, &asked, &info) {
+        Some(backend) => backend,
+        None => {
+            let Some(backend) = choose(&asked, info, netns, config, call) else { return refuse() };
+            let (from, to) = ((&asked.addr, asked.port_be), (&backend.addr, backend.port_be));
+            remember(call, socket_kind::CHOICE, from, to, &backend);
+            backend
+        }
+    };
+    // Looked at every time, lest the socket loses it as the one that was not used for the longest time.
+    let key = socket_key(call, socket_kind::PEER, &backend.addr, backend.port_be);
+    // SAFETY: read at once.
+    let known = unsafe { SOCKETS.get(&key) }.is_some_and(|was| was.addr == asked.addr && was.port_be == asked.port_be);
+    if !known {
+        remember(call, socket_kind::PEER, (&backend.addr, backend.port_be), (&asked.addr, asked.port_be), &backend);
+    }
+    lead::<F>(call, &backend)
+}
+
+/// The backend that this socket's datagrams to the frontend went to before, while it exists.
+#[inline(always)]
+fn chosen(call: Call, asked: &FrontendKey, info: &FrontendInfo) -> Option<BackendInfo> {
+    let key = socket_key(call, socket_kind::CHOICE, &asked.addr, asked.port_be);
+    // SAFETY: copied at once.
+    let number = unsafe { SOCKETS.get(&key) }?.backend;
+    // SAFETY: as above.
+    let backend = *unsafe { BACKENDS.get(&number) }?;
+    (backend.service == info.service && backend.id == number).then_some(backend)
+}
+
+/// See the table above.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn weft_recvmsg4(ctx: SockAddrContext) -> i32 {
+    show::<V4>(ctx.sock_addr)
+}
+
+/// See the table above.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn weft_recvmsg6(ctx: SockAddrContext) -> i32 {
+    show::<V6>(ctx.sock_addr)
+}
+
+/// See the table above.
+#[cgroup_sock_addr(getpeername4)]
+pub fn weft_peername4(ctx: SockAddrContext) -> i32 {
+    show::<V4>(ctx.sock_addr)
+}
+
+/// See the table above.
+#[cgroup_sock_addr(getpeername6)]
+pub fn weft_peername6(ctx: SockAddrContext) -> i32 {
+    show::<V6>(ctx.sock_addr)
+}
+
+/// Shows the frontend where a backend's address stands.
+#[inline(always)]
+fn show<F: Family>(call: Call) -> i32 {
+    let key = socket_key(call, socket_kind::PEER, &F::address(call), port_be(call));
+    // SAFETY: copied at once.
+    if let Some(frontend) = unsafe { SOCKETS.get(&key) }.copied()
+        && F::set_address(call, &frontend.addr)
+    {
+        set_port(call, frontend.port_be);
+    }
+    GO_ON
+}
+
+/// See the table above.
+#[cgroup_sock_addr(bind4)]
+pub fn weft_bind4(ctx: SockAddrContext) -> i32 {
+    bind::<V4>(ctx.sock_addr)
+}
+
+/// See the table above.
+#[cgroup_sock_addr(bind6)]
+pub fn weft_bind6(ctx: SockAddrContext) -> i32 {
+    bind::<V6>(ctx.sock_addr)
+}
+
+#[inline(always)]
+fn bind<F: Family>(call: Call) -> i32 {
+    let Some(asked) = asked::<F>(call) else { return GO_ON };
+    let Some(config) = track::config() else { return GO_ON };
+    if asked.port_be == 0 || !is_node(netns(call), config) {
+        return GO_ON;
+    }
+    // A socket of every IPv6 address may be one of every IPv4 address too.
+    let v4 = (asked.addr.is_v4() || asked.addr.is_none()) && is_node_port(&asked, FrontendKey::ANY_V4);
+    let v6 = !asked.addr.is_v4() && is_node_port(&asked, FrontendKey::ANY_V6);
+    if v4 || v6 { fail(EADDRINUSE) } else { GO_ON }
+}
+
+#[inline(always)]
+fn is_node_port(asked: &FrontendKey, any: Addr) -> bool {
+    let key = FrontendKey { addr: any, ..*asked };
+    // SAFETY: read at once.
+    unsafe { FRONTENDS.get(&key) }.is_some_and(|info| info.flags & service_flags::NODE_PORT != 0)
+}
+
+/// See the table above.
+#[cgroup_sock(sock_release)]
+pub fn weft_sock_release(ctx: SockContext) -> i32 {
+    let sock = ctx.sock;
+    // SAFETY: the kernel's own context, valid for the length of the program. Word by word and all of them, lest the
+    // compiler makes one load of two places: the verifier wants to see which.
+    let (family, port_be, v4, v6) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*sock).family),
+            core::ptr::read_volatile(&raw const (*sock).dst_port),
+            core::ptr::read_volatile(&raw const (*sock).dst_ip4),
+            [
+                core::ptr::read_volatile(&raw const (*sock).dst_ip6[0]),
+                core::ptr::read_volatile(&raw const (*sock).dst_ip6[1]),
+                core::ptr::read_volatile(&raw const (*sock).dst_ip6[2]),
+                core::ptr::read_volatile(&raw const (*sock).dst_ip6[3]),
+            ],
+        )
+    };
+    if port_be == 0 || !matches!(family, AF_INET | AF_INET6) {
+        return GO_ON;
+    }
+    let addr = if family == AF_INET { Addr::v4(v4) } else { Addr(v6) };
+    // SAFETY: no pointers but the context.
+    let cookie = unsafe { bpf_get_socket_cookie(sock.cast()) };
+    let key = SocketKey { cookie, addr, port_be, kind: socket_kind::PEER, pad: [0; 5] };
+    let _ = SOCKETS.remove(&key);
+    GO_ON
+}
+
+/// What the call is about, if it can be a frontend at all.
+#[inline(always)]
+fn asked<F: Family>(call: Call) -> Option<FrontendKey> {
+    // SAFETY: the kernel's own context.
+    let protocol = match unsafe { core::ptr::read_volatile(&raw const (*call).protocol) } {
+        MPTCP => TCP,
+        protocol if protocol == u32::from(TCP) => TCP,
+        protocol if protocol == u32::from(UDP) => UDP,
+        _ => return None,
+    };
+    Some(FrontendKey { addr: F::address(call), port_be: port_be(call), protocol, pad: 0 })
+}
+
+/// The frontend that fits: its own address first, then ports of the node.
+#[inline(always)]
+fn frontend(asked: &FrontendKey, netns: u64, config: &NodeConfig) -> Option<FrontendInfo> {
+    let within = is_within(&asked.addr);
+    if within && !is_node(netns, config) {
+        // A pod means itself.
+        return None;
+    }
+    // SAFETY: copied at once.
+    let found = match unsafe { FRONTENDS.get(asked) } {
+        Some(info) => *info,
+        None if within || host::is_own(&asked.addr, config) => {
+            let addr = if asked.addr.is_v4() { FrontendKey::ANY_V4 } else { FrontendKey::ANY_V6 };
+            // SAFETY: as above.
+            *unsafe { FRONTENDS.get(&FrontendKey { addr, ..*asked }) }?
+        }
+        None => return None,
+    };
+    (found.flags & service_flags::SKIP_FROM_BACKEND == 0).then_some(found)
+}
+
+/// Chooses one of the backends for clients of this node.
+#[inline(always)]
+fn choose(
+    asked: &FrontendKey,
+    first: FrontendInfo,
+    netns: u64,
+    config: &NodeConfig,
+    call: Call,
+) -> Option<BackendInfo> {
+    let mut info = first;
+    for _ in 0..ATTEMPTS {
+        if info.affinity_s != 0
+            && let Some(backend) = kept(&info, netns)
+        {
+            return Some(backend);
+        }
+        if info.internal_count == 0 {
+            return None;
+        }
+        if let Some(backend) = pick(&info, netns, call) {
+            if info.affinity_s != 0 {
+                let value = AffinityValue { backend: backend.id, last_used_s: track::now_s() };
+                // Without a place for it the client is not bound; it is served all the same.
+                let _ = AFFINITY.insert(&affinity_key(&info, netns), &value, 0);
+            }
+            return Some(backend);
+        }
+        // The set went after the frontend was read: it has another one by now.
+        info = frontend(asked, netns, config)?;
+    }
+    None
+}
+
+/// The backend that this client's network namespace is bound to.
+#[inline(always)]
+fn kept(info: &FrontendInfo, netns: u64) -> Option<BackendInfo> {
+    let key = affinity_key(info, netns);
+    // SAFETY: copied at once.
+    let value = *unsafe { AFFINITY.get(&key) }?;
+    let now = track::now_s();
+    if now.wrapping_sub(value.last_used_s) > info.affinity_s {
+        return None;
+    }
+    // SAFETY: as above.
+    let backend = *unsafe { BACKENDS.get(&value.backend) }?;
+    let elsewhere = info.flags & service_flags::INTERNAL_LOCAL != 0 && backend.flags & backend_flags::LOCAL == 0;
+    if backend.service != info.service || backend.flags & backend_flags::TERMINATING != 0 || elsewhere {
+        return None;
+    }
+    if value.last_used_s != now {
+        let _ = AFFINITY.insert(&key, &AffinityValue { last_used_s: now, ..value }, 0);
+    }
+    Some(backend)
+}
+
+/// One of the set: by Maglev's table, so that the same client finds the same backend on every node, or at random.
+#[inline(always)]
+fn pick(info: &FrontendInfo, netns: u64, call: Call) -> Option<BackendInfo> {
+    let slot = if info.internal_table == 0 {
+        // SAFETY: no pointers.
+        (unsafe { bpf_get_prandom_u32() }) % info.internal_count
+    } else {
+        // No address and no port yet: the namespace stands for the one, the socket for the other.
+        let source = AffinityKey::of_netns(netns);
+        let socket = if info.affinity_s == 0 { cookie(call) as u16 } else { 0 };
+        let entry = maglev_hash(&source, socket) % info.internal_table;
+        let key = MaglevKey { set: info.internal_set, part: entry / MaglevPart::ENTRIES as u32 };
+        // SAFETY: read at once.
+        let part = unsafe { MAGLEV.get(&key) }?;
+        u32::from(*part.0.get(entry as usize % MaglevPart::ENTRIES)?)
+    };
+    // SAFETY: copied at once.
+    let backend = *unsafe { SLOTS.get(&SlotKey { set: info.internal_set, slot }) }?;
+    // Memory of a set that has just gone may hold another one's by now.
+    (backend.service == info.service).then_some(backend)
+}
+
+#[inline(always)]
+fn affinity_key(info: &FrontendInfo, netns: u64) -> AffinityKey {
+    AffinityKey { client: AffinityKey::of_netns(netns), service: info.service }
+}
+
+/// Leads the call to the backend.
+#[inline(always)]
+fn lead<F: Family>(call: Call, backend: &BackendInfo) -> i32 {
+    if !F::set_address(call, &backend.addr) {
+        return refuse();
+    }
+    set_port(call, backend.port_be);
+    GO_ON
+}
+
+/// As if the peer had refused: nobody waits for a Service without backends.
+#[inline(always)]
+fn refuse() -> i32 {
+    fail(ECONNREFUSED)
+}
+
+#[inline(always)]
+fn fail(error: i32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_set_retval(-error) };
+    FAIL
+}
+
+/// Writes `to` beside the socket and `from`. Without a place for it the connection works all the same.
+#[inline(always)]
+fn remember(call: Call, kind: u8, from: (&Addr, u16), to: (&Addr, u16), backend: &BackendInfo) {
+    let key = socket_key(call, kind, from.0, from.1);
+    let value = SocketValue { addr: *to.0, port_be: to.1, protocol: backend.protocol, pad: 0, backend: backend.id };
+    let _ = SOCKETS.insert(&key, &value, 0);
+}
+
+#[inline(always)]
+fn socket_key(call: Call, kind: u8, addr: &Addr, port_be: u16) -> SocketKey {
+    SocketKey { cookie: cookie(call), addr: *addr, port_be, kind, pad: [0; 5] }
+}
+
+#[inline(always)]
+fn cookie(call: Call) -> u64 {
+    // SAFETY: no pointers but the context.
+    unsafe { bpf_get_socket_cookie(call.cast()) }
+}
+
+#[inline(always)]
+fn netns(call: Call) -> u64 {
+    // SAFETY: as above.
+    unsafe { bpf_get_netns_cookie(call.cast()) }
+}
+
+/// Whether this is the node's own network namespace.
+#[inline(always)]
+fn is_node(netns: u64, config: &NodeConfig) -> bool {
+    netns == u64::from(config.netns_cookie[0]) | u64::from(config.netns_cookie[1]) << 32
+}
+
+/// Addresses of the own network namespace: loopback, and "this host" (RFC 1122 3.2.1.3), which connect(2) takes for it.
+#[inline(always)]
+fn is_within(address: &Addr) -> bool {
+    if address.is_v4() {
+        address.0[3] == 0 || address.0[3].to_ne_bytes()[0] == 127
+    } else {
+        address.0[0] | address.0[1] | address.0[2] == 0 && address.0[3] & !1_u32.to_be() == 0
+    }
+}
+
+#[inline(always)]
+fn port_be(call: Call) -> u16 {
+    // SAFETY: the kernel's own context; the port is the word's first half.
+    (unsafe { core::ptr::read_volatile(&raw const (*call).user_port) }) as u16
+}
+
+#[inline(always)]
+fn set_port(call: Call, port_be: u16) {
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut (*call).user_port, u32::from(port_be)) };
+}
