@@ -363,8 +363,10 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
     // Slices of CiliumEndpoints, with a write that is refused once.
     let making = ["--endpoint-propagation", "ces-operator", "--ces-delay-ms", "5", "--gc-seconds", "0"];
     let operator = Operator::start(&fake, config(&making));
-    let endpoint = |identity: u32| json!({"metadata": {"name": "p", "namespace": "n"}, "status": {"identity": {"id": identity},
-        "networking": {"addressing": [{"ipv4": "10.0.0.7", "ipv6": "fd00::7"}], "node": "172.31.0.12"}}});
+    let endpoint = |identity: u32| {
+        json!({"metadata": {"name": "p", "namespace": "n"}, "status": {"identity": {"id": identity},
+        "networking": {"addressing": [{"ipv4": "10.0.0.7", "ipv6": "fd00::7"}], "node": "172.31.0.12"}}})
+    };
     fake.put(ENDPOINTS, endpoint(300));
     fake.until("made", |fake| !fake.all(SLICES).is_empty()).await;
     let asked = |fake: &Fake, wanted: &str| {

@@ -199,10 +199,16 @@ async fn a_slice_changed_behind_the_operators_back_is_mended() {
 #[tokio::test]
 async fn what_others_wrote_is_taken_over_and_nodes_slices_are_left_alone() {
     let fake = Fake::new();
-    let core = |pod: usize| json!({"name": format!("pod-{pod}"), "id": 300, "pod-uid": format!("u-{pod}"),
-        "networking": {"addressing": [{"ipv4": format!("10.244.0.{}", pod + 1), "ipv6": format!("fd44::{pod:x}")}], "node": "172.31.0.12"}});
-    fake.put(SLICES, json!({"metadata": {"name": "ces-of-another"}, "namespace": "a", "endpoints": [core(0), core(9)]}));
-    let own = json!({"metadata": {"name": "node", "labels": {NODE_LABEL: "n"}}, "namespace": "a", "endpoints": [core(5)]});
+    let core = |pod: usize| {
+        json!({"name": format!("pod-{pod}"), "id": 300, "pod-uid": format!("u-{pod}"),
+        "networking": {"addressing": [{"ipv4": format!("10.244.0.{}", pod + 1), "ipv6": format!("fd44::{pod:x}")}], "node": "172.31.0.12"}})
+    };
+    fake.put(
+        SLICES,
+        json!({"metadata": {"name": "ces-of-another"}, "namespace": "a", "endpoints": [core(0), core(9)]}),
+    );
+    let own =
+        json!({"metadata": {"name": "node", "labels": {NODE_LABEL: "n"}}, "namespace": "a", "endpoints": [core(5)]});
     let own = fake.put(SLICES, own);
     for pod in 0..2 {
         fake.put(ENDPOINTS, endpoint("a", pod, 300));

@@ -1,7 +1,6 @@
 //! One node: the agent as `weft-agent` puts it together, but for the kernel, the machine and the local socket.
 
 use crate::recorder::Recorder;
-use crate::tracker::Tracker;
 use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -58,13 +57,12 @@ impl Node {
         index: usize,
         mode: Propagation,
         client: Client,
-        tracker: Arc<Tracker>,
+        recorder: Recorder,
         dir: &Path,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let stop = stop.child_token();
         let state = StateDir::open(dir).context("state")?;
-        let recorder = Recorder::new(tracker);
         let links: Arc<dyn Links> = Arc::new(recorder.clone());
         let mut core = Core::new(settings(index), state, Box::new(recorder));
         restart::take_over(&mut core, &*links)?;

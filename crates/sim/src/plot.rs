@@ -21,11 +21,16 @@ pub fn svg(title: &str, x_name: &str, y_unit: &str, series: &[Series]) -> String
     let bounds = |of: fn(&(f64, f64)) -> f64| {
         let low = points.iter().map(of).fold(f64::INFINITY, f64::min);
         let high = points.iter().map(of).fold(0.0, f64::max);
-        if points.is_empty() { (0.0, 1.0) } else { (low.log10().floor(), high.log10().ceil().max(low.log10().floor() + 1.0)) }
+        if points.is_empty() {
+            (0.0, 1.0)
+        } else {
+            (low.log10().floor(), high.log10().ceil().max(low.log10().floor() + 1.0))
+        }
     };
     let (x_bounds, y_bounds) = (bounds(|point| point.0), bounds(|point| point.1));
     let x_at = |x: f64| LEFT + (x.log10() - x_bounds.0) / (x_bounds.1 - x_bounds.0) * (WIDTH - LEFT - RIGHT);
-    let y_at = |y: f64| HEIGHT - BOTTOM - (y.log10() - y_bounds.0) / (y_bounds.1 - y_bounds.0) * (HEIGHT - TOP - BOTTOM);
+    let y_at =
+        |y: f64| HEIGHT - BOTTOM - (y.log10() - y_bounds.0) / (y_bounds.1 - y_bounds.0) * (HEIGHT - TOP - BOTTOM);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
@@ -48,7 +53,8 @@ pub fn svg(title: &str, x_name: &str, y_unit: &str, series: &[Series]) -> String
     marks.dedup();
     for mark in marks {
         let x = x_at(mark);
-        let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{mark}</text>", HEIGHT - BOTTOM + 18.0);
+        let _ =
+            writeln!(out, "<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{mark}</text>", HEIGHT - BOTTOM + 18.0);
     }
     let _ = writeln!(
         out,
@@ -62,9 +68,18 @@ pub fn svg(title: &str, x_name: &str, y_unit: &str, series: &[Series]) -> String
             .filter(|(x, y)| *x > 0.0 && *y > 0.0)
             .map(|(x, y)| format!("{:.1},{:.1}", x_at(*x), y_at(*y)))
             .collect();
-        let _ = writeln!(out, "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" points=\"{}\"/>", line.join(" "));
+        let _ = writeln!(
+            out,
+            "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" points=\"{}\"/>",
+            line.join(" ")
+        );
         if let Some((x, y)) = points.iter().rev().find(|(x, y)| *x > 0.0 && *y > 0.0) {
-            let _ = writeln!(out, "<text x=\"{:.1}\" y=\"{:.1}\" fill=\"{colour}\">{name}</text>", x_at(*x) + 8.0, y_at(*y) + 4.0);
+            let _ = writeln!(
+                out,
+                "<text x=\"{:.1}\" y=\"{:.1}\" fill=\"{colour}\">{name}</text>",
+                x_at(*x) + 8.0,
+                y_at(*y) + 4.0
+            );
         }
     }
     out.push_str("</svg>\n");
@@ -77,10 +92,12 @@ mod tests {
 
     #[test]
     fn higher_values_are_drawn_higher_and_nothing_gives_an_empty_plot() {
-        let series = vec![("a".to_owned(), vec![(100.0, 10.0), (1000.0, 1000.0)]), ("b".to_owned(), vec![(100.0, 0.0)])];
+        let series =
+            vec![("a".to_owned(), vec![(100.0, 10.0), (1000.0, 1000.0)]), ("b".to_owned(), vec![(100.0, 0.0)])];
         let drawn = svg("T", "nodes", "ms", &series);
         let line = drawn.split("points=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a line");
-        let ends: Vec<f64> = line.split(' ').map(|point| point.split(',').nth(1).expect("y").parse().expect("a number")).collect();
+        let ends: Vec<f64> =
+            line.split(' ').map(|point| point.split(',').nth(1).expect("y").parse().expect("a number")).collect();
         assert!(ends[1] < ends[0], "{line}");
         assert!(svg("T", "x", "y", &[]).ends_with("</svg>\n"));
     }

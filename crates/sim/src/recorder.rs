@@ -4,8 +4,7 @@ use crate::tracker::Tracker;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_agent::ports::{Kernel, LinkError, LinkSpec, Links};
 use weft_datapath::NodeSettings;
 use weft_model::desired::{
@@ -14,20 +13,32 @@ use weft_model::desired::{
 };
 use weft_model::id::{Identity, PeerClass, PolicyId};
 
-/// An agent's maps and links. Of what is written, nothing is kept but what the agent's own tables keep as well: a
-/// kernel's maps are not the agent's memory.
+/// An agent's maps and links, for it and those that come after it on the same node. Of what is written nothing is kept
+/// but links: a kernel's maps are not the agent's memory. Addresses are kept where an agent shall find what the one
+/// before it left.
 #[derive(Clone)]
 pub struct Recorder {
     tracker: Arc<Tracker>,
-    next_link: Arc<AtomicU32>,
+    links: Arc<Mutex<BTreeMap<String, u32>>>,
+    ipcache: Option<Arc<Mutex<BTreeMap<IpAddr, IpcacheEntry>>>>,
 }
 
 impl Recorder {
-    /// Empty.
+    /// Empty; `keeps`: addresses are kept.
     #[must_use]
-    pub fn new(tracker: Arc<Tracker>) -> Self {
-        Self { tracker, next_link: Arc::new(AtomicU32::new(1)) }
+    pub fn new(tracker: Arc<Tracker>, keeps: bool) -> Self {
+        Self { tracker, links: Arc::default(), ipcache: keeps.then(Arc::default) }
     }
+
+    /// The addresses that are kept.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeMap<IpAddr, IpcacheEntry> {
+        self.ipcache.as_ref().map(|kept| lock(kept).clone()).unwrap_or_default()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Dataplane for Recorder {
@@ -65,13 +76,21 @@ impl Dataplane for Recorder {
         Ok(Vec::new())
     }
     fn set_ipcache(&mut self, address: IpAddr, entry: Option<&IpcacheEntry>) -> Result<(), DataplaneError> {
-        if entry.is_some_and(|entry| !entry.is_node) {
-            self.tracker.known(address);
+        match entry {
+            Some(entry) if !entry.is_node => self.tracker.known(address),
+            Some(_) => {}
+            None => self.tracker.removed(address),
+        }
+        if let Some(kept) = &self.ipcache {
+            match entry {
+                Some(entry) => drop(lock(kept).insert(address, *entry)),
+                None => drop(lock(kept).remove(&address)),
+            }
         }
         Ok(())
     }
     fn ipcache(&mut self) -> Result<BTreeMap<IpAddr, IpcacheEntry>, DataplaneError> {
-        Ok(BTreeMap::new())
+        Ok(self.addresses())
     }
     fn set_cidr(&mut self, _: IpNet, _: Option<Identity>) -> Result<(), DataplaneError> {
         Ok(())
@@ -106,14 +125,18 @@ impl Kernel for Recorder {
 }
 
 impl Links for Recorder {
-    fn create(&self, _: &LinkSpec) -> Result<u32, LinkError> {
-        Ok(self.next_link.fetch_add(1, Ordering::Relaxed))
+    fn create(&self, spec: &LinkSpec) -> Result<u32, LinkError> {
+        // As many links as numbers: an endpoint's own is as good as any.
+        let index = u32::from(spec.id.raw());
+        lock(&self.links).insert(spec.device.clone(), index);
+        Ok(index)
     }
-    fn remove(&self, _: &str) -> Result<(), LinkError> {
+    fn remove(&self, device: &str) -> Result<(), LinkError> {
+        lock(&self.links).remove(device);
         Ok(())
     }
     fn list(&self) -> Result<Vec<(String, u32)>, LinkError> {
-        Ok(Vec::new())
+        Ok(lock(&self.links).iter().map(|(name, index)| (name.clone(), *index)).collect())
     }
     fn adopt(&self, _: &str, _: u32) -> Result<(), LinkError> {
         Ok(())

@@ -78,6 +78,8 @@ pub struct Report {
     pub unknown_at_end: usize,
     /// Pods that went before everybody knew them, or while the number of agents changed: not in `propagation`.
     pub not_measured: usize,
+    /// How often an agent took the address of a living pod for nobody's. More than none is a fault.
+    pub holes: usize,
     /// Bodies of all requests of agents and operator, for one pod that was started.
     pub api_bytes_per_pod: f64,
     /// Watch events that agents received, for one pod that was started.
@@ -145,7 +147,7 @@ impl Report {
         text += &spread("propagation", &self.propagation);
         text += &format!(
             "{:.1} KiB of API bodies, {:.0} watch events, {:.2} writes per pod; {:.0} KiB of memory per agent; {:.2} CPUs; \
-             churn took {:.1} s; {} pods unknown to somebody at the end, {} not measured, {} failures\n",
+             churn took {:.1} s; {} pods unknown to somebody at the end, {} not measured, {} holes, {} failures\n",
             self.api_bytes_per_pod / 1024.0,
             self.events_per_pod,
             self.writes_per_pod,
@@ -154,6 +156,7 @@ impl Report {
             self.churn_seconds,
             self.unknown_at_end,
             self.not_measured,
+            self.holes,
             self.failures,
         );
         for failure in &self.first_failures {

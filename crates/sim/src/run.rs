@@ -2,6 +2,7 @@
 
 use crate::node::{self, Node};
 use crate::options::Run;
+use crate::recorder::Recorder;
 use crate::report::{Report, Spread, asked};
 use crate::script::{Cluster, Dice, set_up};
 use crate::tracker::Tracker;
@@ -51,7 +52,7 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
     for index in 0..options.nodes {
         let client = connect(&server, "agent", &meter).await?;
         let dir = dir.path().join(node::name(index));
-        nodes.push(Node::start(index, mode, client, tracker.clone(), &dir, &stop).await?);
+        nodes.push(Node::start(index, mode, client, Recorder::new(tracker.clone(), false), &dir, &stop).await?);
     }
     for node in &nodes {
         tokio::time::timeout(FILL_MAX, node.ready()).await.context("an agent does not become ready")??;
@@ -105,6 +106,7 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
         propagation: Spread::of(known),
         unknown_at_end,
         not_measured,
+        holes: tracker.holes(),
         cpus,
         churn_seconds,
         fill_seconds,

@@ -143,7 +143,13 @@ impl Cluster {
         let added = self.nodes[on].attachments.add(request).await.map_err(|error| anyhow::anyhow!("ADD: {error:?}"))?;
         lock(&self.starts).push(begun.elapsed());
         // Of several addresses the last one written.
-        let addresses: Vec<IpAddr> = added.addresses.iter().filter_map(|(text, _)| text.parse::<ipnet::IpNet>().ok()).map(|net| net.addr()).collect();
+        let addresses: Vec<IpAddr> = added
+            .addresses
+            .iter()
+            .filter_map(|(text, _)| text.parse::<ipnet::IpNet>().ok())
+            .map(|net| net.addr())
+            .collect();
+        addresses.iter().for_each(|address| self.tracker.lives(*address));
         if let Some(address) = addresses.iter().max() {
             self.tracker.begun(*address, begun);
         }
@@ -160,8 +166,8 @@ impl Cluster {
         let attachment = Attachment { container_id: format!("container-{number}"), ifname: "eth0".to_owned() };
         let node = &self.nodes[pod.node];
         let request = DelRequest { attachment, netns: None };
-        node.attachments.del(request).await.map_err(|error| anyhow::anyhow!("DEL: {error:?}"))?;
         self.tracker.forget_all(&pod.addresses);
+        node.attachments.del(request).await.map_err(|error| anyhow::anyhow!("DEL: {error:?}"))?;
         self.delete(&pod).await
     }
 
@@ -280,8 +286,7 @@ impl Cluster {
                 cluster.note("lose a pod", outcome);
                 if cluster.mode != Propagation::CesNode {
                     // The garbage collector's part: the object's owner is gone.
-                    let path =
-                        format!("/apis/cilium.io/v2/namespaces/{}/ciliumendpoints/{}", pod.namespace, pod.name);
+                    let path = format!("/apis/cilium.io/v2/namespaces/{}/ciliumendpoints/{}", pod.namespace, pod.name);
                     let outcome = kubelet.delete(&path, &Preconditions::default()).await.map_err(Into::into);
                     cluster.note("collect an endpoint", outcome);
                 }

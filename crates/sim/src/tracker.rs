@@ -1,6 +1,6 @@
 //! From the CNI call to the moment at which the last agent knows the address.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +22,8 @@ pub struct Tracker {
     measuring: AtomicBool,
     done: Mutex<Vec<Duration>>,
     void: AtomicUsize,
+    alive: Mutex<HashSet<IpAddr>>,
+    holes: AtomicUsize,
 }
 
 impl Default for Tracker {
@@ -32,6 +34,8 @@ impl Default for Tracker {
             measuring: AtomicBool::new(false),
             done: Mutex::default(),
             void: AtomicUsize::new(0),
+            alive: Mutex::default(),
+            holes: AtomicUsize::new(0),
         }
     }
 }
@@ -80,8 +84,27 @@ impl Tracker {
         self.settle(row);
     }
 
+    /// A pod is there with this address: until it is forgotten, no agent may forget it.
+    pub fn lives(&self, address: IpAddr) {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).insert(address);
+    }
+
+    /// An agent took it out of its maps.
+    pub fn removed(&self, address: IpAddr) {
+        if self.alive.lock().unwrap_or_else(PoisonError::into_inner).contains(&address) {
+            self.holes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often an agent took a living pod's address for nobody's.
+    #[must_use]
+    pub fn holes(&self) -> usize {
+        self.holes.load(Ordering::Relaxed)
+    }
+
     /// The pod is gone: what is heard of the address from now on is about another one.
     pub fn forget(&self, address: IpAddr) {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
         let gone = self.shard(address).remove(&address);
         if gone.is_some_and(|row| row.begun.is_some()) {
             self.void.fetch_add(1, Ordering::Relaxed);

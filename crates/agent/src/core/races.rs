@@ -74,7 +74,9 @@ fn race_2_slices_deleted_and_made_anew_under_other_names() {
 
 #[test]
 fn race_3_the_late_end_of_an_old_pod_whose_address_a_new_one_has() {
-    for told in [endpoint as fn(&RemoteEndpoint) -> Change, |pod| slice(&format!("of-{}", pod.pod_uid), std::slice::from_ref(pod))] {
+    for told in [endpoint as fn(&RemoteEndpoint) -> Change, |pod| {
+        slice(&format!("of-{}", pod.pod_uid), std::slice::from_ref(pod))
+    }] {
         let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
         let mut core = synced_core(&world, dir.path());
         let (old, new) = (pod("u1", 300), pod("u2", 301));

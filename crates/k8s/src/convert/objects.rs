@@ -3,8 +3,7 @@
 use super::Problem;
 use crate::wire::{
     AddressPair, CILIUM_V2, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CoreEndpoint, Metadata, Networking,
-    WireContainerPort,
-    WireNamespace, WireNode, WirePod, WirePort,
+    WireContainerPort, WireNamespace, WireNode, WirePod, WirePort,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;

@@ -33,7 +33,13 @@ impl Reader {
     fn start(fake: &Fake) -> Self {
         let stop = CancellationToken::new();
         Self {
-            changes: watch::start(&fake.client(), "node-1", Settings::EVERYTHING, EndpointsWatch { until: &stop, required: false }, &stop),
+            changes: watch::start(
+                &fake.client(),
+                "node-1",
+                Settings::EVERYTHING,
+                EndpointsWatch { until: &stop, required: false },
+                &stop,
+            ),
             seen: Vec::new(),
             stop,
         }

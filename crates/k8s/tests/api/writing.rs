@@ -10,8 +10,8 @@ use weft_k8s::endpoint::{self, Propagation};
 use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
 use weft_k8s::lease::{Candidate, Standing};
-use weft_k8s::watch::EndpointsWatch;
 use weft_k8s::slice::{NODE_LABEL, Writer};
+use weft_k8s::watch::EndpointsWatch;
 use weft_k8s::{node, pod};
 use weft_model::id::Identity;
 use weft_model::intent::{IdentityLabels, ObjectName, RemoteEndpoint};
@@ -315,8 +315,13 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     let stop = CancellationToken::new();
     let taint = json!([{"key": node::NOT_READY_TAINT, "effect": "NoSchedule"}]);
     fake.put(NODES, json!({"metadata": {"name": "node-1"}, "spec": {"taints": taint}}));
-    let mut changes =
-        weft_k8s::watch::start(&client, "node-1", weft_k8s::convert::Settings::EVERYTHING, EndpointsWatch { until: &stop, required: false }, &stop);
+    let mut changes = weft_k8s::watch::start(
+        &client,
+        "node-1",
+        weft_k8s::convert::Settings::EVERYTHING,
+        EndpointsWatch { until: &stop, required: false },
+        &stop,
+    );
     let writer = Writer::start(client.clone(), "node-1", Duration::ZERO, stop.clone());
     announced(&writer, writer.set(endpoints(1, 300))).await;
     announced(&writer, writer.set(endpoints(1, 301))).await;
@@ -339,7 +344,8 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
         }
     };
     fake.put("api/v1/pods", json!({"metadata": {"name": "pod-0", "namespace": "n", "uid": "uid-0"}}));
-    let other = json!({"metadata": {"name": "pod-0", "namespace": "n", "ownerReferences": [{"kind": "Pod", "uid": "old"}]}});
+    let other =
+        json!({"metadata": {"name": "pod-0", "namespace": "n", "ownerReferences": [{"kind": "Pod", "uid": "old"}]}});
     fake.put(ENDPOINTS, other);
     written(objects.set(own(1, 300))).await;
     written(objects.set(own(1, 301))).await;
