@@ -21,7 +21,7 @@ use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use weft_abi::{
     Addr, AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, NodeConfig,
-    SlotKey, SocketKey, SocketValue, backend_flags, maglev_hash, service_flags, socket_kind,
+    SlotKey, SocketKey, SocketValue, backend_flags, client_hash, service_flags, socket_kind,
 };
 
 use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOCKETS};
@@ -322,7 +322,7 @@ fn choose(
         if info.internal_count == 0 {
             return None;
         }
-        if let Some(backend) = pick(&info, netns, call) {
+        if let Some(backend) = pick(&info, asked.protocol, netns, call) {
             if info.affinity_s != 0 {
                 let value = AffinityValue { backend: backend.id, last_used_s: track::now_s() };
                 // Without a place for it the client is not bound; it is served all the same.
@@ -360,7 +360,7 @@ fn kept(info: &FrontendInfo, netns: u64) -> Option<BackendInfo> {
 
 /// One of the set: by Maglev's table, so that the same client finds the same backend on every node, or at random.
 #[inline(always)]
-fn pick(info: &FrontendInfo, netns: u64, call: Call) -> Option<BackendInfo> {
+fn pick(info: &FrontendInfo, protocol: u8, netns: u64, call: Call) -> Option<BackendInfo> {
     let slot = if info.internal_table == 0 {
         // SAFETY: no pointers.
         (unsafe { bpf_get_prandom_u32() }) % info.internal_count
@@ -368,7 +368,7 @@ fn pick(info: &FrontendInfo, netns: u64, call: Call) -> Option<BackendInfo> {
         // No address and no port yet: the namespace stands for the one, the socket for the other.
         let source = AffinityKey::of_netns(netns);
         let socket = if info.affinity_s == 0 { cookie(call) as u16 } else { 0 };
-        let entry = maglev_hash(&source, socket) % info.internal_table;
+        let entry = client_hash(&source, socket, protocol) % info.internal_table;
         let key = MaglevKey { set: info.internal_set, part: entry / MaglevPart::ENTRIES as u32 };
         // SAFETY: read at once.
         let part = unsafe { MAGLEV.get(&key) }?;

@@ -32,7 +32,7 @@ pub use policy::{
 
 pub use service::{
     AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, RangeKey, SlotKey,
-    SocketKey, SocketValue, backend_flags, maglev_hash, service_flags, socket_kind,
+    SocketKey, SocketValue, backend_flags, client_hash, service_flags, socket_kind,
 };
 
 /// Version of all layouts in this crate together. It is part of the pin directory's name.

@@ -219,21 +219,30 @@ pub struct SocketValue {
     pub backend: u32,
 }
 
-/// Where in Maglev's table a client stands, before it is divided by the table's size. A client with affinity counts as
-/// one whatever its port: 0. Nothing of the node goes into it, so every node finds the same place. (MurmurHash3, 32
-/// bits, over the address and the port.)
+/// What chooses an entry of Maglev's table: MurmurHash3 (32 bits, seed 0) of the client's address (16 bytes, IPv4 mapped),
+/// its port, the protocol and a zero byte. The port is 0 where a client stays with its backend. Nothing of the node is in
+/// it, so all nodes choose the same.
 #[inline(always)]
 #[must_use]
-pub const fn maglev_hash(client: &Addr, port_be: u16) -> u32 {
-    const fn mix(hash: u32, word: u32) -> u32 {
-        let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
-        (hash ^ word).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64)
-    }
-    let [first, second, third, fourth] = client.0;
-    let hash = mix(mix(mix(mix(mix(0, first), second), third), fourth), port_be as u32) ^ 20;
-    let hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
-    let hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
-    hash ^ (hash >> 16)
+pub const fn client_hash(client: &Addr, port_be: u16, protocol: u8) -> u32 {
+    let mut hash = 0;
+    hash = mix(hash, u32::from_le(client.0[0]));
+    hash = mix(hash, u32::from_le(client.0[1]));
+    hash = mix(hash, u32::from_le(client.0[2]));
+    hash = mix(hash, u32::from_le(client.0[3]));
+    hash = mix(hash, u16::from_le(port_be) as u32 | (protocol as u32) << 16);
+    hash ^= 20;
+    hash ^= hash >> 16;
+    hash = hash.wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 16
+}
+
+#[inline(always)]
+const fn mix(hash: u32, word: u32) -> u32 {
+    let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+    (hash ^ word).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64)
 }
 
 const _: () = assert!(size_of::<FrontendKey>() == 20);

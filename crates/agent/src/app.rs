@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_datapath::sockets::{Destroyer, Protocols};
 use weft_datapath::{Collector, Datapath, EventReader, ObserveSwitch, Options};
 use weft_k8s::Client;
 use weft_observe::Observer;
@@ -49,6 +50,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let events = datapath.events().context("ring buffer of events")?;
     let metrics = datapath.metrics().context("counters")?;
     let (collector, flows, switch) = (datapath.collector(), datapath.flows(), datapath.observe());
+    let destroyer = datapath.destroyer().context("sockets of removed backends")?;
     let links: Arc<dyn Links> = Arc::new(PodLinks::new(hooks.clone()));
 
     let options = weft_k8s::client::Options {
@@ -99,6 +101,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     std::thread::Builder::new().name("weft-collect".into()).spawn({
         let stop = stop.clone();
         move || collect(collector, &stop)
+    })?;
+    std::thread::Builder::new().name("weft-sockets".into()).spawn({
+        let (core, config, stop) = (core.clone(), config.clone(), stop.clone());
+        move || abort_sockets(&destroyer, &core, config.close_removed_backends, &stop)
     })?;
     tasks.spawn(follow_observers(observer.clone(), switch, stop.clone()));
 
@@ -153,6 +159,9 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         host_firewall: config.host_firewall,
         audit: config.policy_audit_mode,
         api_server,
+        node_ports: config.node_ports.clone(),
+        forwarding: config.node_port_mode,
+        maglev_table_size: config.maglev_table_size,
     }
 }
 
@@ -186,6 +195,24 @@ fn read_events(mut events: EventReader, observer: &Observer, stop: &Cancellation
                 tracing::warn!(%error, "cannot wait for events");
                 std::thread::sleep(Duration::from_secs(1));
             }
+        }
+    }
+}
+
+/// Who was led to a backend learns that it is gone.
+fn abort_sockets(destroyer: &Destroyer, core: &thread::Handle, protocols: Protocols, stop: &CancellationToken) {
+    /// Between two looks whether the agent ends.
+    const LONGEST: Duration = Duration::from_secs(10);
+    while !stop.is_cancelled() {
+        let Some(gone) = destroyer.wait(LONGEST) else { continue };
+        if protocols == Protocols::default() {
+            continue;
+        }
+        let namespaces = core.look(Core::network_namespaces);
+        match destroyer.destroy(&gone, protocols, &namespaces) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "aborted sockets of removed backends"),
+            Err(error) => tracing::warn!(%error, "cannot abort the sockets of removed backends"),
         }
     }
 }

@@ -3,9 +3,11 @@
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use weft_datapath::sockets::Protocols;
 use weft_k8s::endpoint::Propagation;
-use weft_model::intent::Covers;
+use weft_model::intent::{Covers, Forwarding};
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
 #[derive(Parser, Deserialize, Clone, Debug, Default)]
@@ -78,13 +80,32 @@ pub struct Options {
     /// pod, which every agent watches). Set it as the operator's. It may be changed in a running cluster.
     #[arg(long, env = "WEFT_ENDPOINT_PROPAGATION")]
     pub endpoint_propagation: Option<String>,
-    /// Whether Services are reached by translation at the socket: `true` (default) or `false`; then packet by packet.
+    /// Whether Services are translated at the sockets of pods and the node, not packet by packet: `true` (default) or
+    /// `false`.
     #[arg(long, env = "WEFT_SOCKET_LB")]
     pub socket_lb: Option<String>,
     /// Directory of the control group (version 2) that holds the processes of this node and its pods; without it: the
     /// root of all.
     #[arg(long, env = "WEFT_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
+    /// Whose sockets are aborted when the backend that they were led to is removed: `udp` (default), `tcp`, `tcp,udp`
+    /// or `none`.
+    #[arg(long, env = "WEFT_CLOSE_REMOVED_BACKENDS")]
+    pub close_removed_backends: Option<String>,
+    /// Ports of Services at the nodes' addresses: first and last. As the API server's `--service-node-port-range`.
+    #[arg(long, env = "WEFT_NODE_PORT_RANGE")]
+    pub node_port_range: Option<String>,
+    /// How packets from outside reach backends of other nodes, where a Service says nothing: `snat` (with the node's
+    /// address, default) or `dsr` (with the client's).
+    #[arg(long, env = "WEFT_NODE_PORT_MODE")]
+    pub node_port_mode: Option<String>,
+    /// Whether packets from outside are forwarded to backends in the device's driver: `xdp` or `none` (default).
+    #[arg(long, env = "WEFT_NODE_PORT_ACCELERATION")]
+    pub node_port_acceleration: Option<String>,
+    /// Entries of the tables of Services with consistent hashing, the same on all nodes: a prime, best over a hundred
+    /// times the backends of a Service: 251, 509, 1021, 2039, 4093, 8191, 16381 (default), 32749, 65521 or 131071.
+    #[arg(long, env = "WEFT_MAGLEV_TABLE_SIZE")]
+    pub maglev_table_size: Option<u32>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -113,6 +134,18 @@ impl Routing {
         }
     }
 }
+
+/// Where packets from outside are forwarded to backends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Acceleration {
+    /// In the traffic control layer.
+    None,
+    /// In the device's driver.
+    Xdp,
+}
+
+/// Sizes of tables that Maglev works with: primes next to powers of two.
+const TABLE_SIZES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521, 131_071];
 
 /// Checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -159,10 +192,20 @@ pub struct Config {
     pub extended_protocols: bool,
     /// How this node's endpoints become known.
     pub endpoint_propagation: Propagation,
-    /// Services are reached by translation at the socket.
+    /// Services are translated at sockets.
     pub socket_lb: bool,
     /// Control group of the node's processes; `None`: the root.
     pub cgroup_root: Option<PathBuf>,
+    /// Whose sockets are aborted when their backend is removed.
+    pub close_removed_backends: Protocols,
+    /// Ports of Services at the nodes' addresses.
+    pub node_ports: RangeInclusive<u16>,
+    /// How packets from outside reach backends of other nodes, where a Service says nothing.
+    pub node_port_mode: Forwarding,
+    /// Where this is done.
+    pub node_port_acceleration: Acceleration,
+    /// Entries of the tables of Services with consistent hashing.
+    pub maglev_table_size: u32,
     /// Log directives.
     pub log: String,
 }
@@ -236,6 +279,11 @@ impl Options {
             endpoint_propagation: self.endpoint_propagation.or(other.endpoint_propagation),
             socket_lb: self.socket_lb.or(other.socket_lb),
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
+            close_removed_backends: self.close_removed_backends.or(other.close_removed_backends),
+            node_port_range: self.node_port_range.or(other.node_port_range),
+            node_port_mode: self.node_port_mode.or(other.node_port_mode),
+            node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
+            maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -286,6 +334,19 @@ impl Options {
             endpoint_propagation: propagation(self.endpoint_propagation.as_deref().unwrap_or("ces-node"))?,
             socket_lb: switch("socket-lb", self.socket_lb, true)?,
             cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
+            close_removed_backends: protocols(self.close_removed_backends.as_deref().unwrap_or("udp"))?,
+            node_ports: ports("node-port-range", self.node_port_range.as_deref().unwrap_or("30000-32767"))?,
+            node_port_mode: match self.node_port_mode.as_deref().unwrap_or("snat") {
+                "snat" => Forwarding::Snat,
+                "dsr" => Forwarding::Dsr,
+                other => return Err(value("node-port-mode", "`snat` or `dsr`", other)),
+            },
+            node_port_acceleration: match self.node_port_acceleration.as_deref().unwrap_or("none") {
+                "none" => Acceleration::None,
+                "xdp" => Acceleration::Xdp,
+                other => return Err(value("node-port-acceleration", "`xdp` or `none`", other)),
+            },
+            maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
     }
@@ -308,6 +369,19 @@ fn propagation(text: &str) -> Result<Propagation, ConfigError> {
     Propagation::read(text).ok_or_else(|| value("endpoint-propagation", "`cep`, `ces-operator` or `ces-node`", text))
 }
 
+fn protocols(text: &str) -> Result<Protocols, ConfigError> {
+    let mut protocols = Protocols::default();
+    for part in text.split(',').map(str::trim) {
+        match part {
+            "tcp" => protocols.tcp = true,
+            "udp" => protocols.udp = true,
+            "none" if text == "none" => {}
+            _ => return Err(value("close-removed-backends", "`udp`, `tcp`, `tcp,udp` or `none`", text)),
+        }
+    }
+    Ok(protocols)
+}
+
 fn covers(text: &str) -> Result<Covers, ConfigError> {
     let mut covers = Covers::WORLD;
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -318,6 +392,20 @@ fn covers(text: &str) -> Result<Covers, ConfigError> {
         }
     }
     Ok(covers)
+}
+
+fn ports(field: &'static str, text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
+    let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
+    let range = range.filter(|range: &RangeInclusive<u16>| !range.is_empty() && *range.start() > 0);
+    range.ok_or_else(|| value(field, "first and last port such as 30000-32767", text))
+}
+
+fn table_size(size: u32) -> Result<u32, ConfigError> {
+    if TABLE_SIZES.contains(&size) {
+        return Ok(size);
+    }
+    let expected = "251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521 or 131071";
+    Err(value("maglev-table-size", expected, &size.to_string()))
 }
 
 fn families(text: &str) -> Result<(bool, bool), ConfigError> {
@@ -402,9 +490,16 @@ mod tests {
             (&["--node-name", "n", "--host-firewall", "on"], "host-firewall: expected `true` or `false`"),
             (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
             (&["--node-name", "n", "--endpoint-propagation", "kvstore"], "endpoint-propagation: expected `cep`"),
+            (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
+            (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
+            (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),
+            (&["--node-name", "n", "--node-port-mode", "hybrid"], "node-port-mode: expected `snat` or `dsr`"),
+            (&["--node-name", "n", "--node-port-acceleration", "on"], "node-port-acceleration: expected `xdp`"),
+            (&["--node-name", "n", "--maglev-table-size", "16384"], "maglev-table-size: expected 251, 509"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
-            (&["--node-name", "n", "--socket-lb", "on"], "socket-lb: expected `true` or `false`"),
             (&["--node-name", "n", "--cgroup-root", "weft"], "cgroup-root: expected an absolute path"),
+            (&["--node-name", "n", "--close-removed-backends", "sctp"], "close-removed-backends: expected `udp`"),
+            (&["--node-name", "n", "--close-removed-backends", ""], "close-removed-backends: expected `udp`"),
         ];
         for (flags, problem) in cases {
             let error = options(flags).check().expect_err(problem).to_string();

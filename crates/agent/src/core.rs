@@ -4,6 +4,7 @@
 //! Order rules, wherever something changes:
 //! - a policy is written before an endpoint uses it, and removed after no endpoint does;
 //! - an endpoint's policy is in force before its address is known to anybody;
+//! - a backend's address and policy are in force before a frontend leads there;
 //! - nothing that a former agent left is removed before every source said all it has.
 
 use crate::addresses::Addresses;
@@ -11,6 +12,7 @@ use crate::ports::Kernel;
 use crate::state::StateDir;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -18,7 +20,7 @@ use weft_control::identity::IdentityTable;
 use weft_datapath::NodeSettings;
 use weft_model::desired::{DataplaneError, IpcacheEntry};
 use weft_model::id::{EndpointId, Identity};
-use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, PolicyKind, Source};
+use weft_model::intent::{Change, Forwarding, IdentityLabels, Namespace, Node, ObjectName, Pod, PolicyKind, Source};
 
 pub mod endpoints;
 mod explain;
@@ -27,6 +29,7 @@ mod policy;
 pub mod preview;
 mod queries;
 mod restore;
+mod services;
 pub mod thread;
 
 /// Every source that must have delivered before anything is removed.
@@ -73,6 +76,12 @@ pub struct Settings {
     pub audit: bool,
     /// Where this agent reaches the API server.
     pub api_server: BTreeSet<IpAddr>,
+    /// Ports of Services at the nodes' addresses.
+    pub node_ports: RangeInclusive<u16>,
+    /// How packets from outside reach backends of other nodes, where a Service says nothing.
+    pub forwarding: Forwarding,
+    /// Entries of the tables of Services with consistent hashing.
+    pub maglev_table_size: u32,
 }
 
 /// How far the tables and the kernel are. Published after every flush.
@@ -112,6 +121,7 @@ pub struct Core {
     addresses: Addresses,
     endpoints: endpoints::Endpoints,
     policy: policy::Policy,
+    services: services::Services,
     routes: nodes::Routes,
     synced: BTreeSet<Source>,
     /// Slices that came before all nodes were known.
@@ -144,7 +154,7 @@ impl Core {
     /// Empty tables over a kernel that may hold what a former agent left.
     #[must_use]
     pub fn new(settings: Settings, state: StateDir, dataplane: Box<dyn Kernel>) -> Self {
-        let policy = policy::Policy::new(&settings);
+        let (policy, services) = (policy::Policy::new(&settings), services::Services::new(&settings));
         Self {
             settings,
             state,
@@ -157,6 +167,7 @@ impl Core {
             addresses: Addresses::default(),
             endpoints: endpoints::Endpoints::default(),
             policy,
+            services,
             routes: nodes::Routes::default(),
             synced: BTreeSet::new(),
             deferred: Vec::new(),
@@ -216,6 +227,7 @@ impl Core {
 
     fn apply_one(&mut self, change: Change) {
         self.policy.take(&change);
+        self.services.take(&change);
         match change {
             Change::Pod(pod) => {
                 let name = pod.name.clone();
@@ -235,7 +247,7 @@ impl Core {
             Change::NamespaceGone(name) => {
                 self.namespaces.remove(&name);
             }
-            // Of these only the policies hear, above.
+            // Of these only policies and services hear, above.
             Change::Policy(_)
             | Change::PolicyInvalid { .. }
             | Change::PolicyGone(_)
@@ -319,7 +331,8 @@ impl Core {
         let ipcache = self.write_ipcache();
         // What was written takes hold even if something else was refused.
         let finished = self.finish_policy();
-        policy.and(ipcache).and(finished)?;
+        let services = self.write_services();
+        policy.and(ipcache).and(finished).and(services)?;
         // What was refused for want of room may fit now.
         for _ in 0..ROUNDS_MAX {
             if !self.policy.ask_again() {

@@ -288,6 +288,9 @@ pub fn settings() -> Settings {
         host_firewall: true,
         audit: false,
         api_server: BTreeSet::new(),
+        node_ports: 30_000..=32_767,
+        forwarding: weft_model::intent::Forwarding::Snat,
+        maglev_table_size: 251,
     }
 }
 

@@ -74,6 +74,7 @@ impl Local {
             Request::Endpoints => Ok(Response::Endpoints(self.core.look(|core| core.list_endpoints()))),
             Request::Identities => Ok(Response::Identities(self.core.look(|core| core.list_identities()))),
             Request::Policies => Ok(Response::Policies(self.core.look(|core| core.list_policies()))),
+            Request::Services => Ok(Response::Services(self.core.look(|core| core.list_services()))),
             Request::Ipcache => Ok(Response::Ipcache(self.core.look(|core| core.list_ipcache()))),
             Request::Connections => self.connections().await,
             Request::Maps => {

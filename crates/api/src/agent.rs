@@ -30,6 +30,8 @@ pub enum Request {
     Policies,
     /// Addresses.
     Ipcache,
+    /// Services in force.
+    Services,
     /// Connections.
     Connections,
     /// Fill of the maps.
@@ -73,6 +75,8 @@ pub enum Response {
     Policies(Vec<Policy>),
     /// See [`IpcacheEntry`].
     Ipcache(Vec<IpcacheEntry>),
+    /// See [`Service`].
+    Services(Vec<Service>),
     /// See [`Connection`].
     Connections(Vec<Connection>),
     /// See [`Map`].
@@ -106,6 +110,9 @@ pub struct Status {
     pub problems: Vec<String>,
     /// Number of endpoints.
     pub endpoints: usize,
+    /// Number of Services in force.
+    #[serde(default)]
+    pub services: usize,
     /// `native` or `vxlan`.
     pub routing: String,
     /// The node's addresses.
@@ -190,6 +197,66 @@ pub struct IpcacheEntry {
     pub node: Option<IpAddr>,
     /// `pod`, `node`, `cidr`, `pool`.
     pub kind: String,
+}
+
+/// One port of a Service, of a pod's hostPorts or of a local redirect policy, as this node has it in force.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// `Service`, `HostPort` (of a pod) or `LocalRedirect` (of a CiliumLocalRedirectPolicy).
+    pub kind: String,
+    /// Namespace of the object.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Where clients send to.
+    pub frontends: Vec<ServiceFrontend>,
+    /// What is behind it.
+    pub backends: Vec<ServiceBackend>,
+    /// Seconds that a client stays with its backend; absent: it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_s: Option<u32>,
+    /// `random` or `maglev`.
+    pub algorithm: String,
+    /// How packets from outside reach backends of other nodes: `snat` or `dsr`.
+    pub forwarding: String,
+}
+
+/// Where clients send to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceFrontend {
+    /// `ClusterIP`, `NodePort`, `HostPort`, `LoadBalancer`, `ExternalIP` or `LocalRedirect`.
+    pub kind: String,
+    /// Address; unspecified: every address of the node.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Clients of this node get backends of this node only.
+    pub internal_local: bool,
+    /// Clients outside get backends of this node only.
+    pub external_local: bool,
+    /// Clients outside must be in a source range.
+    pub source_ranges: bool,
+}
+
+/// What is behind it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceBackend {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// `active` or `terminating`.
+    pub state: String,
+    /// On this node.
+    pub local: bool,
+    /// New connections of this node's clients may go to it.
+    pub internal: bool,
+    /// New connections of clients outside may go to it.
+    pub external: bool,
 }
 
 /// A tracked connection.

@@ -21,7 +21,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Make a cluster on this machine, or make sure that it is up
-    Up(UpOptions),
+    Up(Box<UpOptions>),
     /// Remove a cluster, however it was left
     Down(DownOptions),
     /// What runs, and what is wrong
@@ -41,6 +41,9 @@ pub enum Command {
     /// Network policies, as they are in force
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Services: where clients send to, and what is behind it
+    #[command(subcommand)]
+    Service(ListCommand),
     /// Who has which address
     #[command(subcommand)]
     Ipcache(ListCommand),

@@ -93,7 +93,7 @@ fn print(status: &Status) -> Result<()> {
     for (prefix, used, all) in &status.ipam {
         writeln!(out, "addresses of {prefix}: {used} of {all} in use")?;
     }
-    writeln!(out, "endpoints: {}", status.endpoints)?;
+    writeln!(out, "endpoints: {}, services: {}", status.endpoints, status.services)?;
     writeln!(out, "revision: {}, in force: {}", status.revision, status.revision_in_force)?;
     for (reason, direction, packets, bytes) in &status.drops {
         writeln!(out, "dropped, {reason} ({direction}): {packets} packets, {bytes} bytes")?;

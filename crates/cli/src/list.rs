@@ -1,4 +1,4 @@
-//! `weft endpoint|identity|policy|ipcache|ct|map list`: the same rows as a table or as JSON, each with its node.
+//! `weft endpoint|identity|policy|service|ipcache|ct|map list`: the same rows as a table or as JSON, each with its node.
 
 use crate::agents;
 use crate::args::{ListOptions, Output};
@@ -12,14 +12,18 @@ use weft_api::flow::PolicyRef;
 
 /// A row and the node that it is from.
 #[derive(Debug, Serialize)]
-struct OfNode<T> {
-    node: String,
+pub struct OfNode<T> {
+    pub node: String,
     #[serde(flatten)]
-    row: T,
+    pub row: T,
 }
 
 /// Asks every agent. An agent that does not answer is a failure, told after what the others said.
-fn gather<T>(options: &ListOptions, request: &Request, rows: fn(Response) -> Option<Vec<T>>) -> Result<Gathered<T>> {
+pub fn gather<T>(
+    options: &ListOptions,
+    request: &Request,
+    rows: fn(Response) -> Option<Vec<T>>,
+) -> Result<Gathered<T>> {
     let agents = agents::of(&options.target)?;
     let mut gathered = Gathered { rows: Vec::new(), failed: Vec::new() };
     for (agent, answer) in agents.iter().zip(agents::ask_all(&agents, request)) {
@@ -36,8 +40,8 @@ fn gather<T>(options: &ListOptions, request: &Request, rows: fn(Response) -> Opt
     Ok(gathered)
 }
 
-struct Gathered<T> {
-    rows: Vec<OfNode<T>>,
+pub struct Gathered<T> {
+    pub rows: Vec<OfNode<T>>,
     failed: Vec<anyhow::Error>,
 }
 
@@ -48,12 +52,22 @@ impl<T: Serialize> Gathered<T> {
         headings: [&str; N],
         cells: fn(&OfNode<T>) -> [String; N],
     ) -> Result<ExitCode> {
+        self.print_lines(options, headings, |rows| rows.iter().map(cells).collect())
+    }
+
+    /// The same where a row is not a line.
+    pub fn print_lines<const N: usize>(
+        self,
+        options: &ListOptions,
+        headings: [&str; N],
+        lines: impl FnOnce(&[OfNode<T>]) -> Vec<[String; N]>,
+    ) -> Result<ExitCode> {
         let mut out = std::io::stdout().lock();
         match options.output.output {
             Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&self.rows)?)?,
             Output::Table => {
                 let mut table = Table::new(headings);
-                self.rows.iter().for_each(|row| table.row(cells(row)));
+                lines(&self.rows).into_iter().for_each(|line| table.row(line));
                 table.write(&mut out)?;
             }
         }

@@ -8,6 +8,7 @@ mod explain;
 mod list;
 mod observe;
 mod policy;
+mod services;
 mod table;
 
 use args::{Cli, Command};
@@ -43,6 +44,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Endpoint(args::EndpointCommand::List(options)) => list::endpoints(&options),
         Command::Endpoint(args::EndpointCommand::Audit(options)) => audit::run(&options),
         Command::Identity(args::ListCommand::List(options)) => list::identities(&options),
+        Command::Service(args::ListCommand::List(options)) => services::list(&options),
         Command::Ipcache(args::ListCommand::List(options)) => list::ipcache(&options),
         Command::Ct(args::ListCommand::List(options)) => list::connections(&options),
         Command::Map(args::ListCommand::List(options)) => list::maps(&options),

@@ -10,3 +10,4 @@ pub mod pack;
 pub mod policy;
 pub mod preview;
 pub mod remotes;
+pub mod service;

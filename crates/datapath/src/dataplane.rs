@@ -5,6 +5,7 @@ use crate::map::TypedMap;
 use crate::open::{self, Adopted, OpenError, Options};
 use crate::page::ConfigPage;
 use crate::pins::PinDir;
+use crate::sockets::{Destroyer, Removed};
 use crate::{Collector, EventReader, Flows, Hooks, Metrics, NodeSettings, ObserveSwitch};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -24,8 +25,10 @@ use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId};
 
 mod peers;
 mod policy;
+mod services;
 use peers::Peers;
 use policy::Policies;
+use services::Services;
 
 /// A node's data path: the maps, the programs and the pin directory. Exactly one exists per directory.
 ///
@@ -39,9 +42,11 @@ pub struct Datapath {
     routes: Trie<RouteInfo>,
     peers: Peers,
     policies: Policies,
+    services: Services,
     flows: Flows,
     page: Arc<ConfigPage>,
     hooks: Hooks,
+    pub(crate) removed: Removed,
     _pins: PinDir,
 }
 
@@ -136,6 +141,14 @@ impl Datapath {
             typed.map(map_name::POLICY_INFO)?,
         )
         .map_err(failed)?;
+        let services = Services::open(services::Maps {
+            frontends: typed.map(map_name::FRONTENDS)?,
+            slots: typed.map(map_name::SLOTS)?,
+            backends: typed.map(map_name::BACKENDS)?,
+            maglev: typed.map(map_name::MAGLEV)?,
+            ranges: typed.map(map_name::RANGES)?,
+        })
+        .map_err(failed)?;
         let fragments: TypedMap<FragmentKey, FragmentValue> = typed.map(map_name::FRAGMENTS)?;
         let flows: TypedMap<FlowKey, FlowEntry> = typed.map(map_name::FLOWS)?;
         if parts.revisions_lost {
@@ -155,9 +168,11 @@ impl Datapath {
             routes,
             peers,
             policies,
+            services,
             flows: Flows::new(flows, fragments),
             page: Arc::new(page),
             hooks: parts.hooks,
+            removed: Removed::default(),
             maps: parts.maps,
             _pins: parts.pins,
         };
@@ -229,6 +244,17 @@ impl Datapath {
     #[must_use]
     pub fn collector(&self) -> Collector {
         Collector::new(self.hooks.collector(), &self.flows)
+    }
+
+    /// Ends sockets that were led to backends which are removed from now on. The node's network namespace is the calling
+    /// thread's.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn destroyer(&self) -> std::io::Result<Destroyer> {
+        let sockets = TypedMap::new(map_name::SOCKETS, self.maps[map_name::SOCKETS].clone())?;
+        let backends = TypedMap::new(map_name::BACKENDS, self.maps[map_name::BACKENDS].clone())?;
+        Destroyer::new(self.removed.clone(), sockets, backends)
     }
 
     /// Turns reports of allowed flows on and off.
@@ -414,15 +440,15 @@ impl Dataplane for Datapath {
         Ok(all.into_iter().filter_map(|(key, info)| Some((cidr::cidr(key)?, route(info)?))).collect())
     }
 
-    fn patch_services(&mut self, _patch: &ServicePatch) -> Result<(), DataplaneError> {
-        Err(DataplaneError::System {
-            what: "write services".into(),
-            source: std::io::Error::from(std::io::ErrorKind::Unsupported),
-        })
+    fn patch_services(&mut self, patch: &ServicePatch) -> Result<(), DataplaneError> {
+        let removed = self.services.backends(&patch.del_backends);
+        self.services.patch(patch)?;
+        self.removed.add(removed);
+        Ok(())
     }
 
     fn services(&mut self) -> Result<ServiceTables, DataplaneError> {
-        Ok(ServiceTables::default())
+        self.services.read()
     }
 
     fn bump(&mut self, touched: &Touched) -> Result<(), DataplaneError> {
@@ -444,6 +470,7 @@ impl Dataplane for Datapath {
         ]
         .into_iter()
         .chain(self.policies.entries())
+        .chain(self.services.entries())
         .collect();
         let usage = self.maps.iter().map(|(name, fd)| {
             let failed = |source| DataplaneError::System { what: format!("measure map {name}"), source };

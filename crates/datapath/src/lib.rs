@@ -3,7 +3,8 @@
 //! - [`Datapath::open`] makes or adopts a node's pinned maps, loads the programs and puts them in the place of those
 //!   that run. [`Datapath`] is the [`weft_model::desired::Dataplane`] of a node: one thread owns it.
 //! - Handles for other threads: [`Hooks`] (programs at devices and sockets), [`EventReader`] (drops, verdicts), [`Flows`]
-//!   (connections), [`Metrics`] (counters), [`Collector`] (expiry), [`ObserveSwitch`].
+//!   (connections), [`Metrics`] (counters), [`Collector`] (expiry), [`sockets::Destroyer`] (sockets of removed
+//!   backends), [`ObserveSwitch`].
 //! - Devices, synchronous and callable from any thread: [`link`] (a pod's link in one piece), [`tunnel`] (VXLAN),
 //!   [`route`], [`node`] (device, addresses, sysctls), [`netns`]. They act in the network namespace of the calling
 //!   thread.
@@ -48,6 +49,7 @@ mod pins;
 mod rcu;
 pub mod route;
 mod settings;
+pub mod sockets;
 mod sys;
 pub mod sysctl;
 #[cfg(test)]

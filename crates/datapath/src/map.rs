@@ -111,6 +111,14 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         map::update_batch(self.fd(), keys, values).map_err(|(done, source)| (done, self.failed("write", source)))
     }
 
+    /// Removes many elements, there or not; tells how many were there, on an error, too.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn remove_all(&self, keys: &[K]) -> Result<usize, (usize, DataplaneError)> {
+        map::delete_batch(self.fd(), keys).map_err(|(done, source)| (done, self.failed("remove from", source)))
+    }
+
     /// A full map, with what was wanted in addition.
     #[must_use]
     pub fn full(&self, entries: u64, wanted: u64) -> DataplaneError {

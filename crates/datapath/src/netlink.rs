@@ -11,6 +11,7 @@ use std::io;
 
 pub mod address;
 pub mod device;
+pub mod diag;
 pub mod neighbour;
 pub mod path;
 

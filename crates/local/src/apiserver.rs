@@ -11,7 +11,7 @@ mod discovery;
 pub mod error;
 mod handler;
 mod kinds;
-mod names;
+pub(crate) mod names;
 pub mod object;
 mod openapi;
 mod patch;

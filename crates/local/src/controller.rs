@@ -8,6 +8,7 @@ mod deployment;
 mod endpoints;
 mod event;
 mod garbage;
+mod kubernetes;
 mod namespace;
 mod node;
 mod replicaset;
@@ -24,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 const SETTLE: Duration = Duration::from_millis(5);
 /// A pass happens at least this often: some things depend on time.
 const RESYNC: Duration = Duration::from_secs(5);
+/// The same, where seconds count: a pod that is ready for long enough.
+const RESYNC_SOON: Duration = Duration::from_secs(1);
 /// After a failed pass.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -37,11 +40,20 @@ pub async fn run(api: Api, stop: CancellationToken) {
         ("deployment", &["deployments.apps", "replicasets.apps"], |api| Box::pin(deployment::pass(api))),
         ("replicaset", &["replicasets.apps", "pods"], |api| Box::pin(replicaset::pass(api))),
         ("scheduler", &["pods", "nodes"], |api| Box::pin(scheduler::pass(api))),
-        ("endpoints", &["services", "pods", "endpointslices.discovery.k8s.io"], |api| Box::pin(endpoints::pass(api))),
+        ("kubernetes", &["services", "endpointslices.discovery.k8s.io"], |api| Box::pin(kubernetes::pass(api))),
         ("node", &["nodes", "leases.coordination.k8s.io"], |api| Box::pin(node::pass(api))),
         ("event", &["events"], |api| Box::pin(event::expire(api))),
     ];
     let mut tasks = JoinSet::new();
+    {
+        let (api, stop) = (api.clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = endpoints::run(&api) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
     for (name, resources, pass) in all {
         let (api, stop) = (api.clone(), stop.clone());
         tasks.spawn(async move {
@@ -71,7 +83,7 @@ async fn follow(api: &Api, name: &str, resources: &[&str], pass: Pass) {
             continue;
         }
         let mut reached = seen;
-        let deadline = tokio::time::Instant::now() + RESYNC;
+        let deadline = tokio::time::Instant::now() + if name == "replicaset" { RESYNC_SOON } else { RESYNC };
         loop {
             match tokio::time::timeout_at(deadline, published.changed()).await {
                 Err(_) => break,

@@ -3,6 +3,9 @@
 //! It carries a packet only if such a network would. Each node has a link of its own; what comes in by it must come
 //! from the node's own addresses or, in native routing, from the pod prefixes that `Node.spec.podCIDRs` gives to that
 //! very node. Pod addresses never reach the outside. Both families are filtered by the same kind of routing rules.
+//!
+//! Addresses of load balancers are taken to the nodes that the options name, which may answer with them. With IP
+//! forwarding, as a cloud calls it, a node may send whatever source it likes, but still no pod's to the outside.
 
 use crate::cluster::options::{Config, FABRIC_V4, FABRIC_V6, OUTSIDE_V4, OUTSIDE_V6, Routing};
 use crate::cluster::paths::node_name;
@@ -26,6 +29,7 @@ const OUTSIDE_LINK: &str = "outside";
 mod priority {
     pub const TO_OUTSIDE: u32 = 100;
     pub const NEVER_OUTSIDE: u32 = 110;
+    pub const FORWARDED: u32 = 115;
     pub const OWN_SOURCE: u32 = 120;
     pub const ANY_SOURCE: u32 = 200;
 }
@@ -44,6 +48,9 @@ pub fn create(config: &Config) -> io::Result<()> {
     netns::create(&paths.outside_netns())?;
     netns::within(&netns::path(&fabric), || {
         forwarding();
+        // Where several nodes serve an address: by connection, as load balancers do it.
+        sysctl("ipv4/fib_multipath_hash_policy", "1");
+        sysctl("ipv6/fib_multipath_hash_policy", "1");
         let mut netlink = Netlink::open()?;
         netlink.set_up("lo")?;
         for gateway in config.gateways() {
@@ -61,9 +68,33 @@ pub fn create(config: &Config) -> io::Result<()> {
     }
     link(&fabric, OUTSIDE_LINK, &paths.outside_netns(), &config.outside_addresses(), &config.gateways())
         .map_err(during("the link to the outside"))?;
+    netns::within(&netns::path(&fabric), || routes(config)).map_err(during("the fabric's routes"))?;
     // Whoever watches the nodes corrects this; until then a fabric that already works goes on working.
     let carried = carried(config)?;
     apply(config, &carried)
+}
+
+/// Routes that do not change: to the whole outside by its only host, and to the nodes that serve other addresses.
+fn routes(config: &Config) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    for address in config.outside_addresses() {
+        netlink.add_route(outside(address.is_ipv6()), OUTSIDE_LINK, Some(address), None)?;
+    }
+    for route in &config.fabric_routes {
+        let names: Vec<String> = route.nodes.iter().map(|n| node_name(*n)).collect();
+        let hops: Vec<(&str, IpAddr)> = names
+            .iter()
+            .zip(&route.nodes)
+            .flat_map(|(name, number)| config.node_addresses(*number).into_iter().map(|a| (name.as_str(), a)))
+            .filter(|(_, address)| address.is_ipv6() == route.to.addr().is_ipv6())
+            .collect();
+        netlink.add_shared_route(route.to, &hops)?;
+    }
+    Ok(())
+}
+
+fn outside(v6: bool) -> IpNet {
+    if v6 { IpNet::V6(OUTSIDE_V6) } else { IpNet::V4(OUTSIDE_V4) }
 }
 
 /// The pod prefixes that the fabric carries now.
@@ -213,10 +244,22 @@ fn rules(config: &Config, pod_cidrs: &PodCidrs) -> Vec<Rule> {
         for address in config.node_addresses(number) {
             let v6 = address.is_ipv6();
             let own = Some(IpNet::from(address));
-            let outside = Some(if v6 { IpNet::V6(OUTSIDE_V6) } else { IpNet::V4(OUTSIDE_V4) });
+            let outside = Some(outside(v6));
             let rule = |priority, from, to, action| Rule { priority, iif: node.clone(), v6, from, to, action };
             rules.push(rule(priority::TO_OUTSIDE, own, outside, RuleAction::Main));
-            rules.push(rule(priority::NEVER_OUTSIDE, None, outside, RuleAction::Blackhole));
+            for route in config.fabric_routes.iter().filter(|r| r.nodes.contains(&number)) {
+                if route.to.addr().is_ipv6() == v6 {
+                    rules.push(rule(priority::TO_OUTSIDE, Some(route.to), outside, RuleAction::Main));
+                }
+            }
+            if config.ip_forwarding {
+                for net in config.pod_cidrs.iter().filter(|n| n.addr().is_ipv6() == v6) {
+                    rules.push(rule(priority::NEVER_OUTSIDE, Some(*net), outside, RuleAction::Blackhole));
+                }
+                rules.push(rule(priority::FORWARDED, None, None, RuleAction::Main));
+            } else {
+                rules.push(rule(priority::NEVER_OUTSIDE, None, outside, RuleAction::Blackhole));
+            }
             rules.push(rule(priority::OWN_SOURCE, own, None, RuleAction::Main));
             for net in pods.iter().filter(|n| n.addr().is_ipv6() == v6) {
                 rules.push(rule(priority::OWN_SOURCE, Some(*net), None, RuleAction::Main));
@@ -226,13 +269,12 @@ fn rules(config: &Config, pod_cidrs: &PodCidrs) -> Vec<Rule> {
     }
     for address in config.outside_addresses() {
         let v6 = address.is_ipv6();
-        let (from, to) = if v6 {
-            (IpNet::V6(OUTSIDE_V6), IpNet::V6(FABRIC_V6))
-        } else {
-            (IpNet::V4(OUTSIDE_V4), IpNet::V4(FABRIC_V4))
-        };
+        let fabric = if v6 { IpNet::V6(FABRIC_V6) } else { IpNet::V4(FABRIC_V4) };
         let rule = |priority, from, to, action| Rule { priority, iif: OUTSIDE_LINK.into(), v6, from, to, action };
-        rules.push(rule(priority::OWN_SOURCE, Some(from), Some(to), RuleAction::Main));
+        let served = config.fabric_routes.iter().map(|r| r.to).filter(|n| n.addr().is_ipv6() == v6);
+        for to in std::iter::once(fabric).chain(served) {
+            rules.push(rule(priority::OWN_SOURCE, Some(outside(v6)), Some(to), RuleAction::Main));
+        }
         rules.push(rule(priority::ANY_SOURCE, None, None, RuleAction::Blackhole));
     }
     rules

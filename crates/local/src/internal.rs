@@ -22,13 +22,16 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         "apiserver" => crate::apiserver::main(rest),
         "supervisor" => crate::supervisor::main(&rest),
         "node" => crate::node::main(&rest),
+        "cluster-dns" => crate::dns::main(rest),
         "enter" => enter(&rest),
+        "run" => run_at(&rest),
         "container" => crate::pod::shim::main(&rest),
         "init" => crate::pod::init::main(&rest),
         "exec" => crate::pod::exec::main(&rest),
         "toolbox" => crate::toolbox::main(rest),
         other => {
-            eprintln!("weft internal {other}: expected apiserver, supervisor, node, enter, container, init or exec");
+            let parts = "apiserver, supervisor, node, cluster-dns, enter, run, container, init or exec";
+            eprintln!("weft internal {other}: expected {parts}");
             ExitCode::from(2)
         }
     }
@@ -75,7 +78,49 @@ fn try_enter(args: &[OsString]) -> io::Result<std::convert::Infallible> {
             other => return Err(io::Error::other(format!("{other}: unknown option"))),
         }
     }
-    let program = rest.next().ok_or_else(|| io::Error::other("expected a program behind --"))?;
-    let error = Command::new(program).args(rest).exec();
+    become_program(rest.as_slice())
+}
+
+fn become_program(command: &[OsString]) -> io::Result<std::convert::Infallible> {
+    let (program, args) = command.split_first().ok_or_else(|| io::Error::other("expected a program behind --"))?;
+    let error = Command::new(program).args(args).exec();
     Err(io::Error::new(error.kind(), format!("{}: {error}", program.display())))
+}
+
+/// `run CLUSTER PLACE -- PROGRAM ARGS...`: becomes the program as a process of a node (in its namespace and its control
+/// group, as whatever an administrator starts there), of the `outside`, or of the `fabric`.
+fn run_at(args: &[OsString]) -> ExitCode {
+    match try_run_at(args) {
+        Ok(never) => match never {},
+        Err(error) => {
+            eprintln!("weft internal run: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_run_at(args: &[OsString]) -> io::Result<std::convert::Infallible> {
+    let [cluster, place, separator, command @ ..] = args else {
+        return Err(io::Error::other("expected CLUSTER PLACE -- PROGRAM ARGS..."));
+    };
+    if separator != "--" {
+        return Err(io::Error::other(format!("{}: expected --", separator.display())));
+    }
+    let config = crate::cluster::load(&cluster.to_string_lossy()).map_err(io::Error::other)?;
+    let (paths, place) = (config.paths(), place.to_string_lossy());
+    let netns = match place.as_ref() {
+        "outside" => paths.outside_netns(),
+        "fabric" => paths.fabric_netns(),
+        node if config.node_names().iter().any(|n| n == node) => {
+            let group = crate::cgroup::Cgroup::at(paths.node_cgroup(node))?.child("processes");
+            group.create()?;
+            group.add(std::process::id())?;
+            paths.node_netns(node)
+        }
+        other => {
+            return Err(io::Error::other(format!("{other}: expected outside, fabric or {:?}", config.node_names())));
+        }
+    };
+    crate::netns::enter(&crate::netns::path(&netns))?;
+    become_program(command)
 }

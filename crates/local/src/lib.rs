@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod client;
 pub mod cluster;
 pub mod controller;
+pub mod dns;
 pub mod fabric;
 pub mod internal;
 pub mod kubeconfig;

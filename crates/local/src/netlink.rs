@@ -266,6 +266,29 @@ impl Netlink {
         self.request(message).map(drop)
     }
 
+    /// Adds or replaces a route by several gateways, each of which counts as on its link.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn add_shared_route(&mut self, to: IpNet, hops: &[(&str, IpAddr)]) -> io::Result<()> {
+        let mut parts = Message(Vec::new());
+        for (link, gateway) in hops {
+            let index = self.index(link)?;
+            let start = parts.0.len();
+            // Length, RTNH_F_ONLINK, weight less one, link.
+            parts = parts.put(&[0, 0, 4, 0]).put(&index.to_ne_bytes()).address(5, *gateway);
+            let length = u16::try_from(parts.0.len() - start).unwrap_or(u16::MAX);
+            parts.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        }
+        let mut header = route_header(to, true);
+        header[8..12].fill(0);
+        let message = Message::new(RTM_NEWROUTE, NLM_ACK | NLM_CREATE | NLM_REPLACE)
+            .put(&header)
+            .address(1, to.network())
+            .attr(9, &parts.0);
+        self.request(message).map(drop)
+    }
+
     /// Removes a route of a link; absent is fine.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ mod logs;
 mod probe;
 pub mod record;
 mod register;
+mod resolv;
 mod sandbox;
 mod server;
 mod status;

@@ -4,6 +4,7 @@
 //! successor adopts what still runs.
 
 mod crds;
+pub(crate) mod dns;
 mod nodes;
 mod relay;
 mod service;
@@ -72,6 +73,11 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     };
     let client = ready(&admin).await;
     crds::install(&client).await;
+    if config.dns {
+        let (client, config) = (client.clone(), config.clone());
+        // It is done sometime; the others do not wait for it.
+        tokio::spawn(async move { dns::install(&client, &config, &config.paths().dns_kubeconfig()).await });
+    }
     tasks.spawn(nodes::follow_pod_cidrs(client, config.clone()));
     tasks.spawn(operator(&config)?.keep_running());
     tasks.spawn(outside(&config)?.keep_running());
@@ -137,6 +143,7 @@ fn api_server(config: &Config) -> anyhow::Result<Service> {
     }
     service.option("--kubeconfig", paths.kubeconfig());
     service.option("--node-kubeconfig", paths.node_kubeconfig());
+    service.option("--dns-kubeconfig", paths.dns_kubeconfig());
     service.option("--run-dir", paths.run());
     service.option("--ip-families", config.families());
     service.option("--pod-cidr", join(&config.pod_cidrs));

@@ -118,6 +118,23 @@ struct ServeArguments {
     /// Name to answer with
     #[arg(long, env = "HOSTNAME", default_value = "toolbox")]
     name: String,
+    /// Told to end, go on accepting connections for so many seconds, and then serve those that there are to their end
+    #[arg(long, default_value_t = DRAIN_S)]
+    drain: f64,
+}
+
+/// By then every node of a cluster knows that the pod ends.
+const DRAIN_S: f64 = 0.5;
+
+/// One address family, where a name has both
+#[derive(Args, Debug, Default)]
+struct FamilyArguments {
+    /// IPv4 only
+    #[arg(short = '4', long, group = "family")]
+    ipv4: bool,
+    /// IPv6 only
+    #[arg(short = '6', long, group = "family")]
+    ipv6: bool,
 }
 
 #[derive(Args, Debug)]
@@ -140,6 +157,11 @@ struct ConnectArguments {
     /// Port to send from
     #[arg(long, default_value_t = 0)]
     source_port: u16,
+    /// Address to send from
+    #[arg(long)]
+    source: Option<IpAddr>,
+    #[command(flatten)]
+    family: FamilyArguments,
     /// Bytes in the datagram (UDP); more than a packet carries go as fragments
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(16..=65_000), requires = "udp")]
     size: u16,
@@ -157,9 +179,12 @@ struct DnsArguments {
     /// Name server, with or without a port; default: the first of /etc/resolv.conf
     #[arg(long)]
     server: Option<String>,
-    /// Type: A, AAAA, or both
+    /// Type: A, AAAA, both of them, CNAME, NS, PTR (an address is turned into its name), SOA or SRV
     #[arg(long = "type", default_value = "both")]
     kind: String,
+    /// Ask by TCP
+    #[arg(long)]
+    tcp: bool,
     /// Seconds to wait
     #[arg(long, default_value = "3", value_parser = seconds)]
     timeout: Duration,
@@ -262,12 +287,11 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         Command::Serve(ServeArguments {
             port: PORT,
             name: std::env::var("HOSTNAME").unwrap_or_else(|_| "toolbox".to_owned()),
+            drain: DRAIN_S,
         })
     });
     let result = match command {
-        Command::Serve(arguments) | Command::Stream(StreamCommand::Serve(arguments)) => {
-            serve::run(arguments.port, &arguments.name).map(|never| match never {})
-        }
+        Command::Serve(arguments) | Command::Stream(StreamCommand::Serve(arguments)) => serve::run(&arguments),
         Command::Connect(arguments) => Ok(connect::run(&arguments).report()),
         Command::Dns(arguments) => dns::run(&arguments),
         Command::Stream(StreamCommand::Run(arguments)) => stream::run(&arguments),
@@ -291,8 +315,15 @@ fn pause() -> std::io::Result<ExitCode> {
 
 /// The first address of a name; an address is its own.
 fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
+    resolve_in(host, port, &FamilyArguments::default())
+}
+
+/// The first address of a name in the families that are wanted.
+fn resolve_in(host: &str, port: u16, family: &FamilyArguments) -> std::io::Result<SocketAddr> {
+    let fits = |a: &SocketAddr| !(family.ipv4 && a.is_ipv6() || family.ipv6 && a.is_ipv4());
+    let absent = || std::io::Error::other(format!("{host}: has no such address"));
     if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, port));
+        return Some(SocketAddr::new(ip, port)).filter(fits).ok_or_else(absent);
     }
-    (host, port).to_socket_addrs()?.next().ok_or_else(|| std::io::Error::other(format!("{host}: has no address")))
+    (host, port).to_socket_addrs()?.find(fits).ok_or_else(absent)
 }

@@ -39,7 +39,7 @@ impl Server {
         pki.write_kubeconfig(&dir.join("kubeconfig"), "test", &server, "admin").unwrap();
         let store = open(&dir.join("objects.redb")).await;
         let service_cidrs = ["10.96.0.0/16", "fd96::/108"].iter().map(|c| c.parse().unwrap()).collect();
-        let api = Api::new(store, Settings { service_cidrs });
+        let api = Api::new(store, Settings { service_cidrs, ..Settings::default() });
         let stop = CancellationToken::new();
         let controllers = tokio::spawn(weft_local::controller::run(api.clone(), stop.clone()));
         let config = Config { api, listeners: vec![listener], pki, run_dir: dir.join("run") };

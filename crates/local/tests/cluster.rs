@@ -183,3 +183,131 @@ fn a_cluster_that_exists_is_not_changed_by_other_options() {
     let error = cluster::up(&other, &mut |_| {}).expect_err("is refused").to_string();
     assert!(error.starts_with("--nodes 2: cluster "), "{error}");
 }
+
+/// A Deployment of two toolbox pods that take a while to end, and two Services of it.
+fn shop(cluster: &Cluster) {
+    let labels = json!({"app": "web"});
+    let container = json!({
+        "name": "main", "image": "weft/toolbox", "ports": [{"name": "main", "containerPort": 8080}],
+        "readinessProbe": {"tcpSocket": {"port": "main"}, "periodSeconds": 1},
+        "lifecycle": {"preStop": {"sleep": {"seconds": 2}}},
+    });
+    let spec = json!({"containers": [container], "terminationGracePeriodSeconds": 20});
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": 2, "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": spec}},
+    });
+    let service = |name: &str, address: Value| {
+        let mut service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"selector": labels, "ipFamilyPolicy": "RequireDualStack", "trafficDistribution": "PreferClose",
+                "ports": [{"name": "main", "port": 80, "targetPort": "main"}]},
+        });
+        if address.is_string() {
+            service["spec"]["clusterIP"] = address;
+        }
+        service
+    };
+    cluster.runtime.block_on(async {
+        let client = cluster.client();
+        client.create("/apis/apps/v1/namespaces/default/deployments", &deployment).await.expect("a deployment");
+        for (name, address) in [("web", Value::Null), ("all", json!("None"))] {
+            client.create("/api/v1/namespaces/default/services", &service(name, address)).await.expect("a service");
+        }
+    });
+}
+
+impl Cluster {
+    /// Endpoints of a service's slices of one family.
+    fn endpoints(&self, service: &str, family: &str) -> Vec<Value> {
+        let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+        let list = self.get(&format!("{path}?labelSelector=kubernetes.io%2Fservice-name%3D{service}"));
+        let slices = list["items"].as_array().cloned().unwrap_or_default();
+        let own = slices.iter().filter(|s| s["addressType"] == family);
+        own.flat_map(|s| s["endpoints"].as_array().cloned().unwrap_or_default()).collect()
+    }
+
+    /// What a program prints that runs on a node.
+    fn on_node(&self, node: &str, command: &[&str]) -> String {
+        let weft = self.programs.join("weft");
+        let output = std::process::Command::new(&weft)
+            .args(["internal", "run", &self.options.name, node, "--"])
+            .args(command)
+            .output()
+            .expect("runs");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+}
+
+#[test]
+fn services_follow_their_pods_and_have_names() {
+    let cluster = Cluster::new("s", |o| {
+        o.nodes = Some(2);
+        o.zones = vec!["a,b".into()];
+    });
+    cluster.up();
+    shop(&cluster);
+    let conditions = |e: &Value| ["ready", "serving", "terminating"].map(|c| e["conditions"][c] == true);
+    for family in ["IPv4", "IPv6"] {
+        cluster.wait("both pods are ready", || {
+            let endpoints = cluster.endpoints("web", family);
+            endpoints.len() == 2 && endpoints.iter().all(|e| conditions(e) == [true, true, false])
+        });
+    }
+    for endpoint in cluster.endpoints("web", "IPv4") {
+        let zone = if endpoint["nodeName"] == "node-1" { "a" } else { "b" };
+        assert_eq!((&endpoint["zone"], &endpoint["hints"]["forZones"][0]["name"]), (&json!(zone), &json!(zone)));
+    }
+
+    // Names, asked of the server's pod: there is nobody here who would translate its Service's address.
+    let pods = cluster.get("/api/v1/namespaces/kube-system/pods?labelSelector=k8s-app%3Dkube-dns");
+    let server = pods["items"][0]["status"]["podIP"].as_str().expect("cluster DNS runs").to_owned();
+    let weft = cluster.programs.join("weft");
+    let ask = |name: &str, kind: &str| {
+        let weft = weft.to_string_lossy();
+        cluster.on_node("node-2", &[&weft, "toolbox", "dns", name, "--type", kind, "--server", &server])
+    };
+    let spec = cluster.get("/api/v1/namespaces/default/services/web")["spec"].take();
+    for (number, kind) in [(0, "A"), (1, "AAAA")] {
+        let expected = format!(
+            "ok NOERROR web.default.svc.cluster.local. {kind} {}\n",
+            spec["clusterIPs"][number].as_str().expect("one")
+        );
+        cluster.wait("the service has its name", || ask("web.default.svc.cluster.local", kind) == expected);
+    }
+    let all: Vec<Value> = cluster.endpoints("all", "IPv4");
+    let answer = ask("all.default.svc.cluster.local", "A");
+    assert!(all.iter().all(|e| answer.contains(e["addresses"][0].as_str().expect("one"))), "{answer}: {all:?}");
+    assert!(ask("_main._tcp.web.default.svc.cluster.local", "SRV").contains(" SRV 0 100 80 web.default.svc"));
+    assert!(ask("kubernetes.default.svc.cluster.local", "A").contains(" A 10.96.0.1"));
+    cluster.pod("names", {
+        let args = json!(["sh", "-c", "cat /etc/resolv.conf; sleep 100"]);
+        json!({"containers": [{"name": "main", "image": "weft/toolbox", "args": args}]})
+    });
+    cluster.wait("pods ask cluster DNS", || {
+        let log = cluster.get("/api/v1/namespaces/default/pods/names/log");
+        let expected = "nameserver 10.96.0.10\nnameserver fd96::a\nsearch default.svc.cluster.local svc.cluster.local";
+        log.as_str().is_some_and(|l| l.starts_with(expected) && l.contains("options ndots:5"))
+    });
+
+    // A pod that ends still serves, takes no new clients, and then is gone; another one took its place.
+    let ending = cluster.endpoints("web", "IPv4")[0].clone();
+    let address = ending["addresses"][0].as_str().expect("one").to_owned();
+    let name = ending["targetRef"]["name"].as_str().expect("a pod").to_owned();
+    let path = format!("/api/v1/namespaces/default/pods/{name}");
+    cluster.runtime.block_on(async { cluster.client().delete(&path, None).await }).expect("delete");
+    let own = |family: &str| {
+        let endpoints = cluster.endpoints("web", family);
+        endpoints.into_iter().find(|e| e["targetRef"]["name"] == name.as_str())
+    };
+    cluster.wait("it is said to end", || own("IPv4").is_some_and(|e| conditions(&e) == [false, true, true]));
+    let weft_text = weft.to_string_lossy();
+    let answer = cluster.on_node("node-1", &[&weft_text, "toolbox", "connect", &address]);
+    assert!(answer.starts_with(&format!("ok pod={name} protocol=tcp local={address}:8080 peer=")), "{answer}");
+    cluster.wait("it is gone", || cluster.get(&path).is_null() && own("IPv4").is_none() && own("IPv6").is_none());
+    cluster.wait("another one is ready", || {
+        let endpoints = cluster.endpoints("web", "IPv6");
+        endpoints.len() == 2 && endpoints.iter().all(|e| conditions(e) == [true, true, false])
+    });
+}

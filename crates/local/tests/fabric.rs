@@ -174,3 +174,68 @@ fn vxlan_needs_no_pod_addresses_and_gets_none() {
         assert!(reaches((&fabric.node(1), a), (&fabric.node(2), b)), "{a} to {b}");
     }
 }
+
+/// Addresses that a load balancer gives out.
+const SERVED: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
+
+fn serving(test: &str, forwarding: bool) -> Fabric {
+    let options = UpOptions {
+        name: format!("{test}{}", std::process::id()),
+        nodes: Some(3),
+        fabric_route: vec!["203.0.113.0/24=node-1,node-2".into(), "2001:db8:7::/64=node-1,node-2".into()],
+        fabric_ip_forwarding: forwarding,
+        ..UpOptions::default()
+    };
+    let fabric = Fabric(options.check().expect("the options are fine"));
+    fabric::create(&fabric.0).expect("the fabric can be made");
+    for number in 1..=3 {
+        netns::within(&fabric.node(number), || {
+            let mut netlink = Netlink::open()?;
+            SERVED.iter().try_for_each(|a| netlink.add_address("lo", IpNet::from(a.parse::<IpAddr>().expect("one"))))
+        })
+        .expect("addresses can be added");
+    }
+    fabric
+}
+
+#[test]
+fn addresses_of_load_balancers_go_to_their_nodes_and_are_answered_by_them_alone() {
+    let fabric = serving("fl", false);
+    for (served, outside) in SERVED.iter().zip(fabric.0.outside_addresses()) {
+        let address: IpAddr = served.parse().expect("an address");
+        // Connections are spread: some port goes to each of the two nodes, none to the third.
+        let listeners: Vec<TcpListener> = (1..=3)
+            .map(|number| {
+                let bound = netns::within(&fabric.node(number), || TcpListener::bind((address, 7000)));
+                let listener = bound.expect("binds");
+                listener.set_nonblocking(true).expect("sets");
+                listener
+            })
+            .collect();
+        let mut seen = [false; 3];
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !(seen[0] && seen[1]) {
+            assert!(Instant::now() < deadline, "{address}: reached {seen:?}");
+            let target = SocketAddr::new(address, 7000);
+            let connected =
+                netns::within(&fabric.outside(), || TcpStream::connect_timeout(&target, Duration::from_secs(1)));
+            for (listener, seen) in listeners.iter().zip(&mut seen) {
+                *seen |= connected.is_ok() && listener.accept().is_ok();
+            }
+        }
+        assert_eq!(seen, [true, true, false]);
+        assert!(!arrives((&fabric.node(3), address), (&fabric.outside(), outside)), "{address} from node 3");
+    }
+}
+
+#[test]
+fn with_ip_forwarding_nodes_answer_for_each_other_but_not_for_pods() {
+    let fabric = serving("ff", true);
+    fabric.apply(&fabric.assigned());
+    let pods = fabric.pods(3);
+    for ((served, outside), pod) in SERVED.iter().zip(fabric.0.outside_addresses()).zip(pods) {
+        let address: IpAddr = served.parse().expect("an address");
+        assert!(reaches((&fabric.node(3), address), (&fabric.outside(), outside)), "{address} from node 3");
+        assert!(!arrives((&fabric.node(3), pod), (&fabric.outside(), outside)), "{pod} to the outside");
+    }
+}

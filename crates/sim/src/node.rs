@@ -112,5 +112,8 @@ fn settings(index: usize) -> Settings {
         host_firewall: true,
         audit: false,
         api_server: BTreeSet::new(),
+        node_ports: 30000..=32767,
+        forwarding: weft_model::intent::Forwarding::Snat,
+        maglev_table_size: 16_381,
     }
 }

@@ -5,6 +5,7 @@ use super::{Core, describe};
 use crate::state::{EndpointRecord, Phase};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::path::PathBuf;
 use weft_api::cni::{Attachment, CniError, code};
 use weft_control::identity::{NumberOf, PodFacts, label_set};
 use weft_control::policy::EndpointPolicy;
@@ -152,6 +153,12 @@ impl Core {
         finished.map(|endpoint| endpoint.record.attachment.clone()).collect()
     }
 
+    /// The pods' network namespaces, as CNI named them.
+    #[must_use]
+    pub fn network_namespaces(&self) -> Vec<PathBuf> {
+        self.endpoints.rows.values().map(|endpoint| PathBuf::from(&endpoint.record.netns)).collect()
+    }
+
     /// Takes a number and an address of each family, and remembers that before anything is made with them.
     ///
     /// # Errors
@@ -218,6 +225,7 @@ impl Core {
         let name = endpoint.record.pod.clone();
         self.relabel(|record| record.pod == name);
         self.policy.set_endpoint(&self.endpoints.rows[&id].record);
+        self.services.note_pods();
         self.touch();
         // A failure may be about something else; what counts is whether this endpoint is complete.
         let _ = self.write_all();
@@ -258,6 +266,7 @@ impl Core {
             self.addresses.remove_local(*address);
         }
         self.policy.remove_endpoint(id);
+        self.services.note_pods();
         self.touch();
         // What fails here is tried again by the flushes that follow.
         let _ = self.write_ipcache();

@@ -23,6 +23,7 @@ impl Core {
             revision_in_force: progress.in_force,
             problems: self.all_problems(),
             endpoints: self.endpoints.rows.values().filter(|endpoint| endpoint.is_active()).count(),
+            services: self.count_services(),
             routing: if self.settings.tunnel { "vxlan" } else { "native" }.to_owned(),
             addresses: self.own_addresses(),
             pod_cidrs: self.routes.usage().into_iter().map(|(cidr, _, _)| cidr).collect(),
@@ -72,6 +73,9 @@ impl Core {
         }
         for problem in self.policy.engine.problems() {
             problems.push(format!("{}: {}", problem.policy, problem.text));
+        }
+        for (object, reason, problem) in self.service_problems() {
+            problems.push(format!("{object}: {}: {problem}", reason.as_str()));
         }
         for (policy, missing) in self.policy.expander.missing() {
             problems.push(format!("{policy}: {missing}"));

@@ -117,6 +117,7 @@ impl Core {
             size(map_name::PREFIXES),
         ));
         self.policy.engine.adopt(&policies, &cidrs, &peers);
+        self.services.adopt(self.dataplane.services()?);
         self.ipcache_written = self.dataplane.ipcache()?;
         self.adopt_routes()?;
         let known: BTreeMap<EndpointId, Vec<IpAddr>> =
@@ -139,6 +140,7 @@ impl Core {
     /// Once every source is complete: labels of restored endpoints as their pods have them now. One whose pod is
     /// gone keeps what it had until the runtime takes it down.
     pub(super) fn confirm_restored(&mut self) {
+        self.services.note_pods();
         self.relabel(|_| true);
         let records: Vec<_> =
             self.endpoints.rows.values().filter(|e| e.is_active()).map(|e| e.record.clone()).collect();

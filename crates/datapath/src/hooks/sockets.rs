@@ -66,9 +66,10 @@ impl Hooks {
     fn attach_socket(&self, hook: &Hook, group: &File, number: u64) -> io::Result<()> {
         let path = self.links.join(hook.pin);
         let program = self.programs.get(hook.program);
-        if let Some(link) = pinned(&path)? {
+        let old = pinned(&path)?;
+        if let Some(link) = &old {
             let same = sys::cgroup_info(link.as_fd())?.is_some_and(|link| link.cgroup == number);
-            if same && update(&link, program)? {
+            if same && update(link, program)? {
                 return Ok(());
             }
         }
@@ -77,7 +78,12 @@ impl Hooks {
         remove_if_there(&new)?;
         let link = sys::cgroup_attach(program, group.as_fd(), hook.kind)?;
         sys::object_pin(link.as_fd(), &new)?;
-        fs::rename(&new, &path)
+        fs::rename(&new, &path)?;
+        if let Some(old) = old {
+            // Without a pin it would go as well, some time later. One whose group is gone is detached already.
+            let _ = sys::link_detach(old.as_fd());
+        }
+        Ok(())
     }
 
     /// Undoes [`Hooks::attach_sockets`]; `false` if there was nothing to undo. Sockets that were led elsewhere stay so,

@@ -190,6 +190,32 @@ pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V
     Ok(())
 }
 
+/// Removes many elements with few calls; those that are not there are passed over. Tells how many were there; on an
+/// error, that number is returned with it.
+pub fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<usize, (usize, io::Error)> {
+    let (mut at, mut removed) = (0, 0);
+    while at < keys.len() {
+        let left = keys.len() - at;
+        let mut attr = attr();
+        attr.batch.map_fd = raw(map);
+        attr.batch.keys = keys[at..].as_ptr() as u64;
+        attr.batch.count = u32::try_from(left).unwrap_or(u32::MAX);
+        // SAFETY: `count` keys of the map's size lie behind the pointer.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attr) };
+        // SAFETY: the kernel wrote how many it took.
+        let taken = (unsafe { attr.batch.count } as usize).min(left);
+        (at, removed) = (at + taken, removed + taken);
+        match result {
+            Ok(_) if taken > 0 => {}
+            Ok(_) => return Err((removed, io::Error::other("the kernel took nothing of a batch"))),
+            // The one that it stopped at is not there.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => at += 1,
+            Err(error) => return Err((removed, error)),
+        }
+    }
+    Ok(removed)
+}
+
 /// All elements of a hash, a prefix trie or an array, as far as they stay while they are read.
 pub fn dump<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut all = Vec::new();

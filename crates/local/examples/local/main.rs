@@ -15,7 +15,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    Up(UpOptions),
+    Up(Box<UpOptions>),
     Down { name: String },
     Status { name: String },
 }

@@ -11,6 +11,7 @@ use super::resource::{Registry, Resource};
 use super::store::{Key, Store, StoreError, Stored};
 use ipnet::IpNet;
 use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub use delete::{DeleteOptions, Deleted, FOREGROUND, ORPHAN, Propagation};
@@ -22,6 +23,16 @@ pub use write::{FieldValidation, WriteOptions, Written};
 pub struct Settings {
     /// Where cluster addresses of services come from: at most one range per family, the first family is the default.
     pub service_cidrs: Vec<IpNet>,
+    /// Where pods and nodes reach this server, at most one address per family.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Settings {
+    /// The nth address of the range at `index`, counting from the one that names the range.
+    #[must_use]
+    pub fn service_address(&self, index: usize, nth: u32) -> Option<IpAddr> {
+        crate::cluster::options::nth_address(self.service_cidrs.get(index)?, nth)
+    }
 }
 
 /// The API over a store. Cheap to clone.

@@ -37,6 +37,9 @@ struct Arguments {
     /// Where to write the kubeconfig that nodes use.
     #[arg(long)]
     node_kubeconfig: Option<PathBuf>,
+    /// Where to write the kubeconfig of cluster DNS.
+    #[arg(long)]
+    dns_kubeconfig: Option<PathBuf>,
     /// Where the nodes' runners have their sockets.
     #[arg(long)]
     run_dir: PathBuf,
@@ -78,7 +81,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let families = families(&arguments.ip_families)?;
     let service_cidrs =
         arguments.service_cidr.iter().copied().filter(|c| families.contains(&c.addr().is_ipv4())).collect();
-    let settings = Settings { service_cidrs };
+    let endpoints = if arguments.netns_listen.is_empty() { &arguments.listen } else { &arguments.netns_listen };
+    let settings = Settings { service_cidrs, endpoints: endpoints.clone() };
     std::fs::create_dir_all(&arguments.data_dir)
         .with_context(|| format!("--data-dir {}", arguments.data_dir.display()))?;
     let mut listeners = Vec::new();
@@ -88,7 +92,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(netns) = &arguments.netns {
         listeners.extend(listen_in(netns, &arguments.netns_listen)?);
     }
-    let pki = Pki::create_or_load(&arguments.data_dir.join("pki"), &names(arguments)).context("certificates")?;
+    let names = names(arguments, &settings);
+    let pki = Pki::create_or_load(&arguments.data_dir.join("pki"), &names).context("certificates")?;
     let store = Store::open(&arguments.data_dir.join("objects.redb")).context("store")?;
     let api = Api::new(store, settings);
     let servers = [
@@ -99,6 +104,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if let (Some(file), Some(address)) = (file, address) {
             pki.write_kubeconfig(file, &arguments.cluster, &format!("https://{address}"), user)?;
         }
+    }
+    if let (Some(file), Some(address)) = (&arguments.dns_kubeconfig, endpoints.first()) {
+        let server = format!("https://{address}");
+        pki.write_account_kubeconfig(file, &arguments.cluster, &server, ("kube-system", "cluster-dns"))?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()?;
     runtime.block_on(async {
@@ -132,9 +141,13 @@ fn families(names: &[String]) -> anyhow::Result<Vec<bool>> {
 }
 
 /// Everything that the server is called.
-fn names(arguments: &Arguments) -> Vec<String> {
+fn names(arguments: &Arguments, settings: &Settings) -> Vec<String> {
     let fixed = ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
     let mut names: Vec<String> = fixed.iter().map(|n| (*n).to_owned()).collect();
+    names.push(format!("kubernetes.default.svc.{}", crate::cluster::options::DOMAIN));
+    names.extend(
+        (0..settings.service_cidrs.len()).filter_map(|n| settings.service_address(n, 1)).map(|a| a.to_string()),
+    );
     let addresses = arguments.listen.iter().chain(&arguments.netns_listen).map(SocketAddr::ip);
     names.extend(addresses.filter(|a: &IpAddr| !a.is_unspecified()).map(|a| a.to_string()));
     names.sort();

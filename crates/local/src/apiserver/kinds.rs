@@ -30,6 +30,7 @@ pub fn prepare_new(group_resource: &str, object: &mut Value) {
         }
         "services" => {
             set(object, &["status"], "loadBalancer", json!({}));
+            service::complete(object);
         }
         "namespaces" => {
             set(object, &["spec"], "finalizers", json!(["kubernetes"]));
@@ -62,7 +63,10 @@ pub fn prepare_changed(group_resource: &str, old: &Value, new: &mut Value) {
         DEFINITIONS => defaults::definition(new),
         "networkpolicies.networking.k8s.io" => defaults::network_policy(new),
         "secrets" => defaults::secret(new),
-        "services" => service::keep_addresses(old, new),
+        "services" => {
+            service::keep(old, new);
+            service::complete(new);
+        }
         _ => {}
     }
 }

@@ -177,6 +177,21 @@ impl Pki {
     pub fn write_kubeconfig(&self, file: &Path, cluster: &str, server: &str, user: &str) -> Result<(), PkiError> {
         write_private(file, &self.kubeconfig(cluster, server, user, "system:masters")?)
     }
+
+    /// Writes such a file for a service account, readable by its owner alone, in one step.
+    ///
+    /// # Errors
+    /// That it cannot be made or written.
+    pub fn write_account_kubeconfig(
+        &self,
+        file: &Path,
+        cluster: &str,
+        server: &str,
+        (namespace, name): (&str, &str),
+    ) -> Result<(), PkiError> {
+        let user = format!("system:serviceaccount:{namespace}:{name}");
+        write_private(file, &self.kubeconfig(cluster, server, &user, "system:serviceaccounts")?)
+    }
 }
 
 fn authority_params() -> CertificateParams {

@@ -1,10 +1,14 @@
 //! The options of `weft up`, and the settings that they amount to once checked.
 
+mod routes;
+
+pub use routes::FabricRoute;
+
 use crate::cluster::paths::Paths;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Prefix length of a node's IPv4 pod prefix.
@@ -13,6 +17,9 @@ pub const NODE_MASK_V4: u8 = 24;
 pub const NODE_MASK_V6: u8 = 64;
 /// The most nodes that one machine's fabric has addresses for.
 pub const NODES_MAX: u8 = 200;
+
+/// The domain of the names of services and pods.
+pub const DOMAIN: &str = "cluster.local";
 
 /// The network of the node addresses.
 pub const FABRIC_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 0, 0), 24);
@@ -44,6 +51,22 @@ pub struct UpOptions {
     /// Addresses for services; repeatable [default: 10.96.0.0/16 and fd96::/108]
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Vec<String>,
+    /// A prefix that the network takes to nodes, for addresses of load balancers and externalIPs; repeatable, and
+    /// connections are spread over all nodes of a prefix
+    #[arg(long, value_name = "CIDR=NODE[,NODE]")]
+    pub fabric_route: Vec<String>,
+    /// Nodes may send packets of others, as direct server return needs it [default: only their own and their pods']
+    #[arg(long)]
+    pub fabric_ip_forwarding: bool,
+    /// Zones, given to the nodes in turn as topology.kubernetes.io/zone [default: none]
+    #[arg(long, value_name = "LIST")]
+    pub zones: Vec<String>,
+    /// No cluster DNS: pods ask the machine's name servers
+    #[arg(long)]
+    pub no_dns: bool,
+    /// Where cluster DNS sends questions about other names, as ADDRESS or ADDRESS:PORT; repeatable [default: nowhere]
+    #[arg(long, value_name = "SERVER")]
+    pub dns_upstream: Vec<String>,
     /// A setting of the nodes' agents, as in policy-audit-mode=true; repeatable
     #[arg(long = "agent", value_name = "SETTING=VALUE")]
     pub agent: Vec<String>,
@@ -96,6 +119,21 @@ pub struct Config {
     /// Settings of the agents beside those that the cluster gives them.
     #[serde(default)]
     pub agent: BTreeMap<String, String>,
+    /// Prefixes that the fabric takes to nodes.
+    #[serde(default)]
+    pub fabric_routes: Vec<FabricRoute>,
+    /// Nodes may send with any source.
+    #[serde(default)]
+    pub ip_forwarding: bool,
+    /// Zones, given to the nodes in turn.
+    #[serde(default)]
+    pub zones: Vec<String>,
+    /// Has cluster DNS.
+    #[serde(default)]
+    pub dns: bool,
+    /// Name servers for what is not of this cluster.
+    #[serde(default)]
+    pub dns_upstreams: Vec<SocketAddr>,
     /// Another API server.
     pub kubeconfig: Option<PathBuf>,
     /// Port on 127.0.0.1 of the built-in API server.
@@ -168,7 +206,27 @@ impl UpOptions {
         let bin_dir = self.bin_dir.clone().unwrap_or_default();
         let name = self.name.clone();
         let agent = parse_agent(&self.agent)?;
-        Ok(Config { name, nodes, ipv4, ipv6, routing, pod_cidrs, service_cidrs, agent, kubeconfig, port: 0, bin_dir })
+        let mut config = Config {
+            name,
+            nodes,
+            ipv4,
+            ipv6,
+            routing,
+            pod_cidrs,
+            service_cidrs,
+            agent,
+            fabric_routes: Vec::new(),
+            ip_forwarding: self.fabric_ip_forwarding,
+            zones: routes::parse_zones(&self.zones)?,
+            // Somebody else's cluster has its own.
+            dns: !self.no_dns && self.kubeconfig.is_none(),
+            dns_upstreams: parse_upstreams(&self.dns_upstream)?,
+            kubeconfig,
+            port: 0,
+            bin_dir,
+        };
+        config.fabric_routes = routes::parse_routes(&self.fabric_route, &config)?;
+        Ok(config)
     }
 
     /// The first option that was given and differs from what an existing cluster has.
@@ -200,6 +258,25 @@ impl UpOptions {
                 settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
             };
             return Some(differs("agent", text(&wanted.agent), format!("{:?}", text(&existing.agent))));
+        }
+        let routes =
+            |config: &Config| config.fabric_routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        if !self.fabric_route.is_empty() && wanted.fabric_routes != existing.fabric_routes {
+            return Some(differs("fabric-route", routes(wanted), format!("{:?}", routes(existing))));
+        }
+        if self.fabric_ip_forwarding && !existing.ip_forwarding {
+            return Some(differs("fabric-ip-forwarding", "true".into(), "false".into()));
+        }
+        if !self.zones.is_empty() && wanted.zones != existing.zones {
+            return Some(differs("zones", wanted.zones.join(","), format!("{:?}", existing.zones.join(","))));
+        }
+        if self.no_dns && existing.dns {
+            return Some(differs("no-dns", "true".into(), "cluster DNS".into()));
+        }
+        if !self.dns_upstream.is_empty() && wanted.dns_upstreams != existing.dns_upstreams {
+            let text = |servers: &[SocketAddr]| servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let has = format!("{:?}", text(&existing.dns_upstreams));
+            return Some(differs("dns-upstream", text(&wanted.dns_upstreams), has));
         }
         if let Some(given) = &wanted.kubeconfig
             && existing.kubeconfig.as_ref() != Some(given)
@@ -266,6 +343,20 @@ impl Config {
         addresses
     }
 
+    /// Where pods ask for names: the tenth address of each service range. None without cluster DNS.
+    #[must_use]
+    pub fn dns_addresses(&self) -> Vec<IpAddr> {
+        let ranges = self.service_cidrs.iter().filter(|_| self.dns);
+        ranges.filter_map(|range| nth_address(range, DNS_ADDRESS)).collect()
+    }
+
+    /// Where pods find the API server: the first address of the first service range. None if it is somebody else's.
+    #[must_use]
+    pub fn api_address(&self) -> Option<IpAddr> {
+        let range = self.service_cidrs.first().filter(|_| self.kubeconfig.is_none())?;
+        nth_address(range, API_ADDRESS)
+    }
+
     /// Places.
     #[must_use]
     pub fn paths(&self) -> Paths {
@@ -273,16 +364,36 @@ impl Config {
     }
 }
 
+/// Which address of the first service range is the API server's.
+pub const API_ADDRESS: u32 = 1;
+/// Which address of each service range is cluster DNS'.
+pub const DNS_ADDRESS: u32 = 10;
+
+/// The nth address of a range, counting from the one that names the range.
+#[must_use]
+pub fn nth_address(range: &IpNet, nth: u32) -> Option<IpAddr> {
+    let address = match range.network() {
+        IpAddr::V4(base) => IpAddr::from(Ipv4Addr::from(u32::from(base).checked_add(nth)?)),
+        IpAddr::V6(base) => IpAddr::from(Ipv6Addr::from(u128::from(base).checked_add(u128::from(nth))?)),
+    };
+    range.contains(&address).then_some(address)
+}
+
 /// Settings of the agent that a cluster on one machine leaves to its user.
-const AGENT_SETTINGS: [&str; 9] = [
+const AGENT_SETTINGS: [&str; 14] = [
     "extended-protocols",
     "host-firewall",
     "log",
+    "maglev-table-size",
     "masquerade",
     "mtu",
     "no-masquerade",
+    "node-port-acceleration",
+    "node-port-mode",
+    "node-port-range",
     "policy-audit-mode",
     "policy-cidr-match-mode",
+    "socket-lb",
     "tunnel-port",
 ];
 
@@ -296,6 +407,14 @@ fn parse_agent(given: &[String]) -> Result<BTreeMap<String, String>, OptionError
         settings.insert(key.to_owned(), value.to_owned());
     }
     Ok(settings)
+}
+
+fn parse_upstreams(given: &[String]) -> Result<Vec<SocketAddr>, OptionError> {
+    let parse = |text: &String| {
+        let plain = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+        plain.or_else(|_| text.parse()).map_err(|_| wrong("dns-upstream", text, "expected ADDRESS or ADDRESS:PORT"))
+    };
+    given.iter().map(parse).collect()
 }
 
 fn parse_families(given: &str) -> Result<(bool, bool), OptionError> {

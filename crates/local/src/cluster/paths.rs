@@ -46,6 +46,12 @@ impl Paths {
         self.lib().join("node-kubeconfig")
     }
 
+    /// For cluster DNS, inside the fabric.
+    #[must_use]
+    pub fn dns_kubeconfig(&self) -> PathBuf {
+        self.lib().join("dns-kubeconfig")
+    }
+
     /// Logs of the cluster's own processes.
     #[must_use]
     pub fn logs(&self) -> PathBuf {
@@ -110,6 +116,12 @@ impl Paths {
     #[must_use]
     pub fn cgroup(&self) -> String {
         format!("weft-{}", self.cluster)
+    }
+
+    /// Name of the cgroup that holds every process of a node: its agent, its pods, whatever else runs on it.
+    #[must_use]
+    pub fn node_cgroup(&self, node: &str) -> String {
+        format!("{}/{node}", self.cgroup())
     }
 
     /// The namespace belongs to this cluster. `a` and `a-b` are different clusters, so the whole form counts.

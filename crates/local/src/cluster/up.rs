@@ -63,6 +63,9 @@ pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<UpRepor
             progress("probing pod to pod on and between all nodes");
             probe::run(&client, &config, waiting.deadline).await?;
         }
+        if config.dns {
+            waiting.dns(&client, progress).await?;
+        }
         Ok(UpReport {
             already: running,
             kubeconfig: paths.kubeconfig(),
@@ -162,6 +165,20 @@ impl Waiting<'_> {
             }
             let what = format!("{} not Ready", missing.join(", "));
             self.pause(&what, || super::status::problems(self.config)).await?;
+        }
+    }
+
+    async fn dns(&self, client: &Client, progress: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        progress("waiting for cluster DNS");
+        let path = crate::supervisor::dns::path();
+        loop {
+            let deployment = client.get(&path).await.unwrap_or_default();
+            if deployment["status"]["availableReplicas"].as_u64().is_some_and(|n| n > 0) {
+                return Ok(());
+            }
+            let told =
+                || format!("; see kubectl -n kube-system describe {}", path.rsplit("/apis/").next().unwrap_or(""));
+            self.pause("cluster DNS is not available", told).await?;
         }
     }
 

@@ -81,6 +81,15 @@ async fn reconcile(
         let edit = |object: &Value| Some(with_revision(object, revision(new)));
         unless_lost(api.edit(deployments, (place, name(deployment)), "", edit).await)?;
     }
+    let seconds = &deployment["spec"]["minReadySeconds"];
+    if new["spec"]["minReadySeconds"] != *seconds {
+        let edit = |object: &Value| {
+            let mut object = object.clone();
+            set(&mut object, &["spec"], "minReadySeconds", seconds.clone());
+            Some(object)
+        };
+        unless_lost(api.edit(sets, (place, name(new)), "", edit).await)?;
+    }
     for (set_object, replicas) in rollout::plan(deployment, new, &old) {
         if wanted(set_object) == replicas {
             continue;

@@ -1,7 +1,8 @@
 //! Starting and stopping containers, and what became of them.
 
 use super::record::{ContainerRecord, PodDir, Record};
-use super::{Node, environment, image, sandbox};
+use super::{Node, environment, image, resolv, sandbox};
+use crate::cluster::options::DOMAIN;
 use crate::pod::{ContainerDir, ContainerSpec, Exit};
 use crate::process::{Process, write_atomically};
 use nix::sys::signal::Signal;
@@ -11,7 +12,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 /// How a container is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,17 +65,19 @@ pub(super) async fn start(
     old.id = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
     old.started = crate::pod::now();
     let files = dir.container(&name, attempt);
+    let hostname = environment::hostname(node, record, pod);
+    let machine = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let spec = ContainerSpec {
         image: found,
         command,
         working_dir: container["workingDir"].as_str().filter(|d| !d.is_empty()).unwrap_or("/").to_owned(),
         user: user(pod, container),
-        hostname: environment::hostname(node, record),
+        hostname: hostname.clone(),
         netns: record.netns.clone(),
         cgroup: sandbox::cgroup(node, record).map_err(|e| failed(e.to_string()))?.path().to_owned(),
         log: log(node, record, &name, attempt),
-        resolv_conf: fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-        hosts: hosts(node, record),
+        resolv_conf: resolv::conf(pod, &record.namespace, DOMAIN, &node.config.dns_addresses(), &machine),
+        hosts: resolv::hosts(pod, &record.namespace, DOMAIN, &hostname, &record.addresses),
         mounts,
         stdin: container["stdin"] == true,
         env,
@@ -129,18 +133,59 @@ pub(super) async fn ended(files: ContainerDir) {
     }
 }
 
-/// Asks a container to end, waits as long as it may take, then ends it.
-pub(super) async fn stop(files: ContainerDir, grace: Duration) {
-    if let Some(first) = files.first_process() {
-        first.signal(if grace.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM });
+/// What a container has after its hook, however long that took, unless it has to end at once.
+const AFTER_HOOK_MIN: Duration = Duration::from_secs(2);
+
+/// Does what is to be done before, asks a container to end, waits as long as it may take, then ends it. The deadline may
+/// come closer meanwhile.
+pub(super) async fn stop(
+    files: ContainerDir,
+    before: impl Future<Output = ()> + Send,
+    mut deadline: watch::Receiver<Instant>,
+) {
+    let runs = || files.read_exit().is_none() && Process::read(&files.shim()).is_some_and(|p| p.alive());
+    if !runs() {
+        return;
     }
-    if tokio::time::timeout(grace, ended(files.clone())).await.is_err() {
-        // Between its start and its record there may be nobody to signal yet.
-        while Process::read(&files.shim()).is_some_and(|p| p.alive()) && files.read_exit().is_none() {
-            if let Some(first) = files.first_process() {
-                first.signal(Signal::SIGKILL);
+    let began = Instant::now();
+    let at_once = *deadline.borrow() <= began;
+    if !at_once {
+        let hooked = tokio::select! {
+            () = before => true,
+            () = ended(files.clone()) => return,
+            () = passed(&mut deadline) => false,
+        };
+        if let Some(first) = files.first_process() {
+            first.signal(Signal::SIGTERM);
+        }
+        let patience = async {
+            passed(&mut deadline).await;
+            // Whose deadline was brought forward does not wait for that, either.
+            if !hooked && *deadline.borrow() > began + AFTER_HOOK_MIN {
+                tokio::time::sleep(AFTER_HOOK_MIN).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        tokio::select! {
+            () = ended(files.clone()) => return,
+            () = patience => {}
+        }
+    }
+    // Between its start and its record there may be nobody to signal yet.
+    while runs() {
+        if let Some(first) = files.first_process() {
+            first.signal(Signal::SIGKILL);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Returns when the deadline is over, wherever it is by then.
+async fn passed(deadline: &mut watch::Receiver<Instant>) {
+    loop {
+        let until = *deadline.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return,
+            Ok(()) = deadline.changed() => {}
         }
     }
 }
@@ -157,12 +202,4 @@ fn user(pod: &Value, container: &Value) -> Option<(u32, u32)> {
         |field: &str| own[field].as_u64().or_else(|| common[field].as_u64()).and_then(|n| u32::try_from(n).ok());
     let user = number("runAsUser")?;
     Some((user, number("runAsGroup").unwrap_or(0)))
-}
-
-fn hosts(node: &Node, record: &Record) -> String {
-    let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
-    for address in &record.addresses {
-        text.push_str(&format!("{address} {}\n", environment::hostname(node, record)));
-    }
-    text
 }

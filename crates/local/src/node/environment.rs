@@ -30,9 +30,14 @@ pub(super) async fn variables(
 ) -> Result<Vec<(String, String)>, String> {
     let mut env: Vec<(String, String)> = vec![
         ("PATH".into(), PATH.into()),
-        ("HOSTNAME".into(), hostname(node, record)),
+        ("HOSTNAME".into(), hostname(node, record, pod)),
         ("HOME".into(), "/root".into()),
     ];
+    // What programs look for the API server with.
+    if let Some(address) = node.config.api_address() {
+        env.push(("KUBERNETES_SERVICE_HOST".into(), address.to_string()));
+        env.push(("KUBERNETES_SERVICE_PORT".into(), "443".into()));
+    }
     for source in items(container, "envFrom") {
         for (kind, field) in [("configmaps", "configMapRef"), ("secrets", "secretRef")] {
             let reference = &source[field];
@@ -83,8 +88,13 @@ pub(super) fn expand(value: &str, env: &[(String, String)]) -> String {
 }
 
 /// The name that a pod's processes see as their machine's.
-pub(super) fn hostname(node: &Node, record: &Record) -> String {
-    let full = if record.host_network { &node.name } else { &record.name };
+pub(super) fn hostname(node: &Node, record: &Record, pod: &Value) -> String {
+    let given = text(&pod["spec"], "hostname");
+    let full = match (record.host_network, given) {
+        (true, _) => &node.name,
+        (false, "") => &record.name,
+        (false, given) => given,
+    };
     full.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }
 

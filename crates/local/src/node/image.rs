@@ -1,6 +1,7 @@
 //! Images: the built-in one, or a directory of this machine.
 
 use super::Node;
+use crate::dns;
 use crate::pod::{Image, TOOLBOX_IMAGE};
 use crate::toolbox::COMMANDS;
 use serde_json::Value;
@@ -13,16 +14,23 @@ pub(super) struct Problem {
     pub message: String,
 }
 
+/// An image's name without registry, tag and digest.
+fn base(name: &str) -> &str {
+    let plain = name.strip_prefix("docker.io/").unwrap_or(name);
+    plain.split(['@', ':']).next().unwrap_or_default()
+}
+
 /// Finds a container's image.
 pub(super) fn find(node: &Node, name: &str) -> Result<Image, Problem> {
-    let plain = name.strip_prefix("docker.io/").unwrap_or(name);
-    let base = plain.split(['@', ':']).next().unwrap_or_default();
-    if base == TOOLBOX_IMAGE {
+    if matches!(base(name), TOOLBOX_IMAGE | dns::IMAGE) {
         return Ok(Image::Toolbox { weft: node.weft() });
     }
     let place = name.strip_prefix("dir:").or_else(|| name.starts_with('/').then_some(name));
     let Some(place) = place.map(PathBuf::from) else {
-        let expected = format!("expected {TOOLBOX_IMAGE}, or a root directory of this machine (/path or dir:/path)");
+        let expected = format!(
+            "expected {TOOLBOX_IMAGE}, {}, or a root directory of this machine (/path or dir:/path)",
+            dns::IMAGE
+        );
         return Err(Problem { reason: "ErrImagePull", message: format!("image {name:?}: {expected}") });
     };
     if !place.is_absolute() {
@@ -49,6 +57,10 @@ pub(super) fn command(image: &Image, container: &Value) -> Result<Vec<String>, P
     let (command, args) = (list("command"), list("args"));
     if !command.is_empty() {
         return Ok([command, args].concat());
+    }
+    if base(container["image"].as_str().unwrap_or_default()) == dns::IMAGE {
+        let program = ["/weft", "internal", "cluster-dns"].map(str::to_owned).to_vec();
+        return Ok([program, args].concat());
     }
     match (image, args.first()) {
         (Image::Toolbox { .. }, None) => Ok(["/weft", "toolbox", "serve"].map(str::to_owned).to_vec()),
@@ -80,6 +92,8 @@ mod tests {
         assert_eq!(run(&toolbox, json!({"args": ["connect", "host"]})), "/weft toolbox connect host");
         assert_eq!(run(&toolbox, json!({"args": ["sleep", "9"]})), "sleep 9");
         assert_eq!(run(&toolbox, json!({"command": ["sh"], "args": ["-c", "x"]})), "sh -c x");
+        let dns = json!({"image": "weft/dns:1", "args": ["--port", "54"]});
+        assert_eq!(run(&toolbox, dns), "/weft internal cluster-dns --port 54");
         let directory = Image::Directory("/r".into());
         assert_eq!(run(&directory, json!({"args": ["/bin/true"]})), "/bin/true");
         assert_eq!(command(&directory, &json!({})).map_err(|p| p.reason), Err("CreateContainerError"));

@@ -1,4 +1,5 @@
-//! Readiness, liveness and startup probes, from the node as the kubelet does it.
+//! Readiness, liveness and startup probes, and what is done before a container ends, from the node as the kubelet does
+//! it.
 
 use crate::pod::ContainerDir;
 use serde_json::Value;
@@ -39,10 +40,15 @@ pub(super) struct Probe {
     timeout: Duration,
     successes: u64,
     failures: u64,
+    /// Between attempts until the first one that succeeds.
+    first_period: Duration,
 }
 
+/// A pod that gets ready is wanted soon.
+const READINESS_MIN: Duration = Duration::from_millis(200);
+
 #[derive(Clone, Debug)]
-enum Action {
+pub(super) enum Action {
     Tcp(SocketAddr),
     Http {
         target: SocketAddr,
@@ -72,10 +78,12 @@ impl Probe {
             return None;
         }
         let number = |field: &str, default: u64| probe[field].as_u64().unwrap_or(default);
+        let period = Duration::from_secs(number("periodSeconds", 10).max(1));
         Some(Self {
             action: action(container, probe, address, weft, files),
             initial_delay: Duration::from_secs(number("initialDelaySeconds", 0)),
-            period: Duration::from_secs(number("periodSeconds", 10).max(1)),
+            period,
+            first_period: if purpose == Purpose::Readiness { period.min(READINESS_MIN) } else { period },
             timeout: Duration::from_secs(number("timeoutSeconds", 1).max(1)),
             successes: number("successThreshold", 1).max(1),
             failures: number("failureThreshold", 3).max(1),
@@ -104,7 +112,47 @@ impl Probe {
                 verdict = Some(false);
                 tell(false, result.err().unwrap_or_default());
             }
-            tokio::time::sleep(self.period).await;
+            let pause = if verdict == Some(true) || good > 0 { self.period } else { self.first_period };
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// What is done before a container is told to end (`lifecycle.preStop`).
+#[derive(Clone, Debug)]
+pub(super) enum Hook {
+    /// Like a probe.
+    Act(Action),
+    /// Nothing, for so long.
+    Sleep(Duration),
+}
+
+impl Hook {
+    /// Of a container, if it has one.
+    pub(super) fn pre_stop(
+        container: &Value,
+        address: Option<IpAddr>,
+        weft: PathBuf,
+        files: ContainerDir,
+    ) -> Option<Self> {
+        let handler = &container["lifecycle"]["preStop"];
+        if !handler.is_object() {
+            return None;
+        }
+        if let Some(seconds) = handler["sleep"]["seconds"].as_u64() {
+            return Some(Self::Sleep(Duration::from_secs(seconds)));
+        }
+        Some(Self::Act(action(container, handler, address, weft, files)))
+    }
+
+    /// Does it.
+    pub(super) async fn run(&self) -> Result<(), String> {
+        match self {
+            Self::Act(action) => action.once().await,
+            Self::Sleep(time) => {
+                tokio::time::sleep(*time).await;
+                Ok(())
+            }
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn keep(node: Arc<Node>) {
 
 async fn register(node: &Node) -> Result<(), ClientError> {
     let path = format!("/api/v1/nodes/{}", node.name);
-    let object = json!({
+    let mut object = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
@@ -50,6 +50,9 @@ async fn register(node: &Node) -> Result<(), ClientError> {
         },
         "spec": {"taints": [{"key": NOT_READY_TAINT, "effect": "NoSchedule"}]},
     });
+    if let Some(zone) = node.config.zone(node.number) {
+        object["metadata"]["labels"]["topology.kubernetes.io/zone"] = zone.into();
+    }
     match node.client.create("/api/v1/nodes", &object).await {
         Ok(_) => {}
         Err(error) if error.code() == Some(409) => {}

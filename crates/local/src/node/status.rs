@@ -21,7 +21,7 @@ pub(super) struct Facts<'a> {
     /// Why the pod's network does not come up.
     pub sandbox_problem: Option<&'a str>,
     /// It is being stopped.
-    pub terminating: bool,
+    pub ending: bool,
 }
 
 /// The containers of a list in the specification.
@@ -88,9 +88,30 @@ fn seconds(time: &str) -> String {
 }
 
 impl Facts<'_> {
+    /// A pod that was told to end is over once nothing of it runs, whatever its restart policy is.
+    fn phase(&self) -> &'static str {
+        let exits: Option<Vec<i32>> = list(self.pod, "containers")
+            .iter()
+            .map(|c| match self.states.get(name(c)) {
+                Some(State::Ended(exit)) => Some(exit.code),
+                _ => None,
+            })
+            .collect();
+        match exits {
+            Some(codes) if self.ending && !codes.is_empty() => {
+                if codes.iter().all(|code| *code == 0) {
+                    "Succeeded"
+                } else {
+                    "Failed"
+                }
+            }
+            _ => phase(self.pod, self.states),
+        }
+    }
+
     /// The whole status.
     pub(super) fn status(&self) -> Value {
-        let phase = phase(self.pod, self.states);
+        let phase = self.phase();
         let host: Vec<Value> =
             self.node.config.node_addresses(self.node.number).iter().map(|ip| json!({"ip": ip.to_string()})).collect();
         let addresses: Vec<Value> = self.record.addresses.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
@@ -166,7 +187,7 @@ impl Facts<'_> {
             .map(name)
             .filter(|name| self.states.get(*name) != Some(&State::Running) || !(self.ready)(name))
             .collect();
-        let ready = not_ready.is_empty() && !finished && !self.terminating;
+        let ready = not_ready.is_empty() && !finished;
         let reason = if finished { "PodCompleted" } else { "ContainersNotReady" };
         let message = match self.sandbox_problem {
             Some(problem) => problem.to_owned(),

@@ -3,7 +3,7 @@
 use super::containers::{self, State};
 use super::events::Severity;
 use super::image::Problem;
-use super::probe::{Probe, Purpose};
+use super::probe::{Hook, Probe, Purpose};
 use super::record::{PodDir, Record};
 use super::status::{Facts, is_sidecar, list, phase, terminated};
 use super::{Node, RETRY, sandbox};
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 /// What the API server wants of this pod.
 #[derive(Clone, Debug)]
@@ -64,6 +65,7 @@ pub(super) async fn run(node: Arc<Node>, uid: &str, mut wanted: watch::Receiver<
         network_problem: None,
         network_failures: 0,
         reported: Value::Null,
+        ending: false,
         tasks: JoinSet::new(),
     };
     worker.live(wanted, received).await;
@@ -88,7 +90,7 @@ struct Worker {
     pod: Arc<Value>,
     signals: mpsc::Sender<Signal>,
     /// Attempt and watchers of each running container.
-    watched: HashMap<String, (u32, Vec<AbortHandle>)>,
+    watched: HashMap<String, (u32, Vec<Watcher>)>,
     /// Last verdict of each probe.
     probed: HashMap<(String, Purpose), bool>,
     /// Why containers do not start.
@@ -97,7 +99,16 @@ struct Worker {
     network_failures: u32,
     /// The status as it was last written.
     reported: Value,
+    /// The pod is being stopped.
+    ending: bool,
     tasks: JoinSet<()>,
+}
+
+/// A task that watches a container.
+struct Watcher {
+    /// What it probes; none: it waits for the container's end.
+    purpose: Option<Purpose>,
+    task: AbortHandle,
 }
 
 impl Worker {
@@ -105,17 +116,17 @@ impl Worker {
         loop {
             let now = wanted.borrow_and_update().clone();
             match now {
-                Wanted::Nothing => return self.end(wanted, Duration::ZERO).await,
+                Wanted::Nothing => return self.end(wanted, signals, Duration::ZERO).await,
                 Wanted::Pod(pod) => {
                     self.pod = pod;
                     if !self.pod["metadata"]["deletionTimestamp"].is_null() {
                         let grace = self.grace();
-                        return self.end(wanted, grace).await;
+                        return self.end(wanted, signals, grace).await;
                     }
                 }
             }
             let mut wake = self.sync().await;
-            if !self.report(false).await {
+            if !self.report().await {
                 wake = Some(wake.map_or(RETRY, |w| w.min(RETRY)));
             }
             let pause = async {
@@ -262,30 +273,32 @@ impl Worker {
         let files = self.dir.container(&name, attempt);
         let mut handles = Vec::new();
         let (signals, container_name, place) = (self.signals.clone(), name.clone(), files.clone());
-        handles.push(self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             match end {
                 Some(end) => drop(end.await),
                 None => containers::ended(place).await,
             }
             let _ = signals.send(Signal::Ended { container: container_name, attempt }).await;
-        }));
+        });
+        handles.push(Watcher { purpose: None, task });
         for purpose in Purpose::ALL {
             let address = self.record.addresses.first().copied();
             let Some(probe) = Probe::new(container, purpose, address, self.node.weft(), files.clone()) else {
                 continue;
             };
             let (signals, container) = (self.signals.clone(), name.clone());
-            handles.push(self.tasks.spawn(probe.run(move |good, why| {
+            let task = self.tasks.spawn(probe.run(move |good, why| {
                 // A full channel means that the worker is busy; the next failure tells it again.
                 let _ = signals.try_send(Signal::Probed { container: container.clone(), attempt, purpose, good, why });
-            })));
+            }));
+            handles.push(Watcher { purpose: Some(purpose), task });
         }
         self.watched.insert(name, (attempt, handles));
     }
 
     fn unwatch(&mut self, name: &str) {
-        for handle in self.watched.remove(name).into_iter().flat_map(|(_, handles)| handles) {
-            handle.abort();
+        for watcher in self.watched.remove(name).into_iter().flat_map(|(_, watchers)| watchers) {
+            watcher.task.abort();
         }
         self.probed.retain(|(container, _), _| container != name);
     }
@@ -311,9 +324,11 @@ impl Worker {
                 self.node.events.pod(&pod, Severity::Warning, "Unhealthy", &message).await;
                 // Liveness counts once the container has started; a startup that fails ends it, too.
                 let kill = purpose == Purpose::Startup || (purpose == Purpose::Liveness && started);
-                if kill {
-                    let files = self.dir.container(&container, attempt);
-                    self.tasks.spawn(containers::stop(files, self.grace()));
+                if kill && !self.ending {
+                    // The sender goes: this end comes neither sooner nor later.
+                    let (_, deadline) = watch::channel(Instant::now() + self.grace());
+                    let hook = self.hook(&container, attempt);
+                    self.tasks.spawn(containers::stop(self.dir.container(&container, attempt), hook, deadline));
                 }
             }
         }
@@ -337,7 +352,7 @@ impl Worker {
                 || self.probed.get(&(container.to_owned(), Purpose::Readiness)) == Some(&true))
     }
 
-    fn status(&mut self, terminating: bool) -> Value {
+    fn status(&mut self) -> Value {
         let states = self.states();
         self.problems.retain(|name, _| states.get(name) != Some(&State::Running));
         let facts = Facts {
@@ -348,17 +363,17 @@ impl Worker {
             problems: &self.problems,
             ready: &|name| self.is_ready(name),
             sandbox_problem: self.network_problem.as_deref(),
-            terminating,
+            ending: self.ending,
         };
         facts.status()
     }
 
     /// Writes the status if it changed. Returns false if that failed.
-    async fn report(&mut self, terminating: bool) -> bool {
+    async fn report(&mut self) -> bool {
         if self.pod.is_null() || (self.record.sandbox.is_empty() && self.network_problem.is_none()) {
             return true;
         }
-        let status = self.status(terminating);
+        let status = self.status();
         if status == self.reported {
             return true;
         }
@@ -378,14 +393,21 @@ impl Worker {
         }
     }
 
-    /// Stops everything, removes everything, tells the API server last.
-    async fn end(mut self, mut wanted: watch::Receiver<Wanted>, grace: Duration) {
+    /// Stops everything, removes everything, tells the API server last. Until then readiness goes on being probed: what
+    /// still serves is used as long as there is nothing better.
+    async fn end(mut self, mut wanted: watch::Receiver<Wanted>, mut signals: mpsc::Receiver<Signal>, grace: Duration) {
         tracing::info!(pod = %self.record.name, namespace = %self.record.namespace, ?grace, "ends");
+        self.ending = true;
+        for watcher in self.watched.values().flat_map(|(_, watchers)| watchers) {
+            if matches!(watcher.purpose, Some(Purpose::Liveness | Purpose::Startup)) {
+                watcher.task.abort();
+            }
+        }
+        self.report().await;
+        self.stop_containers(&mut wanted, &mut signals, grace).await;
         let names: Vec<String> = self.watched.keys().cloned().collect();
         names.iter().for_each(|name| self.unwatch(name));
-        self.report(true).await;
-        self.stop_containers(&mut wanted, grace).await;
-        self.report(true).await;
+        self.report().await;
         let mut pause = NETWORK_RETRY_MIN;
         while let Err(why) = sandbox::remove(&self.node, &self.dir, &mut self.record).await {
             let pod = Arc::clone(&self.pod);
@@ -403,31 +425,67 @@ impl Worker {
         self.tell_gone().await;
     }
 
-    async fn stop_containers(&self, wanted: &mut watch::Receiver<Wanted>, grace: Duration) {
-        let mut stopping = JoinSet::new();
-        for (name, record) in &self.record.containers {
-            if let Some(attempt) = record.attempt {
-                stopping.spawn(containers::stop(self.dir.container(name, attempt), grace));
+    /// What a container's specification wants done before it is told to end.
+    fn hook(&self, name: &str, attempt: u32) -> impl Future<Output = ()> + Send + use<> {
+        let own = ["initContainers", "containers"].iter().flat_map(|f| list(&self.pod, f)).find(|c| c["name"] == name);
+        let address = self.record.addresses.first().copied();
+        let files = self.dir.container(name, attempt);
+        let hook = own.and_then(|container| Hook::pre_stop(container, address, self.node.weft(), files));
+        let (node, pod, name) = (Arc::clone(&self.node), Arc::clone(&self.pod), name.to_owned());
+        async move {
+            let Some(hook) = hook else { return };
+            if let Err(why) = hook.run().await {
+                let message = format!("PreStopHook of container {name} failed: {why}");
+                node.events.pod(&pod, Severity::Warning, "FailedPreStopHook", &message).await;
             }
         }
-        let all = async { while stopping.join_next().await.is_some() {} };
-        tokio::pin!(all);
-        loop {
-            tokio::select! {
-                () = &mut all => return,
-                changed = wanted.changed() => {
-                    let now = wanted.borrow_and_update().clone();
-                    let hurry = match now {
-                        Wanted::Nothing => true,
-                        Wanted::Pod(pod) => pod["metadata"]["deletionGracePeriodSeconds"] == 0,
-                    };
-                    if hurry && let Ok(group) = sandbox::cgroup(&self.node, &self.record) {
-                        group.kill();
-                    }
-                    if changed.is_err() || hurry {
-                        return all.await;
-                    }
+    }
+
+    /// The containers first, then the init containers that went on beside them.
+    async fn stop_containers(
+        &mut self,
+        wanted: &mut watch::Receiver<Wanted>,
+        signals: &mut mpsc::Receiver<Signal>,
+        grace: Duration,
+    ) {
+        let (deadline, bound) = watch::channel(Instant::now() + grace);
+        let beside: Vec<String> = list(&self.pod, "initContainers")
+            .iter()
+            .filter(|c| is_sidecar(c))
+            .filter_map(|c| c["name"].as_str().map(str::to_owned))
+            .collect();
+        for last in [false, true] {
+            let mut stopping = JoinSet::new();
+            for (name, record) in self.record.containers.iter().filter(|(name, _)| beside.contains(name) == last) {
+                if let Some(attempt) = record.attempt {
+                    let hook = self.hook(name, attempt);
+                    stopping.spawn(containers::stop(self.dir.container(name, attempt), hook, bound.clone()));
                 }
+            }
+            while !stopping.is_empty() {
+                tokio::select! {
+                    _ = stopping.join_next() => {}
+                    Ok(()) = wanted.changed() => {
+                        let sooner = match wanted.borrow_and_update().clone() {
+                            Wanted::Nothing => Duration::ZERO,
+                            Wanted::Pod(pod) => {
+                                self.pod = pod;
+                                self.grace()
+                            }
+                        };
+                        // It may only be shortened.
+                        let end = Instant::now() + sooner;
+                        deadline.send_if_modified(|now| {
+                            let shorter = end < *now;
+                            *now = end.min(*now);
+                            shorter
+                        });
+                        continue;
+                    }
+                    Some(signal) = signals.recv() => self.take(signal).await,
+                    else => break,
+                }
+                self.report().await;
             }
         }
     }

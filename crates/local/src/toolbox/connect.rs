@@ -1,7 +1,6 @@
 //! One attempt to reach something, and what came of it.
 
-use super::serve::greeting;
-use super::{ConnectArguments, Outcome, resolve, sctp};
+use super::{ConnectArguments, Outcome, resolve_in, sctp};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -11,11 +10,16 @@ use std::time::Duration;
 const HELLO: &[u8] = b"hello from weft\n";
 
 pub(super) fn run(arguments: &ConnectArguments) -> Outcome {
-    let target = match resolve(&arguments.host, arguments.port) {
+    let target = match resolve_in(&arguments.host, arguments.port, &arguments.family) {
         Ok(target) => target,
         Err(error) => return Outcome::Failed(format!("{}: {error}", arguments.host)),
     };
-    let (timeout, source) = (arguments.timeout, arguments.source_port);
+    let timeout = arguments.timeout;
+    let any = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let source = SocketAddr::new(arguments.source.unwrap_or(any), arguments.source_port);
+    if source.is_ipv4() != target.is_ipv4() {
+        return Outcome::Failed(format!("--source {}: {} is of the other family", source.ip(), target.ip()));
+    }
     let result = if arguments.udp {
         udp(target, source, timeout, usize::from(arguments.size))
     } else if arguments.http {
@@ -31,15 +35,11 @@ pub(super) fn run(arguments: &ConnectArguments) -> Outcome {
     }
 }
 
-fn any(target: SocketAddr, port: u16) -> SocketAddr {
-    if target.is_ipv4() { (Ipv4Addr::UNSPECIFIED, port).into() } else { (Ipv6Addr::UNSPECIFIED, port).into() }
-}
-
-fn open(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<TcpStream> {
+fn open(target: SocketAddr, source: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
-    if source != 0 {
+    if source.port() != 0 || !source.ip().is_unspecified() {
         socket.set_reuse_address(true)?;
-        socket.bind(&any(target, source).into())?;
+        socket.bind(&source.into())?;
     }
     socket.connect_timeout(&target.into(), timeout)?;
     let stream = TcpStream::from(socket);
@@ -49,7 +49,7 @@ fn open(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<TcpStr
     Ok(stream)
 }
 
-fn tcp(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<String> {
+fn tcp(target: SocketAddr, source: SocketAddr, timeout: Duration) -> io::Result<String> {
     let mut stream = open(target, source, timeout)?;
     stream.write_all(HELLO)?;
     let mut answer = Vec::new();
@@ -73,8 +73,8 @@ fn first_line(answer: &[u8]) -> String {
     String::from_utf8_lossy(answer).lines().next().unwrap_or_default().to_owned()
 }
 
-fn udp(target: SocketAddr, source: u16, timeout: Duration, size: usize) -> io::Result<String> {
-    let socket = UdpSocket::bind(any(target, source))?;
+fn udp(target: SocketAddr, source: SocketAddr, timeout: Duration, size: usize) -> io::Result<String> {
+    let socket = UdpSocket::bind(source)?;
     socket.connect(target)?;
     socket.set_read_timeout(Some(timeout))?;
     let mut datagram = HELLO.to_vec();
@@ -85,7 +85,7 @@ fn udp(target: SocketAddr, source: u16, timeout: Duration, size: usize) -> io::R
     Ok(first_line(&buffer[..length]))
 }
 
-fn http(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<String> {
+fn http(target: SocketAddr, source: SocketAddr, timeout: Duration) -> io::Result<String> {
     let mut stream = open(target, source, timeout)?;
     write!(stream, "GET / HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
@@ -94,9 +94,4 @@ fn http(target: SocketAddr, source: u16, timeout: Duration) -> io::Result<String
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("no HTTP answer"))?;
     let status = head.split(' ').nth(1).unwrap_or_default();
     Ok(format!("{status} {}", body.lines().next().unwrap_or_default()))
-}
-
-/// The answer of an SCTP responder, in the words of the others.
-pub(super) fn sctp_answer(name: &[u8], local: SocketAddr) -> String {
-    greeting(&String::from_utf8_lossy(name), local.ip(), local.port())
 }

@@ -1,13 +1,18 @@
-//! A DNS lookup over UDP, by hand, so that it shows exactly what the server said.
+//! A DNS lookup over UDP or TCP, by hand, so that it shows exactly what the server said.
 
 use super::{DnsArguments, Outcome};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::ExitCode;
+use std::time::Duration;
 
 const A: u16 = 1;
+const NS: u16 = 2;
 const CNAME: u16 = 5;
+const SOA: u16 = 6;
+const PTR: u16 = 12;
 const AAAA: u16 = 28;
+const SRV: u16 = 33;
 const NAME_JUMPS_MAX: usize = 32;
 
 pub(super) fn run(arguments: &DnsArguments) -> io::Result<ExitCode> {
@@ -16,11 +21,24 @@ pub(super) fn run(arguments: &DnsArguments) -> io::Result<ExitCode> {
         "A" => &[A],
         "AAAA" => &[AAAA],
         "BOTH" => &[A, AAAA],
-        other => return Err(io::Error::other(format!("--type {other}: expected A, AAAA or both"))),
+        "CNAME" => &[CNAME],
+        "NS" => &[NS],
+        "PTR" => &[PTR],
+        "SOA" => &[SOA],
+        "SRV" => &[SRV],
+        other => {
+            let expected = "A, AAAA, both, CNAME, NS, PTR, SOA or SRV";
+            return Err(io::Error::other(format!("--type {other}: expected {expected}")));
+        }
     };
     let mut code = ExitCode::SUCCESS;
     for kind in kinds {
-        let outcome = match ask(server, &arguments.name, *kind, arguments.timeout) {
+        let name = match arguments.name.parse::<IpAddr>() {
+            Ok(address) if *kind == PTR => reverse(address),
+            _ => arguments.name.clone(),
+        };
+        let transport = if arguments.tcp { by_tcp } else { by_udp };
+        let outcome = match transport(server, &name, *kind, arguments.timeout) {
             Ok(answer) => Outcome::Ok(answer),
             Err(error) => Outcome::of(&error),
         };
@@ -30,6 +48,20 @@ pub(super) fn run(arguments: &DnsArguments) -> io::Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+/// The name that an address's own name is kept under.
+fn reverse(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(a) => {
+            let [a, b, c, d] = a.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(a) => {
+            let digits = a.octets().iter().rev().map(|b| format!("{:x}.{:x}.", b & 15, b >> 4)).collect::<String>();
+            format!("{digits}ip6.arpa")
+        }
+    }
 }
 
 fn server(arguments: &DnsArguments) -> io::Result<SocketAddr> {
@@ -60,7 +92,11 @@ fn query(name: &str, kind: u16, id: u16) -> io::Result<Vec<u8>> {
     Ok(packet)
 }
 
-fn ask(server: SocketAddr, name: &str, kind: u16, timeout: std::time::Duration) -> io::Result<String> {
+fn malformed() -> io::Error {
+    io::Error::other("the server's answer is malformed")
+}
+
+fn by_udp(server: SocketAddr, name: &str, kind: u16, timeout: Duration) -> io::Result<String> {
     let any: SocketAddr = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
     let socket = UdpSocket::bind(any)?;
     socket.connect(server)?;
@@ -71,9 +107,23 @@ fn ask(server: SocketAddr, name: &str, kind: u16, timeout: std::time::Duration) 
     loop {
         let length = socket.recv(&mut buffer)?;
         if buffer.get(..2) == Some(&id.to_be_bytes()) {
-            return parse(&buffer[..length]).ok_or_else(|| io::Error::other("the server's answer is malformed"));
+            return parse(&buffer[..length]).ok_or_else(malformed);
         }
     }
+}
+
+fn by_tcp(server: SocketAddr, name: &str, kind: u16, timeout: Duration) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    let query = query(name, kind, uuid::Uuid::new_v4().as_u128() as u16)?;
+    let mut framed = u16::try_from(query.len()).map_err(io::Error::other)?.to_be_bytes().to_vec();
+    framed.extend_from_slice(&query);
+    stream.write_all(&framed)?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut answer)?;
+    parse(&answer).ok_or_else(malformed)
 }
 
 /// The answer in words: `NOERROR name A 1.2.3.4, ...`.
@@ -98,12 +148,22 @@ fn parse(packet: &[u8]) -> Option<String> {
         match kind {
             A => records.push(format!("{owner} A {}", Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?))),
             AAAA => records.push(format!("{owner} AAAA {}", Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?))),
+            NS => records.push(format!("{owner} NS {}", name(packet, end + 10)?.0)),
             CNAME => records.push(format!("{owner} CNAME {}", name(packet, end + 10)?.0)),
+            SOA => records.push(format!("{owner} SOA {}", name(packet, end + 10)?.0)),
+            PTR => records.push(format!("{owner} PTR {}", name(packet, end + 10)?.0)),
+            SRV => {
+                let (priority, weight, port) = (number(end + 10)?, number(end + 12)?, number(end + 14)?);
+                let target = name(packet, end + 16)?.0;
+                records.push(format!("{owner} SRV {priority} {weight} {port} {target}"));
+            }
             _ => {}
         }
         at = end + 10 + length;
     }
-    Some(format!("{code} {}", records.join(", ")))
+    // What did not fit is to be asked for by TCP.
+    let cut = if packet.get(2)? & 2 == 0 { "" } else { "truncated " };
+    Some(format!("{code} {cut}{}", records.join(", ")))
 }
 
 /// A name, and where the packet goes on behind it.
@@ -141,6 +201,13 @@ mod tests {
         for length in 0..packet.len() {
             assert_eq!(parse(&packet[..length]), None, "cut at {length}");
         }
+        let mut service = query("a.example", SRV, 7).expect("a name");
+        service[7] = 1;
+        service.extend_from_slice(&[0xc0, 12, 0, 33, 0, 1, 0, 0, 0, 9, 0, 8, 0, 0, 0, 50, 0, 80, 0xc0, 12]);
+        assert_eq!(parse(&service).as_deref(), Some("NOERROR a.example. SRV 0 50 80 a.example."));
+        assert_eq!(reverse([192, 0, 2, 1].into()), "1.2.0.192.in-addr.arpa");
+        let long = reverse("2001:db8::1".parse().expect("an address"));
+        assert!(long.starts_with("1.0.0.0.") && long.ends_with("8.b.d.0.1.0.0.2.ip6.arpa"), "{long}");
         // A name that points to itself ends.
         assert_eq!(name(&[0xc0, 0], 0), None);
     }

@@ -1,9 +1,67 @@
-//! Raw sockets and checksums for the protocols that the kernel does not speak for us.
+//! Raw sockets and checksums for the protocols that the kernel does not speak for us, and datagrams with the address
+//! that they came to.
 
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockaddrLike, SockaddrStorage, getsockname, recvmsg,
+    sendmsg, setsockopt, sockopt,
+};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
+
+/// Makes the kernel tell which address each datagram was sent to.
+pub(super) fn tell_destinations(socket: &UdpSocket) -> io::Result<()> {
+    match getsockname::<SockaddrStorage>(socket.as_raw_fd())?.family() {
+        Some(AddressFamily::Inet6) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+        _ => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
+    }
+    Ok(())
+}
+
+/// The next datagram: its length, who sent it, and which of our addresses to.
+pub(super) fn receive_at(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, IpAddr)> {
+    let mut space = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
+    let peer = message.address.as_ref().and_then(socket_address);
+    let peer = peer.ok_or_else(|| io::Error::other("a datagram without a sender"))?;
+    let local = message.cmsgs()?.find_map(|c| match c {
+        ControlMessageOwned::Ipv4PacketInfo(info) => {
+            Some(IpAddr::V4(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr))))
+        }
+        ControlMessageOwned::Ipv6PacketInfo(info) => Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr))),
+        _ => None,
+    });
+    Ok((message.bytes, peer, local.ok_or_else(|| io::Error::other("a datagram without a destination"))?))
+}
+
+/// Sends a datagram from that address of ours.
+pub(super) fn send_from(socket: &UdpSocket, bytes: &[u8], peer: SocketAddr, local: IpAddr) -> io::Result<()> {
+    let parts = [IoSlice::new(bytes)];
+    let to = SockaddrStorage::from(peer);
+    let sent = match local {
+        IpAddr::V4(own) => {
+            let address = libc::in_addr { s_addr: u32::from(own).to_be() };
+            let info =
+                libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: libc::in_addr { s_addr: 0 } };
+            let control = [ControlMessage::Ipv4PacketInfo(&info)];
+            sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&to))
+        }
+        IpAddr::V6(own) => {
+            let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: own.octets() }, ipi6_ifindex: 0 };
+            let control = [ControlMessage::Ipv6PacketInfo(&info)];
+            sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&to))
+        }
+    };
+    sent.map(drop).map_err(Into::into)
+}
+
+fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), a.port())));
+    v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::from((a.ip(), a.port()))))
+}
 
 /// A raw socket for one protocol in one family. It hands out packets from the transport header on.
 #[derive(Debug)]
@@ -38,21 +96,36 @@ impl RawSocket {
         self.socket.send(packet).map(drop)
     }
 
-    pub(super) fn send_to(&self, packet: &[u8], peer: IpAddr) -> io::Result<()> {
-        self.socket.send_to(packet, SocketAddr::new(peer, 0)).map(drop)
+    /// Sends from an address of ours that a packet came to.
+    pub(super) fn send_from(&self, packet: &[u8], peer: IpAddr, local: IpAddr) -> io::Result<()> {
+        send_from(&self.socket, packet, SocketAddr::new(peer, 0), local)
+    }
+
+    /// Sends from this address only.
+    pub(super) fn bind(&self, local: IpAddr) -> io::Result<()> {
+        nix::sys::socket::bind(self.socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(local, 0)))?;
+        Ok(())
+    }
+
+    /// Needed before [`Self::receive_at`].
+    pub(super) fn tell_destinations(&self) -> io::Result<()> {
+        tell_destinations(&self.socket)
     }
 
     /// The next packet's transport header and payload.
     pub(super) fn receive(&self) -> io::Result<Vec<u8>> {
-        self.receive_from().map(|(packet, _)| packet)
+        let mut buffer = vec![0; 65_536];
+        let (length, _) = self.socket.recv_from(&mut buffer)?;
+        buffer.truncate(length);
+        Ok(self.behind_ip_header(buffer))
     }
 
-    /// The next packet and its sender.
-    pub(super) fn receive_from(&self) -> io::Result<(Vec<u8>, IpAddr)> {
+    /// The next packet, its sender, and the address that it was sent to.
+    pub(super) fn receive_at(&self) -> io::Result<(Vec<u8>, IpAddr, IpAddr)> {
         let mut buffer = vec![0; 65_536];
-        let (length, from) = self.socket.recv_from(&mut buffer)?;
+        let (length, from, to) = receive_at(&self.socket, &mut buffer)?;
         buffer.truncate(length);
-        Ok((self.behind_ip_header(buffer), from.ip()))
+        Ok((self.behind_ip_header(buffer), from.ip(), to))
     }
 
     /// IPv4 raw sockets hand out the IP header, IPv6 ones do not.

@@ -1,18 +1,17 @@
 //! The beginning of an SCTP association, INIT and INIT ACK, in packets of our own making: this works on kernels
 //! without SCTP, and is all that a policy on SCTP ports needs to show itself.
 
-use super::connect::sctp_answer;
 use super::packet::{RawSocket, SCTP, crc32c};
+use super::serve::greeting;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const ABORT: u8 = 6;
-/// Parameter that an INIT ACK must carry; ours holds the responder's name.
+/// Parameter that an INIT ACK must carry; ours holds the line that tells who answered whom.
 const STATE_COOKIE: u16 = 7;
-const NAME_MAX: usize = 63;
 
 struct Packet {
     source_port: u16,
@@ -69,11 +68,14 @@ fn tag() -> u32 {
 }
 
 /// Sends INIT until INIT ACK or ABORT comes back.
-pub(super) fn connect(target: SocketAddr, source_port: u16, timeout: Duration) -> io::Result<String> {
+pub(super) fn connect(target: SocketAddr, source: SocketAddr, timeout: Duration) -> io::Result<String> {
     let socket = RawSocket::open(target.is_ipv6(), SCTP)?;
+    if !source.ip().is_unspecified() {
+        socket.bind(source.ip())?;
+    }
     socket.connect(target.ip())?;
     let own_tag = tag();
-    let source_port = if source_port == 0 { 32_768 + (own_tag % 16_384) as u16 } else { source_port };
+    let source_port = if source.port() == 0 { 32_768 + (own_tag % 16_384) as u16 } else { source.port() };
     let init = Packet { source_port, destination_port: target.port(), tag: 0, chunk: INIT, body: init_body(own_tag) };
     let deadline = Instant::now() + timeout;
     loop {
@@ -92,7 +94,7 @@ pub(super) fn connect(target: SocketAddr, source_port: u16, timeout: Duration) -
                 continue;
             }
             match answer.chunk {
-                INIT_ACK => return Ok(sctp_answer(cookie(&answer.body), own_address(target, source_port)?)),
+                INIT_ACK => return Ok(String::from_utf8_lossy(cookie(&answer.body)).into_owned()),
                 ABORT => return Err(io::ErrorKind::ConnectionRefused.into()),
                 _ => {}
             }
@@ -110,38 +112,39 @@ fn cookie(body: &[u8]) -> &[u8] {
     if header(0) == STATE_COOKIE { body.get(20..end).unwrap_or_default() } else { &[] }
 }
 
-/// The address that the kernel sends from towards the target.
-fn own_address(target: SocketAddr, port: u16) -> io::Result<SocketAddr> {
-    let any: SocketAddr = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(target)?;
-    Ok(SocketAddr::new(socket.local_addr()?.ip(), port))
-}
-
 /// Answers INIT on the port with INIT ACK, and on every other port with ABORT, for ever or until packets cannot be made.
 pub(super) fn respond(v6: bool, port: u16, name: &str) {
     let Ok(socket) = RawSocket::open(v6, SCTP) else { return };
-    let name = &name.as_bytes()[..name.len().min(NAME_MAX)];
-    loop {
-        let Ok((bytes, peer)) = socket.receive_from() else { continue };
-        let Some(request) = Packet::parse(&bytes).filter(|p| p.chunk == INIT && p.body.len() >= 16) else { continue };
-        let peer_tag = request.body.get(..4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
-        let mut answer = Packet {
-            source_port: request.destination_port,
-            destination_port: request.source_port,
-            tag: peer_tag,
-            chunk: ABORT,
-            body: Vec::new(),
-        };
-        if request.destination_port == port {
-            answer.chunk = INIT_ACK;
-            answer.body = init_body(tag());
-            answer.body.extend_from_slice(&STATE_COOKIE.to_be_bytes());
-            answer.body.extend_from_slice(&u16::try_from(4 + name.len()).unwrap_or(4).to_be_bytes());
-            answer.body.extend_from_slice(name);
-        }
-        let _ = socket.send_to(&answer.bytes(), peer);
+    if socket.tell_destinations().is_err() {
+        return;
     }
+    loop {
+        let Ok((bytes, peer, local)) = socket.receive_at() else { continue };
+        let Some(request) = Packet::parse(&bytes).filter(|p| p.chunk == INIT && p.body.len() >= 16) else { continue };
+        let (peer_at, local_at) =
+            (SocketAddr::new(peer, request.source_port), SocketAddr::new(local, request.destination_port));
+        let line = greeting(name, "sctp", peer_at, local_at);
+        let _ = socket.send_from(&answer(&request, port, line.trim_end().as_bytes()).bytes(), peer, local);
+    }
+}
+
+fn answer(request: &Packet, port: u16, line: &[u8]) -> Packet {
+    let peer_tag = request.body.get(..4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+    let mut answer = Packet {
+        source_port: request.destination_port,
+        destination_port: request.source_port,
+        tag: peer_tag,
+        chunk: ABORT,
+        body: Vec::new(),
+    };
+    if request.destination_port == port {
+        answer.chunk = INIT_ACK;
+        answer.body = init_body(tag());
+        answer.body.extend_from_slice(&STATE_COOKIE.to_be_bytes());
+        answer.body.extend_from_slice(&u16::try_from(4 + line.len()).unwrap_or(4).to_be_bytes());
+        answer.body.extend_from_slice(line);
+    }
+    answer
 }
 
 #[cfg(test)]
@@ -159,5 +162,13 @@ mod tests {
         }
         bytes[17] ^= 1;
         assert!(Packet::parse(&bytes).is_none());
+    }
+
+    #[test]
+    fn the_answer_carries_the_line_on_the_port_and_is_an_abort_elsewhere() {
+        let init = Packet { source_port: 9, destination_port: 80, tag: 0, chunk: INIT, body: init_body(4) };
+        let back = Packet::parse(&answer(&init, 80, b"who").bytes()).expect("is whole");
+        assert_eq!((back.chunk, back.tag, back.destination_port, cookie(&back.body)), (INIT_ACK, 4, 9, &b"who"[..]));
+        assert_eq!(Packet::parse(&answer(&init, 81, b"who").bytes()).map(|p| p.chunk), Some(ABORT));
     }
 }

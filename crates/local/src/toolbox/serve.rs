@@ -1,13 +1,20 @@
-//! The server: TCP, HTTP, UDP and SCTP on one port, in both families. Every answer names the pod and its peer.
+//! The server: TCP, HTTP, UDP and SCTP on one port, in both families. Every answer names the pod, the protocol, its peer,
+//! and the address that the peer reached.
+//!
+//! Told to end, it behaves as a server should: it goes on accepting while its clients learn of it, then serves the
+//! connections that there are to their end. Its pod's grace period bounds that.
 
-use super::sctp;
+use super::packet::{receive_at, send_from, tell_destinations};
+use super::{ServeArguments, sctp};
 use nix::sys::socket::{setsockopt, sockopt};
-use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener as StdListener, UdpSocket};
+use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What a numbered stream's packets begin with; they are sent back as they came.
 pub(super) const STREAM_MAGIC: &[u8; 8] = b"WEFTSTRM";
@@ -15,11 +22,11 @@ pub(super) const STREAM_MAGIC: &[u8; 8] = b"WEFTSTRM";
 /// Room for bursts: a stream must not lose packets in this socket.
 pub(super) const BUFFER_BYTES: usize = 8 << 20;
 
-pub(super) fn run(port: u16, name: &str) -> io::Result<Infallible> {
-    let name: Arc<str> = name.into();
+pub(super) fn run(arguments: &ServeArguments) -> io::Result<ExitCode> {
+    let (port, name) = (arguments.port, Arc::<str>::from(arguments.name.as_str()));
+    let drain = Duration::try_from_secs_f64(arguments.drain).map_err(io::Error::other)?;
     let udp = bind_udp(port)?;
     let listener = bind_tcp(port)?;
-    println!("{name} serves TCP, HTTP, UDP and SCTP on port {port}");
     for v6 in [false, true] {
         let name = Arc::clone(&name);
         // A machine that lets nobody make packets goes without SCTP.
@@ -27,10 +34,15 @@ pub(super) fn run(port: u16, name: &str) -> io::Result<Infallible> {
     }
     {
         let name = Arc::clone(&name);
-        std::thread::spawn(move || serve_udp(&udp, &name));
+        std::thread::spawn(move || serve_udp(&udp, port, &name));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve_tcp(listener, name))
+    runtime.block_on(async {
+        let mut ends = signal(SignalKind::terminate())?;
+        println!("{name} serves TCP, HTTP, UDP and SCTP on port {port}");
+        serve_tcp(listener, name, &mut ends, drain).await
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn both_families<T>(port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
@@ -47,6 +59,7 @@ fn bind_tcp(port: u16) -> io::Result<StdListener> {
 
 fn bind_udp(port: u16) -> io::Result<UdpSocket> {
     let socket = both_families(port, UdpSocket::bind)?;
+    tell_destinations(&socket)?;
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES);
     Ok(socket)
 }
@@ -56,29 +69,34 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// The line that tells who answered whom.
-pub(super) fn greeting(name: &str, peer: IpAddr, port: u16) -> String {
-    format!("pod={name} peer={}\n", canonical(SocketAddr::new(peer, port)))
+pub(super) fn greeting(name: &str, protocol: &str, peer: SocketAddr, local: SocketAddr) -> String {
+    format!("pod={name} protocol={protocol} local={} peer={}\n", canonical(local), canonical(peer))
 }
 
-fn serve_udp(socket: &UdpSocket, name: &str) {
+fn serve_udp(socket: &UdpSocket, port: u16, name: &str) {
     let mut buffer = vec![0; 65_536];
     loop {
         // An ICMP error about an earlier answer is reported here; it concerns nobody else.
-        let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
+        let Ok((length, peer, local)) = receive_at(socket, &mut buffer) else { continue };
         let data = &buffer[..length];
         if data.starts_with(STREAM_MAGIC) {
-            let _ = socket.send_to(data, peer);
+            let _ = send_from(socket, data, peer, local);
         } else {
-            let mut answer = greeting(name, peer.ip(), peer.port()).into_bytes();
+            let mut answer = greeting(name, "udp", peer, SocketAddr::new(local, port)).into_bytes();
             answer.extend_from_slice(data);
-            let _ = socket.send_to(&answer, peer);
+            let _ = send_from(socket, &answer, peer, local);
         }
     }
 }
 
-async fn serve_tcp(listener: StdListener, name: Arc<str>) -> io::Result<Infallible> {
+/// Until a signal says to end, and everything after it is done.
+async fn serve_tcp(listener: StdListener, name: Arc<str>, ends: &mut Signal, drain: Duration) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut connections = tokio::task::JoinSet::new();
+    let mut accepting = std::pin::pin!(async {
+        ends.recv().await;
+        tokio::time::sleep(drain).await;
+    });
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -87,25 +105,30 @@ async fn serve_tcp(listener: StdListener, name: Arc<str>) -> io::Result<Infallib
                     connections.spawn(async move { serve_connection(stream, canonical(peer), &name).await });
                 }
                 // Out of files: wait for some connection to end.
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             },
             Some(_) = connections.join_next() => {}
+            () = &mut accepting => break,
         }
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    Ok(())
 }
 
 async fn serve_connection(mut stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let local = canonical(stream.local_addr()?);
     let mut buffer = vec![0; 65_536];
     let mut length = stream.read(&mut buffer).await?;
     if length == 0 {
         return Ok(());
     }
     if is_http(&buffer[..length]) {
-        return serve_http(stream, buffer, length, peer, name).await;
+        return serve_http(stream, buffer, length, (peer, local), name).await;
     }
     if !buffer[..length].starts_with(STREAM_MAGIC) {
-        stream.write_all(greeting(name, peer.ip(), peer.port()).as_bytes()).await?;
+        stream.write_all(greeting(name, "tcp", peer, local).as_bytes()).await?;
     }
     while length > 0 {
         stream.write_all(&buffer[..length]).await?;
@@ -123,7 +146,7 @@ async fn serve_http(
     mut stream: TcpStream,
     mut buffer: Vec<u8>,
     mut length: usize,
-    peer: SocketAddr,
+    (peer, local): (SocketAddr, SocketAddr),
     name: &str,
 ) -> io::Result<()> {
     loop {
@@ -161,8 +184,10 @@ async fn serve_http(
             }
         }
         let host = header("host");
-        let answer =
-            serde_json::json!({"pod": name, "peer": peer.to_string(), "method": method, "path": path, "host": host});
+        let answer = serde_json::json!({
+            "pod": name, "protocol": "http", "peer": peer.to_string(), "local": local.to_string(), "method": method,
+            "path": path, "host": host,
+        });
         let answer = format!("{answer}\n");
         let close = header("connection").is_some_and(|v| v.eq_ignore_ascii_case("close")) || head.contains("HTTP/1.0");
         let wanted = path.strip_prefix("/status/").and_then(|code| code.parse::<u16>().ok());

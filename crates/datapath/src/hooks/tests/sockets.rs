@@ -3,6 +3,7 @@
 use super::*;
 use crate::map::TypedMap;
 use crate::netlink::Socket;
+use crate::sockets::Protocols;
 use crate::testing::unique;
 use crate::{NodeSettings, cgroup};
 use child::Process;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use weft_abi::{
     Addr, AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, SlotKey,
-    SocketKey, SocketValue, backend_flags, maglev_hash, map_name, service_flags, socket_kind,
+    SocketKey, SocketValue, backend_flags, client_hash, map_name, service_flags, socket_kind,
 };
 use weft_model::desired::{Dataplane as _, IpcacheEntry};
 use weft_model::id::Identity;
@@ -336,7 +337,7 @@ fn maglevs_table_chooses_where_there_is_one() {
             }
             let change = |info: &mut FrontendInfo| (info.internal_table, info.affinity_s) = (101, 1);
             scene.tables.service(family.service, 80, set, &family.backends, change);
-            let entry = maglev_hash(&AffinityKey::of_netns(cookie), 0) % 101;
+            let entry = client_hash(&AffinityKey::of_netns(cookie), 0, TCP) % 101;
             let expected = family.backends[usize::from(table[usize::try_from(entry).unwrap()])];
             let (service, _) = family.spellings(family.service).remove(0);
             for n in 0..8 {
@@ -528,6 +529,72 @@ fn a_closed_socket_is_forgotten() {
 }
 
 #[test]
+fn sockets_of_a_removed_backend_are_aborted() {
+    in_netns(|| {
+        let scene = Scene::new();
+        let pod = NetNs::create().unwrap();
+        let _server = serve(&pod);
+        // The file by which the agent knows a pod's namespace.
+        let mut in_pod = Process::start(&pod, Some(&scene.group.0));
+        let namespaces = [PathBuf::from("/proc/0/ns/net"), in_pod.netns()];
+        let mut on_node = scene.process();
+        let destroyer = scene.datapath.destroyer().unwrap();
+        assert!(destroyer.wait(Duration::ZERO).is_none());
+        for (family, set) in [(V4, 1), (V6, 2)] {
+            let (gone, stays) = (family.backends[0], family.backends[1]);
+            for (service, own) in family.spellings(family.service) {
+                for process in [&mut on_node, &mut in_pod] {
+                    scene.tables.service(family.service, 80, set, &[stays], |_| {});
+                    process.ask(&format!("udp other {own}"));
+                    process.ask(&format!("connect other {service}:80"));
+                    scene.tables.service(family.service, 80, set, &[gone], |_| {});
+                    for name in ["led", "loose", "direct"] {
+                        process.ask(&format!("udp {name} {own}"));
+                    }
+                    process.ask(&format!("connect led {service}:80"));
+                    process.ask(&format!("send loose {service}:80"));
+                    let (direct, _) = family.spellings(gone).into_iter().find(|(_, any)| *any == own).unwrap();
+                    assert_eq!(process.ask(&format!("connect direct {direct}:80")), format!("{direct}:80"));
+                    assert_eq!(who(&process.ask(&format!("tcp stream {service}:80"))), gone);
+                    process.tell("wait led");
+                }
+                let ids = [set, set + 1000].map(|set| scene.tables.number(gone) + set);
+                let infos = ids.map(|id| (id, scene.tables.backends.get(&id).unwrap().unwrap()));
+                // While it exists nothing is aborted, whoever says that it was removed.
+                scene.datapath.removed.add(infos);
+                let both = Protocols { tcp: true, udp: true };
+                let report = destroyer.wait(Duration::from_secs(10)).expect("there is something to do");
+                assert_eq!(destroyer.destroy(&report, both, &namespaces).unwrap(), 0);
+
+                scene.tables.service(family.service, 80, set, &[stays], |_| {});
+                for id in ids {
+                    assert!(scene.tables.backends.remove(&id).unwrap());
+                }
+                for (protocols, count) in [
+                    (Protocols::default(), 0),
+                    (Protocols { udp: true, tcp: false }, 2),
+                    (Protocols { udp: true, tcp: false }, 0),
+                ] {
+                    assert_eq!(destroyer.destroy(&report, protocols, &namespaces).unwrap(), count, "{protocols:?}");
+                }
+                for process in [&mut on_node, &mut in_pod] {
+                    assert_eq!(process.answer(), "error 103", "aborted");
+                    for name in ["other", "direct"] {
+                        assert!(!process.ask(&format!("send {name}")).starts_with("error"), "{name}");
+                    }
+                    assert_eq!(who(&process.ask(&format!("send loose {service}:80"))), stays);
+                    process.tell("wait stream");
+                }
+                assert_eq!(destroyer.destroy(&report, both, &namespaces).unwrap(), 2);
+                for process in [&mut on_node, &mut in_pod] {
+                    assert_eq!(process.answer(), "error 103", "aborted");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn no_connect_fails_while_agents_come_and_go() {
     in_netns(|| {
         let Scene { dir, group, datapath, tables, _server } = Scene::new();
@@ -562,6 +629,13 @@ fn no_connect_fails_while_agents_come_and_go() {
         // The links of a group that is gone go too.
         hooks.attach_sockets(&second.0).unwrap();
         drop((other, second, hooks, datapath));
+        // The kernel ends a group a while after its directory went.
+        let last = sys::object_get(&dir.inside("links/socket-release")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while sys::cgroup_info(last.as_fd()).unwrap().expect("a group's link").cgroup != 0 {
+            assert!(Instant::now() < deadline, "the group lives for ever");
+            std::thread::yield_now();
+        }
         let (_, adopted) = open(&dir);
         assert_eq!((adopted.links.len(), adopted.pruned.len()), (0, 11));
     });

@@ -66,6 +66,33 @@ fn errors_name_the_option_and_what_was_expected() {
 }
 
 #[test]
+fn routes_zones_and_name_servers() {
+    let mut given = options();
+    given.fabric_route = vec!["203.0.113.0/24=node-1".into(), "fd99::/64=node-2,node-3".into()];
+    given.fabric_route.push("203.0.113.0/24=node-3".into());
+    given.zones = vec!["a,b".into()];
+    given.dns_upstream = vec!["192.0.2.1".into(), "[fd31::1]:5353".into()];
+    let config = given.check().expect("fine");
+    let texts: Vec<String> = config.fabric_routes.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["203.0.113.0/24=node-1,node-3", "fd99::/64=node-2,node-3"]);
+    assert_eq!([1, 2, 3].map(|n| config.zone(n)), [Some("a"), Some("b"), Some("a")]);
+    assert_eq!(config.dns_upstreams[0].port(), 53);
+    assert_eq!(options().check().expect("fine").zone(1), None);
+    for (route, expected) in [
+        ("203.0.113.0/24", "expected CIDR=NODE"),
+        ("203.0.113.1/24=node-1", "expected 203.0.113.0/24"),
+        ("203.0.113.0/24=node-4", "expected nodes from node-1 to node-3"),
+        ("10.244.1.0/24=node-1", "overlaps with 10.244.0.0/16"),
+        ("fd31::/120=node-1", "overlaps with fd31::/64"),
+    ] {
+        let text = error(|o| o.fabric_route = vec![route.into()]);
+        assert!(text.contains(expected), "{text:?} lacks {expected:?}");
+    }
+    assert!(error(|o| o.zones = vec!["a b".into()]).contains("--zones a b"));
+    assert!(error(|o| o.dns_upstream = vec!["x".into()]).contains("--dns-upstream x: expected ADDRESS"));
+}
+
+#[test]
 fn an_existing_cluster_keeps_what_was_not_given() {
     let mut first = options();
     first.nodes = Some(5);

@@ -1,10 +1,9 @@
 //! A process of its own, since control groups hold processes: it does with sockets what it is told.
 
-use nix::sched::{CloneFlags, setns};
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -40,6 +39,11 @@ impl Process {
             assert_eq!(process.ask(&format!("join {}", group.display())), "joined");
         }
         process
+    }
+
+    /// The file of its network namespace.
+    pub(super) fn netns(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.child.id()).into()
     }
 
     /// Does one thing and tells how it went.
@@ -91,10 +95,6 @@ impl Sockets {
             ["join", group] => {
                 std::fs::write(Path::new(group).join("cgroup.procs"), "0")?;
                 "joined".into()
-            }
-            ["enter", netns] => {
-                setns(std::fs::File::open(netns)?, CloneFlags::CLONE_NEWNET)?;
-                "entered".into()
             }
             ["serve", address, name] => serve(address, name)?,
             ["tcp", name, address] => {

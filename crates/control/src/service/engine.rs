@@ -1,0 +1,584 @@
+//! [`Engine`]: hears of changes, plans patches, remembers what is in force.
+
+use super::claims::Claims;
+use super::held::Held;
+use super::maglev;
+use super::wanted::{PortKey, Sources, Wanted, WantedPort, minds_zone};
+use super::{LocalPod, Object, Problem, Reason, Settings};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use weft_model::desired::{
+    BackendEntry, BackendId, BackendSet, Frontend, FrontendEntry, ServiceId, ServicePatch, ServiceTables, SetId,
+};
+use weft_model::intent::{Algorithm, Change, LocalRedirect, Node, ObjectName, RedirectFrontend, Service};
+
+/// Label of a Node: its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// What became of a patch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It is in force.
+    Written,
+    /// It does not fit, and nothing of it was written.
+    Refused(String),
+    /// Some of it may have been written. The engine must be told what the kernel holds ([`Engine::adopt`]).
+    Failed,
+}
+
+/// What an object has.
+#[derive(Default)]
+pub(super) struct Own {
+    pub(super) ports: BTreeMap<PortKey, ServiceId>,
+    claimed: BTreeSet<Frontend>,
+    problems: Vec<Problem>,
+    /// It did not fit.
+    refused: Option<String>,
+}
+
+/// What is planned together.
+#[derive(Clone, Default)]
+struct Group {
+    objects: BTreeSet<Arc<Object>>,
+    /// And everything that nobody wants.
+    sweep: bool,
+    /// Tried again because there may be room now.
+    retry: bool,
+}
+
+/// See [`crate::service`].
+pub struct Engine {
+    settings: Settings,
+    sources: Sources,
+    dirty: BTreeSet<Arc<Object>>,
+    pub(super) objects: BTreeMap<Arc<Object>, Own>,
+    claims: Claims,
+    pub(super) held: Held,
+    owners: HashMap<ServiceId, (Arc<Object>, PortKey)>,
+    /// Tables were taken over, and not yet compared with what is wanted.
+    fresh: bool,
+    groups: VecDeque<Group>,
+    planned: Option<(Group, ServicePatch)>,
+    refused: VecDeque<Arc<Object>>,
+    last_service: u32,
+    last_backend: u32,
+    last_set: u32,
+}
+
+impl Engine {
+    /// Without services, over a kernel without services. Numbers are given from behind `first` on: the kernel may
+    /// remember clients and sockets of numbers that a former agent gave, so every agent should start elsewhere.
+    #[must_use]
+    pub fn new(settings: Settings, first: u32) -> Self {
+        Self {
+            settings,
+            sources: Sources::default(),
+            dirty: BTreeSet::new(),
+            objects: BTreeMap::new(),
+            claims: Claims::default(),
+            held: Held::default(),
+            owners: HashMap::new(),
+            fresh: false,
+            groups: VecDeque::new(),
+            planned: None,
+            refused: VecDeque::new(),
+            last_service: first,
+            last_backend: first,
+            last_set: first,
+        }
+    }
+
+    /// This is what the kernel holds: left by a former agent, or read back after a write that failed. What equals
+    /// something wanted stays as it is, with its numbers; the next plan removes the rest, so it must not be asked for
+    /// before the engine has heard everything.
+    pub fn adopt(&mut self, tables: ServiceTables) {
+        self.held = Held::adopt(tables);
+        self.fresh = true;
+        self.planned = None;
+        self.groups.clear();
+        self.refused.clear();
+        self.dirty.extend(self.objects.keys().cloned());
+    }
+
+    /// Hears of a change.
+    pub fn hear(&mut self, change: &Change) {
+        match change {
+            Change::Service(service) => self.set_service(service),
+            Change::ServiceGone(name) => self.remove_service_object(name),
+            Change::Backends(slice) => {
+                let services = self.sources.slices.put(slice, &self.settings);
+                services.into_iter().for_each(|service| self.touch(Object::Service(service)));
+            }
+            Change::BackendsGone(slice) => {
+                let service = self.sources.slices.remove(slice);
+                service.into_iter().for_each(|service| self.touch(Object::Service(service)));
+            }
+            Change::LocalRedirect(redirect) => {
+                let old = self.sources.redirects.insert(redirect.name.clone(), redirect.clone());
+                old.iter().chain([redirect]).for_each(|redirect| self.touch_redirect(redirect));
+            }
+            Change::LocalRedirectGone(name) => {
+                let old = self.sources.redirects.remove(name);
+                old.iter().for_each(|redirect| self.touch_redirect(redirect));
+            }
+            Change::Node(node) if node.name == self.settings.node_name => self.set_node(node),
+            _ => {}
+        }
+    }
+
+    fn set_service(&mut self, service: &Service) {
+        let name = &service.name;
+        match &service.routing {
+            Some(routing) if self.sources.services.get(name) == Some(routing) => return,
+            Some(routing) => drop(self.sources.services.insert(name.clone(), routing.clone())),
+            None => drop(self.sources.services.remove(name)),
+        }
+        self.touch_service(name);
+    }
+
+    fn remove_service_object(&mut self, name: &ObjectName) {
+        if self.sources.services.remove(name).is_some() {
+            self.touch_service(name);
+        }
+    }
+
+    fn touch_service(&mut self, name: &ObjectName) {
+        let redirects: Vec<ObjectName> = self.sources.of_service(name).map(|redirect| redirect.name.clone()).collect();
+        self.touch(Object::Service(name.clone()));
+        redirects.into_iter().for_each(|name| self.touch(Object::Redirect(name)));
+    }
+
+    fn set_node(&mut self, node: &Node) {
+        let zone = node.labels.get(ZONE).cloned();
+        if zone == self.sources.zone {
+            return;
+        }
+        self.sources.zone = zone;
+        let minding = self.sources.services.iter().filter(|(_, routing)| minds_zone(routing));
+        let minding: Vec<ObjectName> = minding.map(|(name, _)| name.clone()).collect();
+        minding.into_iter().for_each(|name| self.touch(Object::Service(name)));
+    }
+
+    /// A pod of this node is there, or has changed.
+    pub fn put_pod(&mut self, pod: LocalPod) {
+        let old = self.sources.pods.get(&pod.name);
+        if old == Some(&pod) {
+            return;
+        }
+        let name = pod.name.clone();
+        let old = self.sources.pods.insert(name.clone(), pod);
+        self.touch_pod(&name, old);
+    }
+
+    /// It is gone.
+    pub fn remove_pod(&mut self, name: &ObjectName) {
+        if let Some(old) = self.sources.pods.remove(name) {
+            self.touch_pod(name, Some(old));
+        }
+    }
+
+    fn touch_pod(&mut self, name: &ObjectName, old: Option<LocalPod>) {
+        let new = self.sources.pods.get(name).cloned();
+        let both: Vec<LocalPod> = old.into_iter().chain(new).collect();
+        if both.iter().any(|pod| !pod.host_ports.is_empty()) {
+            self.touch(Object::Pod(name.clone()));
+        }
+        let selects = |redirect: &&LocalRedirect| {
+            redirect.name.namespace == name.namespace && both.iter().any(|pod| redirect.selector.matches(&pod.labels))
+        };
+        let redirects: Vec<LocalRedirect> = self.sources.redirects.values().filter(selects).cloned().collect();
+        redirects.iter().for_each(|redirect| self.touch_redirect(redirect));
+    }
+
+    fn touch_redirect(&mut self, redirect: &LocalRedirect) {
+        match &redirect.frontend {
+            RedirectFrontend::Address { .. } => {}
+            RedirectFrontend::Service { name, .. } => self.touch_service(name),
+        }
+        // Its address may be one of before.
+        self.touch(Object::Redirect(redirect.name.clone()));
+    }
+
+    fn touch(&mut self, object: Object) {
+        self.dirty.insert(Arc::new(object));
+    }
+
+    /// Something is to be planned.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.fresh || self.planned.is_some() || !self.dirty.is_empty() || !self.groups.is_empty()
+    }
+
+    /// What to write next; `None`: everything that fits is in force. What became of it must be told
+    /// ([`Engine::done`]) before the next one.
+    pub fn plan(&mut self) -> Option<&ServicePatch> {
+        if self.planned.is_none() {
+            self.settle();
+            while let Some(group) = self.groups.pop_front() {
+                let patch = self.build(&group);
+                if patch.is_empty() {
+                    self.accomplished(&group);
+                    continue;
+                }
+                self.planned = Some((group, patch));
+                break;
+            }
+        }
+        self.planned.as_ref().map(|(_, patch)| patch)
+    }
+
+    /// What became of the patch that was planned last. Answers the backends that are gone.
+    pub fn done(&mut self, outcome: Outcome) -> Vec<(BackendId, BackendEntry)> {
+        let Some((group, patch)) = self.planned.take() else { return Vec::new() };
+        match outcome {
+            Outcome::Written => {
+                let gone = self.held.apply(&patch);
+                self.accomplished(&group);
+                let room = !patch.del_sets.is_empty()
+                    || !patch.del_backends.is_empty()
+                    || !patch.del_frontends.is_empty()
+                    || !patch.del_ranges.is_empty();
+                if room || group.retry {
+                    // One at a time, until one does not fit.
+                    let next = self.refused.pop_front();
+                    self.groups.extend(next.map(|object| Group {
+                        objects: [object].into(),
+                        sweep: false,
+                        retry: true,
+                    }));
+                }
+                gone
+            }
+            Outcome::Refused(why) => {
+                self.refuse(group, why);
+                Vec::new()
+            }
+            Outcome::Failed => {
+                self.groups.clear();
+                self.dirty.extend(self.objects.keys().cloned());
+                Vec::new()
+            }
+        }
+    }
+
+    /// A group that does not fit is tried in halves; what is left over does not fit alone.
+    fn refuse(&mut self, mut group: Group, why: String) {
+        if group.objects.len() + usize::from(group.sweep) <= 1 {
+            for object in group.objects {
+                if let Some(own) = self.objects.get_mut(&object) {
+                    own.refused = Some(why.clone());
+                    self.refused.push_back(object);
+                }
+            }
+            return;
+        }
+        if group.sweep {
+            // It takes no room. First what is wanted moves to what is new, then the rest goes.
+            self.groups.push_front(Group { sweep: true, ..Group::default() });
+            group.sweep = false;
+        }
+        let half = group.objects.len().div_ceil(2);
+        let middle = group.objects.iter().nth(half).cloned();
+        let second = middle.map(|middle| group.objects.split_off(&middle)).unwrap_or_default();
+        if !second.is_empty() {
+            self.groups.push_front(Group { objects: second, ..Group::default() });
+        }
+        self.groups.push_front(group);
+    }
+
+    /// All that a group's objects want is in force.
+    fn accomplished(&mut self, group: &Group) {
+        for object in &group.objects {
+            let Some(own) = self.objects.get_mut(object) else { continue };
+            own.refused = None;
+            let gone = |id: &ServiceId| self.held.of_service(*id).is_none();
+            let released: Vec<PortKey> = own.ports.iter().filter(|(_, id)| gone(id)).map(|(key, _)| *key).collect();
+            for key in released {
+                if let Some(id) = own.ports.remove(&key) {
+                    self.owners.remove(&id);
+                }
+            }
+            if own.ports.is_empty() && own.claimed.is_empty() && own.problems.is_empty() {
+                self.objects.remove(object);
+            }
+        }
+        self.refused.retain(|object| !group.objects.contains(object));
+    }
+
+    fn wanted(&self, object: &Object) -> Wanted {
+        match object {
+            Object::Service(name) => self.sources.service(name, &self.settings),
+            Object::Pod(name) => self.sources.pod(name, &self.settings),
+            Object::Redirect(name) => self.sources.redirect(name, &self.settings),
+        }
+    }
+
+    /// Works out who has which frontend, and with it whose plans change.
+    fn settle(&mut self) {
+        let (mut objects, mut moved) = (std::mem::take(&mut self.dirty), BTreeSet::new());
+        for object in &objects {
+            let wanted = self.wanted(object);
+            let frontends = wanted.frontends();
+            let own = self.objects.entry(object.clone()).or_default();
+            own.problems = wanted.problems;
+            let before = std::mem::replace(&mut own.claimed, frontends);
+            for frontend in own.claimed.difference(&before) {
+                self.claims.claim(*frontend, object);
+                moved.insert(*frontend);
+            }
+            for frontend in before.difference(&own.claimed) {
+                self.claims.release(frontend, object);
+                moved.insert(*frontend);
+            }
+        }
+        // Whoever waited for one has something to do.
+        objects.extend(moved.iter().filter_map(|frontend| self.claims.decide(frontend)));
+        if std::mem::take(&mut self.fresh) {
+            self.recognise(&objects);
+            self.groups.push_back(Group { objects, sweep: true, retry: false });
+        } else if !objects.is_empty() {
+            self.groups.push_back(Group { objects, ..Group::default() });
+        }
+    }
+
+    /// Finds in adopted tables whose rows they are: by frontends that one object alone wants; with those, by frontends
+    /// that several want, who has them.
+    fn recognise(&mut self, objects: &BTreeSet<Arc<Object>>) {
+        for object in objects {
+            for (key, port) in self.wanted(object).ports {
+                let plain = port.frontends.keys().filter(|frontend| !self.claims.is_contested(frontend));
+                self.assign(object, key, plain.copied().collect());
+            }
+        }
+        let mut restored = Vec::new();
+        for (frontend, _, waiting) in self.claims.contested() {
+            let had = self.held.frontend(frontend).and_then(|entry| self.owners.get(&entry.service));
+            if let Some((object, _)) = had.filter(|(object, _)| waiting.contains(object)) {
+                restored.push((*frontend, object.clone()));
+            }
+        }
+        for (frontend, object) in restored {
+            self.claims.restore(&frontend, &object);
+        }
+    }
+
+    /// Gives a port the number under which one of its frontends is in force, unless it has one.
+    fn assign(&mut self, object: &Arc<Object>, key: PortKey, frontends: Vec<Frontend>) {
+        let own = self.objects.entry(object.clone()).or_default();
+        if own.ports.contains_key(&key) {
+            return;
+        }
+        let in_force = frontends.iter().filter_map(|frontend| Some(self.held.frontend(frontend)?.service));
+        let mut free = in_force.filter(|id| id.0 != 0 && !self.owners.contains_key(id));
+        if let Some(id) = free.next() {
+            own.ports.insert(key, id);
+            self.owners.insert(id, (object.clone(), key));
+        }
+    }
+
+    /// From what is in force to what a group's objects want.
+    fn build(&mut self, group: &Group) -> ServicePatch {
+        let mut patch = ServicePatch::default();
+        for object in &group.objects {
+            let mut wanted = self.wanted(object);
+            for port in wanted.ports.values_mut() {
+                port.keep(|frontend| self.claims.owner(frontend) == Some(object));
+            }
+            wanted.ports.retain(|_, port| !port.frontends.is_empty());
+            for (key, port) in &wanted.ports {
+                self.assign(object, *key, port.frontends.keys().copied().collect());
+                let id = self.number(object, *key);
+                self.plan_port(id, key, port, &mut patch);
+            }
+            let Some(own) = self.objects.get(object) else { continue };
+            for (_, id) in own.ports.iter().filter(|(key, _)| !wanted.ports.contains_key(*key)) {
+                self.remove_service(*id, &mut patch);
+            }
+        }
+        if group.sweep {
+            for id in self.held.services().filter(|id| !self.owners.contains_key(id)) {
+                self.remove_service(id, &mut patch);
+            }
+            patch.del_sets.extend(self.held.strays());
+        }
+        patch.del_frontends.retain(|frontend| !patch.put_frontends.contains_key(frontend));
+        patch
+    }
+
+    /// The number of an object's port, a new one if it has none.
+    fn number(&mut self, object: &Arc<Object>, key: PortKey) -> ServiceId {
+        let own = self.objects.entry(object.clone()).or_default();
+        *own.ports.entry(key).or_insert_with(|| {
+            let taken = |id: u32| {
+                let id = ServiceId(id);
+                self.owners.contains_key(&id) || self.held.of_service(id).is_some()
+            };
+            let id = ServiceId(next(&mut self.last_service, taken));
+            self.owners.insert(id, (object.clone(), key));
+            id
+        })
+    }
+
+    fn plan_port(&mut self, service: ServiceId, (_, protocol): &PortKey, port: &WantedPort, patch: &mut ServicePatch) {
+        let (backends, mut keep) = (self.plan_backends(service, *protocol, port, patch), BTreeSet::new());
+        let sets: Vec<SetId> = port
+            .sets
+            .iter()
+            .map(|places| {
+                let ids: Vec<BackendId> = places.iter().map(|place| backends[place]).collect();
+                let size = if port.algorithm == Algorithm::Maglev { self.settings.table_size } else { 0 };
+                let table = || maglev::table(places, *protocol, size);
+                self.set_in_force(service, &ids, size, &table, patch).unwrap_or_else(|| {
+                    let taken = |id: u32| self.held.tables().sets.contains_key(&SetId(id));
+                    let id = SetId(next(&mut self.last_set, taken));
+                    patch.put_sets.insert(id, BackendSet { backends: ids, table: table() });
+                    id
+                })
+            })
+            .collect();
+        keep.extend(sets.iter().copied());
+        for (frontend, wanted) in &port.frontends {
+            let entry = FrontendEntry {
+                service,
+                kind: wanted.kind,
+                internal: wanted.internal.map(|set| sets[set]),
+                external: wanted.external.map(|set| sets[set]),
+                affinity_s: port.affinity_s,
+                forwarding: port.forwarding,
+                source_ranges: wanted.source_ranges,
+                external_local: wanted.external_local,
+                internal_local: wanted.internal_local,
+                skip_from_backend: wanted.skip_from_backend,
+            };
+            if self.held.frontend(frontend) != Some(&entry) {
+                patch.put_frontends.insert(*frontend, entry);
+            }
+        }
+        let held: BTreeSet<_> = self.held.ranges(service).collect();
+        patch.put_ranges.extend(port.ranges.difference(&held).map(|range| (service, *range)));
+        patch.del_ranges.extend(held.difference(&port.ranges).map(|range| (service, *range)));
+        let Some(rows) = self.held.of_service(service) else { return };
+        patch.del_frontends.extend(rows.frontends.iter().filter(|frontend| !port.frontends.contains_key(frontend)));
+        patch.del_sets.extend(rows.sets.difference(&keep));
+    }
+
+    /// Numbers of a port's backends: those that are there keep theirs.
+    fn plan_backends(
+        &mut self,
+        service: ServiceId,
+        protocol: weft_model::intent::Protocol,
+        port: &WantedPort,
+        patch: &mut ServicePatch,
+    ) -> HashMap<super::backends::Place, BackendId> {
+        let tables = self.held.tables();
+        let mut present = HashMap::new();
+        for id in self.held.of_service(service).into_iter().flat_map(|rows| &rows.backends) {
+            let Some(entry) = tables.backends.get(id) else { continue };
+            let place = (entry.address, entry.port);
+            let wanted = entry.protocol == protocol && port.backends.contains_key(&place);
+            if !wanted || present.contains_key(&place) {
+                patch.del_backends.insert(*id);
+            } else {
+                present.insert(place, *id);
+            }
+        }
+        for (place, of) in &port.backends {
+            let id = *present.entry(*place).or_insert_with(|| {
+                BackendId(next(&mut self.last_backend, |id| tables.backends.contains_key(&BackendId(id))))
+            });
+            let entry = BackendEntry {
+                service,
+                address: place.0,
+                port: place.1,
+                protocol,
+                local: of.local,
+                terminating: of.terminating,
+            };
+            if tables.backends.get(&id) != Some(&entry) {
+                patch.put_backends.insert(id, entry);
+            }
+        }
+        present
+    }
+
+    /// A set that is in force and has just these backends as they shall be.
+    fn set_in_force(
+        &self,
+        service: ServiceId,
+        ids: &[BackendId],
+        size: u32,
+        table: &dyn Fn() -> Vec<u16>,
+        patch: &ServicePatch,
+    ) -> Option<SetId> {
+        if ids.iter().any(|id| patch.put_backends.contains_key(id)) {
+            return None;
+        }
+        let sets = &self.held.tables().sets;
+        let same = |id: &&SetId| {
+            sets.get(*id).is_some_and(|set| {
+                let length = set.table.len() == size as usize;
+                set.backends == ids && length && (size == 0 || !self.held.adopted.contains(*id) || set.table == table())
+            })
+        };
+        self.held.of_service(service)?.sets.iter().find(same).copied()
+    }
+
+    fn remove_service(&self, id: ServiceId, patch: &mut ServicePatch) {
+        patch.del_ranges.extend(self.held.ranges(id).map(|range| (id, range)));
+        let Some(rows) = self.held.of_service(id) else { return };
+        patch.del_frontends.extend(&rows.frontends);
+        patch.del_sets.extend(&rows.sets);
+        patch.del_backends.extend(&rows.backends);
+    }
+
+    /// What is in force, as far as the engine was told.
+    #[must_use]
+    pub fn tables(&self) -> &ServiceTables {
+        self.held.tables()
+    }
+
+    /// Whose frontend it is that is in force.
+    #[must_use]
+    pub fn object_at(&self, frontend: &Frontend) -> Option<&Object> {
+        let entry = self.held.frontend(frontend)?;
+        self.owners.get(&entry.service).map(|(object, _)| &**object)
+    }
+
+    /// How many Services have frontends in force.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let services = self.objects.iter().filter(|(object, _)| matches!(***object, Object::Service(_)));
+        services.filter(|(_, own)| own.ports.values().any(|id| self.held.of_service(*id).is_some())).count()
+    }
+
+    /// What of which object is not in force, and why.
+    #[must_use]
+    pub fn problems(&self) -> BTreeMap<Object, Vec<Problem>> {
+        let mut problems: BTreeMap<Object, Vec<Problem>> = BTreeMap::new();
+        for (object, own) in &self.objects {
+            let refused = own.refused.iter().map(|text| Problem { reason: Reason::NoRoom, text: text.clone() });
+            let all: Vec<Problem> = own.problems.iter().cloned().chain(refused).collect();
+            if !all.is_empty() {
+                problems.insert((**object).clone(), all);
+            }
+        }
+        for (frontend, owner, waiting) in self.claims.contested() {
+            let text = format!("{}: {owner} has it", super::list::frontend(frontend));
+            let problem = Problem { reason: Reason::FrontendConflict, text };
+            for object in waiting {
+                problems.entry((**object).clone()).or_default().push(problem.clone());
+            }
+        }
+        problems
+    }
+}
+
+/// The number after the last one given that nobody has. Never 0.
+fn next(last: &mut u32, taken: impl Fn(u32) -> bool) -> u32 {
+    loop {
+        *last = last.wrapping_add(1);
+        if *last != 0 && !taken(*last) {
+            return *last;
+        }
+    }
+}

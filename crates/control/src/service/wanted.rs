@@ -1,0 +1,336 @@
+//! What an object wants, worked out from nothing but the tables.
+
+use super::backends::{Candidates, Place, Slices};
+use super::{LocalPod, Problem, Reason, Settings};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use weft_model::desired::{Frontend, FrontendKind};
+use weft_model::intent::{Algorithm, Forwarding, LocalRedirect, ObjectName, Protocol, Routing, ServicePort, Topology};
+
+/// Most backends of a set.
+pub(super) const BACKENDS_MAX: usize = 65_534;
+
+/// Which port of an object.
+pub(super) type PortKey = (u16, Protocol);
+
+/// What the cluster says.
+#[derive(Default)]
+pub(super) struct Sources {
+    pub services: HashMap<ObjectName, Routing>,
+    pub slices: Slices,
+    pub redirects: BTreeMap<ObjectName, LocalRedirect>,
+    pub pods: BTreeMap<ObjectName, LocalPod>,
+    /// The node's zone.
+    pub zone: Option<String>,
+}
+
+/// What is known of a backend beside its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Trait {
+    pub local: bool,
+    pub terminating: bool,
+}
+
+/// A frontend; sets by their place in [`WantedPort::sets`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct WantedFrontend {
+    pub kind: FrontendKind,
+    pub internal: Option<usize>,
+    pub external: Option<usize>,
+    pub external_local: bool,
+    pub internal_local: bool,
+    pub source_ranges: bool,
+    pub skip_from_backend: bool,
+}
+
+/// One port of an object.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct WantedPort {
+    pub frontends: BTreeMap<Frontend, WantedFrontend>,
+    /// All that shall be there, in a set or not.
+    pub backends: BTreeMap<Place, Trait>,
+    /// Never empty ones.
+    pub sets: Vec<Vec<Place>>,
+    pub ranges: BTreeSet<IpNet>,
+    pub affinity_s: Option<u32>,
+    pub forwarding: Forwarding,
+    pub algorithm: Algorithm,
+}
+
+impl WantedPort {
+    /// A set of these; the same ones are the same set.
+    pub(super) fn set(&mut self, places: Vec<Place>) -> Option<usize> {
+        if places.is_empty() {
+            return None;
+        }
+        let known = self.sets.iter().position(|known| *known == places);
+        Some(known.unwrap_or_else(|| {
+            self.sets.push(places);
+            self.sets.len() - 1
+        }))
+    }
+
+    fn frontend(&mut self, frontend: Frontend, wanted: WantedFrontend) {
+        self.frontends.entry(frontend).or_insert(wanted);
+    }
+
+    /// Leaves the frontends that `keep` says, and what they need.
+    pub(super) fn keep(&mut self, keep: impl Fn(&Frontend) -> bool) {
+        let before = self.frontends.len();
+        self.frontends.retain(|frontend, _| keep(frontend));
+        if self.frontends.len() < before {
+            self.prune();
+        }
+    }
+
+    /// Leaves what the frontends need, and what ends.
+    fn prune(&mut self) {
+        let old = std::mem::take(&mut self.sets);
+        let mut frontends = std::mem::take(&mut self.frontends);
+        for frontend in frontends.values_mut() {
+            frontend.internal = frontend.internal.and_then(|set| self.set(old[set].clone()));
+            frontend.external = frontend.external.and_then(|set| self.set(old[set].clone()));
+        }
+        if !frontends.values().any(|frontend| frontend.source_ranges) {
+            self.ranges.clear();
+        }
+        self.frontends = frontends;
+        let used: BTreeSet<Place> = self.sets.iter().flatten().copied().collect();
+        self.backends.retain(|place, of| of.terminating || used.contains(place));
+    }
+
+    fn know(&mut self, candidates: &Candidates, place: &Place) {
+        if let Some(candidate) = candidates.0.get(place) {
+            let terminating = candidate.state.is_terminating();
+            self.backends.insert(*place, Trait { local: candidate.local, terminating });
+        }
+    }
+}
+
+/// What an object wants, by its ports, and what is wrong with it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Wanted {
+    pub ports: BTreeMap<PortKey, WantedPort>,
+    pub problems: Vec<Problem>,
+}
+
+impl Wanted {
+    pub(super) fn problem(&mut self, reason: Reason, text: String) {
+        self.problems.push(Problem { reason, text });
+    }
+
+    /// Frontends that the object names, each once.
+    pub(super) fn frontends(&self) -> BTreeSet<Frontend> {
+        self.ports.values().flat_map(|port| port.frontends.keys().copied()).collect()
+    }
+
+    fn add(&mut self, key: PortKey, mut port: WantedPort) {
+        for set in &mut port.sets {
+            if set.len() > BACKENDS_MAX {
+                let text = format!("port {}: {} backends, expected {BACKENDS_MAX} at most", key.0, set.len());
+                self.problems.push(Problem { reason: Reason::TooManyBackends, text });
+                set.truncate(BACKENDS_MAX);
+            }
+        }
+        // The first port of an object that names a frontend has it.
+        let taken = self.frontends();
+        port.keep(|frontend| !taken.contains(frontend));
+        if !port.frontends.is_empty() {
+            self.ports.insert(key, port);
+        }
+    }
+}
+
+/// All addresses of the node's own, of a family.
+pub(super) const fn any(v6: bool) -> IpAddr {
+    if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) }
+}
+
+impl Sources {
+    pub(super) fn service(&self, name: &ObjectName, settings: &Settings) -> Wanted {
+        let mut wanted = Wanted::default();
+        let Some(routing) = self.services.get(name) else { return wanted };
+        for port in &routing.ports {
+            if !matches!(port.protocol, Protocol::Tcp | Protocol::Udp | Protocol::Sctp) {
+                continue;
+            }
+            let made = self.service_port(name, routing, port, settings, &mut wanted);
+            wanted.add((port.port, port.protocol), made);
+        }
+        wanted
+    }
+
+    fn service_port(
+        &self,
+        name: &ObjectName,
+        routing: &Routing,
+        port: &ServicePort,
+        settings: &Settings,
+        wanted: &mut Wanted,
+    ) -> WantedPort {
+        let candidates = self.slices.candidates(name, &port.name, port.protocol, routing.publish_not_ready);
+        let mut made = WantedPort {
+            affinity_s: routing.affinity_s.filter(|seconds| *seconds > 0),
+            forwarding: routing.forwarding.unwrap_or(settings.forwarding),
+            algorithm: routing.algorithm,
+            ..WantedPort::default()
+        };
+        let node_port = self.node_port(routing, port, settings, wanted);
+        for v6 in [false, true] {
+            let on = if v6 { settings.ipv6 } else { settings.ipv4 };
+            let has = routing.cluster_ips.is_empty() || routing.cluster_ips.iter().any(|ip| ip.is_ipv6() == v6);
+            if on && has {
+                self.service_family(name, routing, (port, node_port), (&candidates, v6), &mut made);
+            }
+        }
+        if made.frontends.values().any(|frontend| frontend.source_ranges) {
+            made.ranges = routing.source_ranges.iter().map(IpNet::trunc).collect();
+        }
+        for places in made.sets.clone() {
+            places.iter().for_each(|place| made.know(&candidates, place));
+        }
+        // What ends keeps its connections as long as it is there.
+        for (place, candidate) in &candidates.0 {
+            if candidate.state.is_terminating() && settings.has_family_of(place.0) {
+                made.know(&candidates, place);
+            }
+        }
+        self.redirect_backends(&mut made);
+        made
+    }
+
+    /// The port at the nodes' addresses, if it may be there.
+    fn node_port(
+        &self,
+        routing: &Routing,
+        port: &ServicePort,
+        settings: &Settings,
+        wanted: &mut Wanted,
+    ) -> Option<u16> {
+        if !routing.node_ports || port.node_port == 0 {
+            return None;
+        }
+        if settings.node_ports.contains(&port.node_port) {
+            return Some(port.node_port);
+        }
+        let (first, last) = (settings.node_ports.start(), settings.node_ports.end());
+        let text = format!("port {}: nodePort {}: expected {first} to {last}", port.port, port.node_port);
+        wanted.problem(Reason::NodePortOutOfRange, text);
+        None
+    }
+
+    fn service_family(
+        &self,
+        name: &ObjectName,
+        routing: &Routing,
+        (port, node_port): (&ServicePort, Option<u16>),
+        (candidates, v6): (&Candidates, bool),
+        made: &mut WantedPort,
+    ) {
+        let of_family = |addresses: &[IpAddr]| {
+            let addresses = addresses.iter().map(IpAddr::to_canonical).filter(move |address| address.is_ipv6() == v6);
+            addresses.collect::<Vec<_>>()
+        };
+        let at = |address| Frontend { address, port: port.port, protocol: port.protocol };
+        let cluster_ips = of_family(&routing.cluster_ips);
+        let (load_balancer, external) = (of_family(&routing.load_balancer_ips), of_family(&routing.external_ips));
+        let outside = node_port.is_some() || !load_balancer.is_empty() || !external.is_empty();
+
+        let everywhere = candidates.of_cluster(v6, routing.topology, self.zone.as_deref());
+        let here = if routing.internal_local || routing.external_local { candidates.of_node(v6) } else { Vec::new() };
+        let plain = WantedFrontend {
+            kind: FrontendKind::ClusterIp,
+            internal: None,
+            external: None,
+            external_local: false,
+            internal_local: false,
+            source_ranges: false,
+            skip_from_backend: false,
+        };
+        if !cluster_ips.is_empty() {
+            let redirected = self.redirected(name, routing, port, v6);
+            let frontend = match redirected {
+                Some((places, skip_from_backend)) => {
+                    WantedFrontend { internal: made.set(places), skip_from_backend, ..plain }
+                }
+                None => {
+                    let inside = if routing.internal_local { here.clone() } else { everywhere.clone() };
+                    WantedFrontend { internal: made.set(inside), internal_local: routing.internal_local, ..plain }
+                }
+            };
+            cluster_ips.into_iter().for_each(|address| made.frontend(at(address), frontend));
+        }
+        if !outside {
+            return;
+        }
+        // `internalTrafficPolicy` is about the cluster's addresses; `externalTrafficPolicy` about clients outside.
+        let internal = made.set(everywhere.clone());
+        let external_set = made.set(if routing.external_local { here } else { everywhere });
+        let open = WantedFrontend { internal, external: external_set, external_local: routing.external_local, ..plain };
+        if let Some(port) = node_port {
+            let frontend = Frontend { address: any(v6), port, protocol: at(any(v6)).protocol };
+            made.frontend(frontend, WantedFrontend { kind: FrontendKind::NodePort, ..open });
+        }
+        for address in load_balancer {
+            let source_ranges = !routing.source_ranges.is_empty();
+            made.frontend(at(address), WantedFrontend { kind: FrontendKind::LoadBalancer, source_ranges, ..open });
+        }
+        for address in external {
+            made.frontend(at(address), WantedFrontend { kind: FrontendKind::ExternalIp, ..open });
+        }
+    }
+
+    /// The hostPorts of a pod.
+    pub(super) fn pod(&self, name: &ObjectName, settings: &Settings) -> Wanted {
+        let mut wanted = Wanted::default();
+        let Some(pod) = self.pods.get(name) else { return wanted };
+        for host_port in &pod.host_ports {
+            let mut made = WantedPort { forwarding: settings.forwarding, ..WantedPort::default() };
+            for address in pod.addresses.iter().map(IpAddr::to_canonical) {
+                let v6 = address.is_ipv6();
+                let host = host_port.host_ip.map(|host| host.to_canonical()).unwrap_or(any(v6));
+                if host.is_ipv6() != v6 || !settings.has_family_of(address) {
+                    continue;
+                }
+                let place = (address, host_port.container_port);
+                made.backends.insert(place, Trait { local: true, terminating: false });
+                let set = made.set(vec![place]);
+                let frontend = Frontend { address: host, port: host_port.port, protocol: host_port.protocol };
+                let at = WantedFrontend {
+                    kind: FrontendKind::HostPort,
+                    internal: set,
+                    external: set,
+                    external_local: false,
+                    internal_local: false,
+                    source_ranges: false,
+                    skip_from_backend: false,
+                };
+                made.frontend(frontend, at);
+            }
+            match wanted.ports.get_mut(&(host_port.port, host_port.protocol)) {
+                // The same port at several addresses of the node.
+                Some(known) => known.join(made),
+                None => wanted.add((host_port.port, host_port.protocol), made),
+            }
+        }
+        wanted
+    }
+}
+
+impl WantedPort {
+    fn join(&mut self, other: Self) {
+        for (frontend, wanted) in other.frontends {
+            let mut set = |of: Option<usize>| of.and_then(|index| self.set(other.sets[index].clone()));
+            let (internal, external) = (set(wanted.internal), set(wanted.external));
+            self.frontend(frontend, WantedFrontend { internal, external, ..wanted });
+        }
+        self.backends.extend(other.backends);
+        self.prune();
+    }
+}
+
+/// Whether the rules for topology can tell one backend of a Service from another.
+pub(super) fn minds_zone(routing: &Routing) -> bool {
+    routing.topology != Topology::None
+}
