@@ -54,7 +54,7 @@ impl Tracker {
         self.agents.store(count, Ordering::SeqCst);
         for shard in &self.shards {
             let mut rows = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            let waiting = rows.values_mut().filter(|row| row.begun.take().is_some()).count();
+            let waiting = rows.values_mut().filter_map(|row| row.begun.take()).count();
             self.void.fetch_add(waiting, Ordering::Relaxed);
         }
     }

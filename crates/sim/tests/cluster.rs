@@ -116,7 +116,9 @@ async fn fifty_agents_that_race_for_a_thousand_label_sets_make_a_thousand_identi
         nodes.push(world.node(index, Propagation::CesNode, &Recorder::new(tracker.clone(), false)).await);
     }
     let sets: Vec<LabelSet> = (0..SETS)
-        .map(|n| LabelSet(BTreeMap::from([("k8s:app".to_owned(), format!("a-{n}")), ("k8s:x".to_owned(), "y".to_owned())])))
+        .map(|n| {
+            LabelSet(BTreeMap::from([("k8s:app".to_owned(), format!("a-{n}")), ("k8s:x".to_owned(), "y".to_owned())]))
+        })
         .collect();
     let racers = nodes.iter().enumerate().map(|(agent, node)| {
         let (core, sets, server, meter) = (node.core.clone(), sets.clone(), world.server.clone(), world.meter.clone());
@@ -169,7 +171,8 @@ async fn the_mode_changes_in_a_running_cluster_and_no_address_is_lost() {
     use Propagation::{Cep, CesNode, CesOperator};
     const NODES: usize = 3;
     let world = World::start(NODES).await;
-    let flags = ["weft-operator", "--pod-cidr", "10.0.0.0/8,fd44::/48", "--node-grace-seconds", "1", "--ces-delay-ms", "100"];
+    let flags =
+        ["weft-operator", "--pod-cidr", "10.0.0.0/8,fd44::/48", "--node-grace-seconds", "1", "--ces-delay-ms", "100"];
     let flags = <weft_operator::config::Flags as clap::Parser>::try_parse_from(flags).expect("flags");
     let config = weft_operator::config::Config::read(flags).expect("valid");
     let operator = connect(&world.server, "operator", &world.meter).await.expect("connected");
