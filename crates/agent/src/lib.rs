@@ -14,6 +14,7 @@ pub mod core;
 #[cfg(test)]
 mod fakes;
 pub mod install;
+pub mod ipam;
 pub mod kernel;
 pub mod local;
 pub mod machine;

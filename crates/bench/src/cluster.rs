@@ -44,11 +44,17 @@ impl Client {
 impl Cluster {
     /// `weft up` with this routing.
     pub fn up(bin_dir: &Path, routing: &str, nodes: usize) -> Result<Self> {
-        let name = format!("bench{}{}", &routing[..1], std::process::id());
+        Self::up_with(bin_dir, &routing[..1], nodes, &["--routing", routing])
+    }
+
+    /// `weft up` with these options; `label` tells clusters of one run apart.
+    pub fn up_with(bin_dir: &Path, label: &str, nodes: usize, options: &[&str]) -> Result<Self> {
+        let name = format!("bench{label}{}", std::process::id());
         let mut cluster = Self { bin_dir: bin_dir.to_path_buf(), name, kubeconfig: String::new() };
         let nodes = nodes.to_string();
-        println!("starting a cluster of {nodes} nodes, {routing} routing ...");
-        cluster.weft(&["up", "--name", &cluster.name, "--nodes", &nodes, "--routing", routing])?;
+        println!("starting a cluster of {nodes} nodes, {} ...", options.join(" "));
+        let fixed = ["up", "--name", &cluster.name, "--nodes", &nodes];
+        cluster.weft(&[&fixed[..], options].concat())?;
         cluster.kubeconfig = cluster.weft(&["kubeconfig", "--name", &cluster.name])?.trim().to_owned();
         Ok(cluster)
     }

@@ -13,6 +13,7 @@ mod program;
 mod report;
 mod scale;
 mod traffic;
+mod watermarks;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -23,7 +24,8 @@ use std::path::PathBuf;
 #[command(name = "weft-bench", version)]
 struct Arguments {
     /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
-    /// cni, policy, memory, policy-scale (needs no cluster; never part of all), or all.
+    /// cni, policy, memory, policy-scale (needs no cluster; never part of all), watermarks (clusters of its own; never
+    /// part of all), or all.
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
     /// Rounds; every scenario gets one slice a round.
@@ -49,7 +51,7 @@ struct Arguments {
     alarm_s: u32,
 }
 
-const BENCHMARKS: [&str; 7] = ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale"];
+const BENCHMARKS: [&str; 8] = ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "watermarks"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -80,6 +82,9 @@ fn main() -> Result<()> {
     }
     if arguments.what == ["policy-scale"] {
         return scale::run()?.write(&arguments.out.join("policy-scale.json"));
+    }
+    if arguments.what == ["watermarks"] {
+        return watermarks::run(&bin_dir)?.write(&arguments.out.join("watermarks.json"));
     }
     let native = cluster::Cluster::up(&bin_dir, "native", 2)?;
     if wanted("cni") {

@@ -7,7 +7,7 @@ use serde_json::Value;
 const COLLECTION: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// The definitions, as in `deploy/crds`: file and text.
-pub const MANIFESTS: [(&str, &str); 8] = [
+pub const MANIFESTS: [(&str, &str); 9] = [
     ("ciliumcidrgroups.yaml", include_str!("../../../deploy/crds/ciliumcidrgroups.yaml")),
     (
         "ciliumclusterwidenetworkpolicies.yaml",
@@ -18,6 +18,7 @@ pub const MANIFESTS: [(&str, &str); 8] = [
     ("ciliumidentities.yaml", include_str!("../../../deploy/crds/ciliumidentities.yaml")),
     ("ciliumnetworkpolicies.yaml", include_str!("../../../deploy/crds/ciliumnetworkpolicies.yaml")),
     ("ciliumnodes.yaml", include_str!("../../../deploy/crds/ciliumnodes.yaml")),
+    ("ciliumpodippools.yaml", include_str!("../../../deploy/crds/ciliumpodippools.yaml")),
     ("clusternetworkpolicies.yaml", include_str!("../../../deploy/crds/clusternetworkpolicies.yaml")),
 ];
 

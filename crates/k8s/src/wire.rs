@@ -54,6 +54,8 @@ pub mod path {
     pub const CLUSTER_POLICIES: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
     /// CiliumCIDRGroups.
     pub const CIDR_GROUPS: &str = "/apis/cilium.io/v2/ciliumcidrgroups";
+    /// CiliumPodIPPools.
+    pub const ADDRESS_POOLS: &str = "/apis/cilium.io/v2alpha1/ciliumpodippools";
     /// Services of all namespaces.
     pub const SERVICES: &str = "/api/v1/services";
     /// EndpointSlices of Services, of all namespaces.
@@ -437,6 +439,16 @@ pub struct WirePolicy {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireCidrGroup {
+    /// Metadata.
+    pub metadata: Metadata,
+    /// Specification.
+    pub spec: serde_json::Value,
+}
+
+/// CiliumPodIPPool.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WirePool {
     /// Metadata.
     pub metadata: Metadata,
     /// Specification.
