@@ -1,6 +1,6 @@
 # The front door. `make` alone says what there is.
 .SILENT:
-.PHONY: help up down test bench check audit build setup root bench-policy bench-services fuzz-policy fuzz-yaml fuzz-packets
+.PHONY: help up down test test-services bench check audit build setup root bench-policy bench-services fuzz-policy fuzz-yaml fuzz-packets
 
 # One profile for the tests, another for running: debug and release.
 PROGRAMS := -p weft-cli -p weft-agent -p weft-operator -p weft-cni
@@ -13,6 +13,7 @@ help:
 	echo "make up     a 3-node cluster on this machine (UP='--nodes 5 --routing vxlan' for another; root)"
 	echo "make down   remove it, however it was left (root)"
 	echo "make test   all tests, whole clusters included (root)"
+	echo "make test-services  every kind of service from every client, rolling updates under load (root, a quiet machine)"
 	echo "make bench  benchmarks beside plain forwarding and the bridge CNI (root)"
 	echo "make bench-policy  10,000 rules, 20,000 identities, 250 endpoints in the kernel's maps (root)"
 	echo "make bench-services  services at sockets, packet by packet, at the edge, beside iptables (root)"
@@ -45,6 +46,13 @@ test: root
 	cargo xtask build-ebpf
 	cargo build --quiet $(PROGRAMS)
 	cargo test --quiet --no-fail-fast
+
+# One cluster at a time: what they look at is lost connections.
+test-services: root
+	scripts/setup.sh test
+	cargo xtask build-ebpf
+	cargo build --quiet $(PROGRAMS)
+	cargo test --quiet --test cluster_service --test cluster_service_traits --test cluster_rollout -- --test-threads=1
 
 bench: root build
 	scripts/setup.sh test
