@@ -11,7 +11,7 @@ use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
 use crate::ports::{Cluster, Links};
 use crate::state::StateDir;
-use crate::{install, machine, restart, server};
+use crate::{install, ipam, machine, restart, server};
 use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -73,6 +73,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
     // The cluster.
     let client = Client::connect(&options).await.context("API server")?;
+    let client_again = client.clone();
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
     let writer = weft_k8s::slice::Writer::start(client.clone(), &config.node_name, stop.clone());
     let conversion = weft_k8s::convert::Settings {
@@ -93,6 +94,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tasks.spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
     tasks.spawn(cluster::announce_endpoints(core.clone(), writer, stop.clone()));
     tasks.spawn(cluster::announce_node(core.clone(), client, config.node_name.clone(), progress.clone(), stop.clone()));
+
+    tasks.spawn(ipam::run(core.clone(), client_again, config.clone(), stop.clone()));
 
     // What the kernel sees, and its housekeeping.
     let observer = Observer::new(config.node_name.as_str(), EVENTS_KEPT, Arc::new(Names::new(core.clone())));
@@ -166,6 +169,8 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         ipv4: config.ipv4,
         ipv6: config.ipv6,
         tunnel: config.routing == crate::config::Routing::Vxlan,
+        ipam: config.ipam,
+        pod_ranges: config.pod_ranges.clone(),
         no_masquerade: config.no_masquerade.clone(),
         host_firewall: config.host_firewall,
         audit: config.policy_audit_mode,

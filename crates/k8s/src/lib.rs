@@ -15,6 +15,7 @@ pub mod crd;
 pub mod error;
 pub mod event;
 pub mod identity;
+pub mod ipam;
 pub mod lease;
 pub mod lint;
 mod list;

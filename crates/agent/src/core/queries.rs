@@ -24,8 +24,8 @@ impl Core {
             services: self.count_services(),
             routing: if self.settings.tunnel { "vxlan" } else { "native" }.to_owned(),
             addresses: self.own_addresses(),
-            pod_cidrs: self.routes.usage().into_iter().map(|(cidr, _, _)| cidr).collect(),
-            ipam: self.routes.usage(),
+            pod_cidrs: self.own_pool.usage().into_iter().map(|(cidr, _, _)| cidr).collect(),
+            ipam: self.own_pool.usage(),
             drops: Vec::new(),
             events_suppressed: 0,
         }
