@@ -4,7 +4,8 @@
 use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
 use serde_json::Value;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 use weft_tests::cluster::{Cluster, PORT, Pod, eventually};
 
 /// Whom the world sees.
@@ -86,7 +87,8 @@ fn inside(cluster: &Cluster, pod: &Pod) -> Result<()> {
 }
 
 /// What is not assigned is not carried: the fabric's own kernel is asked what it does with a packet of `one`, which it
-/// carries, and with the same one from and to an address that nobody assigned.
+/// carries, and with the same one from and to an address that nobody assigned. Then it shows it: of two datagrams that
+/// leave `one`'s node for the other node, one from the pod's address, one from nobody's, the first arrives alone.
 fn nobody_elses(cluster: &Cluster, free: &str, one: &Pod, two: &Pod) -> Result<()> {
     let netns = format!("weft-{}-fabric", cluster.name());
     let carries = |from: &str, to: &str| -> Result<bool> {
@@ -99,7 +101,43 @@ fn nobody_elses(cluster: &Cluster, free: &str, one: &Pod, two: &Pod) -> Result<(
     ensure!(carries(&from, &to)?, "{from} -> {to}, both assigned, is not carried");
     ensure!(!carries(free, &to)?, "from {free}, which nobody assigned, to {to} is carried");
     ensure!(!carries(&from, free)?, "{from} to {free}, which nobody assigned, is carried");
+    let node: Value = serde_json::from_str(&cluster.kubectl(&["get", "node", "node-2", "-o", "json"])?)?;
+    let addresses = node["status"]["addresses"].as_array().into_iter().flatten();
+    let mut addresses = addresses.filter_map(|entry| entry["address"].as_str()?.parse::<IpAddr>().ok());
+    let to = addresses.find(|address| address.is_ipv6() == free.contains(':')).context("no address of the node")?;
+    let listener = in_node(cluster, "node-2", move || {
+        let socket = UdpSocket::bind(SocketAddr::new(to, 9999))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(socket)
+    })?;
+    for address in [free.parse()?, one.addresses[family]] {
+        in_node(cluster, "node-1", move || {
+            // Per network namespace: somebody else's address as the source.
+            std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", "1")?;
+            std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1")?;
+            let socket = UdpSocket::bind(SocketAddr::new(address, 9998))?;
+            Ok(socket.send_to(b"?", SocketAddr::new(to, 9999))?)
+        })?;
+    }
+    let (_, first) = listener.recv_from(&mut [0; 8]).context("the datagram from the pod's address")?;
+    ensure!(first.ip() == one.addresses[family], "a datagram from {first} arrived");
+    listener.set_read_timeout(Some(Duration::from_millis(500)))?;
+    ensure!(listener.recv_from(&mut [0; 8]).is_err(), "a datagram from {free} arrived");
     Ok(())
+}
+
+/// Does something as a process of the node itself would.
+fn in_node<T: Send + 'static>(
+    cluster: &Cluster,
+    node: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let netns = std::fs::File::open(format!("/run/netns/weft-{}-{node}", cluster.name()))?;
+    let thread = std::thread::spawn(move || {
+        nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        work()
+    });
+    thread.join().map_err(|_| anyhow::anyhow!("it panicked"))?
 }
 
 fn cilium_node(cluster: &Cluster, node: &str) -> Result<Value> {

@@ -56,7 +56,16 @@ struct Arguments {
 }
 
 const BENCHMARKS: [&str; 10] = [
-    "baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services", "services-scale", "watermarks",
+    "baseline",
+    "path",
+    "program",
+    "cni",
+    "policy",
+    "memory",
+    "policy-scale",
+    "services",
+    "services-scale",
+    "watermarks",
 ];
 
 fn main() -> Result<()> {

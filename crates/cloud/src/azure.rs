@@ -135,7 +135,7 @@ impl Cloud for Azure {
     }
 
     /// The interface goes with the machine, and its configurations with the interface.
-    fn forget<'a>(&'a self, _node: &'a NodeRef) -> Answer<'a, ()> {
+    fn retain<'a>(&'a self, _nodes: &'a [String]) -> Answer<'a, ()> {
         std::future::ready(Ok(())).boxed()
     }
 }

@@ -45,14 +45,14 @@ pub enum Question {
         /// What.
         blocks: Vec<IpNet>,
     },
-    /// [`Cloud::forget`]
-    Forget {
-        /// The node.
-        node: NodeRef,
+    /// [`Cloud::retain`]
+    Retain {
+        /// Names of nodes.
+        nodes: Vec<String>,
     },
 }
 
-/// The answer: what the node has then.
+/// The answer: what the node that was asked about has then.
 pub type Reply = Result<BTreeSet<IpNet>, CloudError>;
 
 /// See the module.
@@ -105,7 +105,7 @@ impl Cloud for Fabric {
             .boxed()
     }
 
-    fn forget<'a>(&'a self, node: &'a NodeRef) -> Answer<'a, ()> {
-        self.ask(Question::Forget { node: node.clone() }).map(|reply| reply.map(drop)).boxed()
+    fn retain<'a>(&'a self, nodes: &'a [String]) -> Answer<'a, ()> {
+        self.ask(Question::Retain { nodes: nodes.to_vec() }).map(|reply| reply.map(drop)).boxed()
     }
 }

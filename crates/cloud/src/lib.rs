@@ -54,6 +54,7 @@ pub trait Cloud: Send + Sync {
     /// Takes blocks from the interface. Those that it does not carry are fine.
     fn unassign<'a>(&'a self, node: &'a NodeRef, blocks: &'a [IpNet]) -> Answer<'a, ()>;
 
-    /// The node is gone for good. A cloud that frees the addresses with the machine has nothing to do.
-    fn forget<'a>(&'a self, node: &'a NodeRef) -> Answer<'a, ()>;
+    /// Frees what nodes have that are not among these: they are gone for good. A cloud that frees addresses with the
+    /// machine has nothing to do.
+    fn retain<'a>(&'a self, nodes: &'a [String]) -> Answer<'a, ()>;
 }

@@ -13,6 +13,10 @@ use weft_api::cni::{CniError, code};
 
 /// Variables that the plugin gets.
 const PASSED: [&str; 5] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"];
+/// The version that brought GC and STATUS.
+const NEWEST: &str = "1.1.0";
+/// The one before it.
+const OLDER: &str = "1.0.0";
 /// It must have answered by then.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest answer that is read.
@@ -52,10 +56,36 @@ pub fn check(env: Lookup<'_>, kind: &str, config: &Config) -> Result<(), CniErro
 pub fn status(env: Lookup<'_>, kind: &str, config: &Config) -> Result<(), CniError> {
     let unavailable =
         |error: CniError| CniError { code: code::NOT_AVAILABLE, details: error.details.clone(), msg: error.msg };
-    let spoken = run(env, kind, "VERSION", config).map_err(unavailable)?;
+    if_known(env, kind, "STATUS", config).map_err(unavailable)
+}
+
+/// Gives back what is not among the valid attachments, if the plugin is of a version that knows GC.
+///
+/// # Errors
+/// It is not there, or fails.
+pub fn gc(env: Lookup<'_>, kind: &str, config: &Config) -> Result<(), CniError> {
+    if_known(env, kind, "GC", config)
+}
+
+/// A command of the newest version.
+fn if_known(env: Lookup<'_>, kind: &str, command: &str, config: &Config) -> Result<(), CniError> {
+    let spoken = run(env, kind, "VERSION", config)?;
     let spoken: Value = serde_json::from_slice(&spoken).unwrap_or_default();
-    let knows = spoken["supportedVersions"].as_array().into_iter().flatten().any(|version| version == "1.1.0");
-    if knows { run(env, kind, "STATUS", config).map(drop).map_err(unavailable) } else { Ok(()) }
+    let knows = spoken["supportedVersions"].as_array().into_iter().flatten().any(|version| version == NEWEST);
+    if knows { run(env, kind, command, config).map(drop) } else { Ok(()) }
+}
+
+/// What the plugin reads. Most know nothing newer than 1.0.0, and what came after it changes nothing in what they are
+/// asked here.
+fn input(command: &str, config: &Config) -> Vec<u8> {
+    let spoken = matches!(command, "ADD" | "DEL" | "CHECK") && config.version.as_str() == NEWEST;
+    let parsed = spoken.then(|| serde_json::from_slice::<Value>(&config.stdin).ok()).flatten();
+    let Some(mut parsed) = parsed else { return config.stdin.clone() };
+    parsed["cniVersion"] = OLDER.into();
+    if parsed["prevResult"].is_object() {
+        parsed["prevResult"]["cniVersion"] = OLDER.into();
+    }
+    parsed.to_string().into_bytes()
 }
 
 fn find(env: Lookup<'_>, kind: &str) -> Result<PathBuf, CniError> {
@@ -84,7 +114,7 @@ fn run(env: Lookup<'_>, kind: &str, command: &str, config: &Config) -> Result<Ve
     });
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read its configuration fails by its own exit code.
-        let _ = stdin.write_all(&config.stdin);
+        let _ = stdin.write_all(&input(command, config));
     }
     let Some(success) = wait(&mut child, PATIENCE).map_err(io)? else {
         return Err(failed("did not answer", format!("{command}: ended after {} s", PATIENCE.as_secs())));

@@ -58,7 +58,7 @@ pub fn run(env: impl Fn(&str) -> Option<OsString>, stdin: &[u8]) -> Result<Strin
         Command::Add => add(&env, &config),
         Command::Del => del(&env, &config),
         Command::Check => check(&env, &config),
-        Command::Gc => gc(&config),
+        Command::Gc => gc(&env, &config),
         Command::Status => status(&env, &config),
         Command::Version => unreachable!("answered above"),
     };
@@ -150,12 +150,14 @@ fn check(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
     done(ask(config, &Request::CniCheck(CheckRequest { attachment, netns, addresses }), ADD)?)
 }
 
-fn gc(config: &Config) -> Result<String, CniError> {
+fn gc(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
     since(config, "GC", "1.1.0")?;
     let Some(valid) = config.valid_attachments.clone() else {
         return Err(config::mismatch("cni.dev/valid-attachments", "a list", None));
     };
-    done(ask(config, &Request::CniGc(GcRequest { valid }), ADD)?)
+    let answer = done(ask(config, &Request::CniGc(GcRequest { valid }), ADD)?)?;
+    config.delegate.as_deref().map_or(Ok(()), |kind| delegate::gc(env, kind, config))?;
+    Ok(answer)
 }
 
 fn status(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
@@ -225,5 +227,7 @@ fn describe(cause: &AskError) -> String {
     }
 }
 
+#[cfg(test)]
+mod delegated;
 #[cfg(test)]
 mod tests;

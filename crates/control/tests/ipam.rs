@@ -58,7 +58,10 @@ fn the_first_and_the_last_address_are_never_given() {
         assert!(given.is_sorted());
         let full = give(capacity).unwrap_err();
         let family = if given[0].is_ipv4() { Family::V4 } else { Family::V6 };
-        assert_eq!(full, IpamError::Exhausted { pool: "p".to_owned(), family, capacity, advice: Advice::Prefix });
+        let prefixes = vec![block(prefix).net.trunc()];
+        let expected =
+            IpamError::Exhausted { pool: "p".to_owned(), prefixes, family, capacity, advice: Advice::Prefix };
+        assert_eq!(full, expected);
     }
     for tiny in ["10.0.0.0/31", "10.0.0.0/32"] {
         assert!(node(&[tiny]).allocate("x", &v4()).is_err());

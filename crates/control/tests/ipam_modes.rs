@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_control::ipam::{
-    Advice, Choice, Edges, Exchange, Family, Growth, Needed, Needs, NodePool, Outcome, PoolSpec, Record, SharedPools,
-    Watermarks, plan,
+    Advice, Block, Choice, Edges, Exchange, Family, Growth, Needed, Needs, NodePool, Outcome, PoolSpec, Record,
+    SharedPools, Watermarks, plan,
 };
 use weft_oracle::Random;
 
@@ -24,6 +24,8 @@ enum Decider {
     Operator,
     /// The cloud, which the operator asks.
     Cloud,
+    /// Nobody here: each node comes with a prefix of its own.
+    Controller,
 }
 
 #[derive(Clone, Debug)]
@@ -41,9 +43,10 @@ fn modes() -> Vec<Mode> {
     let two = |a, n, b, m| BTreeMap::from([(Family::V4, (net(a), n)), (Family::V6, (net(b), m))]);
     let batches = Growth::Batches(Watermarks { batch: 4, max: 12, ..Watermarks::default() });
     let mode = |name, decider, growth, subnets, edges| Mode { name, decider, growth, subnets, edges };
-    use Decider::{Cloud, Operator};
+    use Decider::{Cloud, Controller, Operator};
     vec![
         mode("cluster-pool", Operator, Growth::Fixed(1), two("10.0.0.0/26", 28, "fd00::/122", 124), Edges::Reserved),
+        mode("kubernetes", Controller, Growth::Fixed(1), two("10.0.0.0/26", 29, "fd00::/122", 125), Edges::Reserved),
         mode("multi-pool", Operator, Growth::Ahead(4), two("10.0.0.0/27", 30, "fd00::/123", 126), Edges::Usable),
         mode("overlay", Cloud, Growth::Fixed(1), two("10.0.0.0/26", 28, "fd00::/122", 124), Edges::Reserved),
         mode("pod subnet", Cloud, batches, v4("10.0.0.0/27", 32), Edges::Usable),
@@ -80,6 +83,8 @@ struct Node {
     writes: Vec<(u64, Record)>,
     /// The last of them is this agent's.
     waiting: bool,
+    /// The machine and its object are no more.
+    gone: bool,
 }
 
 /// An operator between two of its steps.
@@ -110,6 +115,14 @@ fn choice(mode: &Mode) -> Choice {
     Choice { v4: pool(Family::V4), v6: pool(Family::V6) }
 }
 
+fn parts(net: IpNet, length: u8) -> impl Iterator<Item = IpNet> {
+    let parts: Vec<IpNet> = match net {
+        IpNet::V4(v4) => v4.subnets(length).unwrap().map(IpNet::V4).collect(),
+        IpNet::V6(v6) => v6.subnets(length).unwrap().map(IpNet::V6).collect(),
+    };
+    parts.into_iter()
+}
+
 fn host_count(net: &IpNet) -> u128 {
     1 << (net.max_prefix_len() - net.prefix_len())
 }
@@ -123,8 +136,9 @@ impl World {
             exchange: exchange.clone(),
             writes: Vec::new(),
             waiting: false,
+            gone: false,
         };
-        Self {
+        let mut world = Self {
             random: Random::new(seed),
             objects: vec![Object::default(); NODES],
             cloud: vec![BTreeSet::new(); NODES],
@@ -135,6 +149,42 @@ impl World {
             given: 0,
             refused: 0,
             mode,
+        };
+        for n in 0..NODES {
+            world.arrive_with_prefix(n);
+        }
+        world
+    }
+
+    /// Where a node comes with a prefix: any that no other node has.
+    fn arrive_with_prefix(&mut self, n: usize) {
+        if self.mode.decider != Decider::Controller {
+            return;
+        }
+        for (subnet, length) in self.mode.subnets.clone().into_values() {
+            let others: BTreeSet<IpNet> = self.objects.iter().flat_map(Object::told).collect();
+            let free: Vec<IpNet> = parts(subnet, length).filter(|net| !others.contains(net)).collect();
+            let net = free[self.random.below(free.len())];
+            self.objects[n].add(vec![net]);
+        }
+    }
+
+    /// The machine is lost with all its pods, and its object goes. What it wrote last may still be on its way.
+    fn lose(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        for address in std::mem::take(&mut node.pods).into_values().flatten() {
+            self.holders.remove(&address).unwrap();
+        }
+        node.gone = true;
+        // Another object under the same name is another object: nothing written for the old one fits it.
+        self.objects[n] = Object { version: self.objects[n].version + 1000, ..Object::default() };
+        self.restart_agent(n);
+    }
+
+    /// A new machine of that name.
+    fn come_back(&mut self, n: usize) {
+        if std::mem::take(&mut self.nodes[n].gone) {
+            self.arrive_with_prefix(n);
         }
     }
 
@@ -201,6 +251,15 @@ impl World {
     }
 
     fn turn_with(&mut self, n: usize, demand: u32, failures: bool) {
+        if self.nodes[n].gone {
+            return;
+        }
+        if self.mode.decider == Decider::Controller {
+            let block = |net| Block { net, edges: self.mode.edges, programmed: true };
+            let blocks: Vec<Block> = self.objects[n].told().into_iter().map(block).collect();
+            assert_eq!(self.nodes[n].pool.set_blocks(POOL, &blocks), []);
+            return;
+        }
         if self.nodes[n].waiting {
             self.nodes[n].waiting = false;
             let write = self.nodes[n].writes.pop().unwrap();
@@ -282,6 +341,15 @@ impl World {
             self.operator = Some(operator);
             return;
         }
+        // What nodes had that are gone.
+        for gone in (0..NODES).filter(|gone| self.nodes[*gone].gone) {
+            operator.pools.release_node(&gone.to_string());
+            self.cloud[gone].clear();
+        }
+        if self.nodes[n].gone || self.mode.decider == Decider::Controller {
+            self.operator = Some(operator);
+            return;
+        }
         let object = self.objects[n].clone();
         let mut tell = Vec::new();
         let node = n.to_string();
@@ -307,6 +375,7 @@ impl World {
                         tell.extend(self.assign(n, subnet, length));
                     }
                 }
+                Decider::Controller => unreachable!("it has no part in it"),
                 Decider::Operator => {
                     let told: BTreeSet<IpNet> = told;
                     let mut have: u128 = told.iter().map(host_count).sum();
@@ -329,12 +398,8 @@ impl World {
 
     /// The cloud gives any free block of the subnet; each to one node only.
     fn assign(&mut self, n: usize, subnet: IpNet, length: u8) -> Option<IpNet> {
-        let subnets: Vec<IpNet> = match subnet {
-            IpNet::V4(v4) => v4.subnets(length).unwrap().map(IpNet::V4).collect(),
-            IpNet::V6(v6) => v6.subnets(length).unwrap().map(IpNet::V6).collect(),
-        };
         let free: Vec<IpNet> =
-            subnets.into_iter().filter(|net| !self.cloud.iter().any(|assigned| assigned.contains(net))).collect();
+            parts(subnet, length).filter(|net| !self.cloud.iter().any(|assigned| assigned.contains(net))).collect();
         let net = *free.get(self.random.below(free.len().max(1)))?;
         self.cloud[n].insert(net);
         Some(net)
@@ -342,6 +407,19 @@ impl World {
 
     fn step(&mut self) {
         let n = self.random.below(NODES);
+        match self.random.below(200) {
+            // Seldom enough for the others to get anywhere.
+            0 => self.lose(n),
+            1..20 => self.come_back(n),
+            _ => self.everyday(n),
+        }
+        self.judge();
+    }
+
+    fn everyday(&mut self, n: usize) {
+        if self.nodes[n].gone {
+            return;
+        }
         match self.random.below(40) {
             0..12 => self.add(n),
             12..19 => self.del(n),
@@ -353,7 +431,6 @@ impl World {
             _ if self.operator.is_none() => self.lead(),
             _ => {}
         }
-        self.judge();
     }
 
     fn judge(&self) {
@@ -377,6 +454,7 @@ impl World {
     fn settle(&mut self, demand: impl Fn(&Node) -> u32) {
         for _ in 0..60 {
             for n in 0..NODES {
+                self.come_back(n);
                 self.late(n);
                 let wanted = demand(&self.nodes[n]);
                 for _ in 0..4 {

@@ -105,11 +105,12 @@ pub(crate) async fn run(
         Some(sender)
     };
     let mut waits = [true, true, matches!(source, Source::Pools)];
-    let mut machines: BTreeMap<String, NodeRef> = BTreeMap::new();
+    let mut roll = Roll::default();
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
     let mut pools = Pools::default();
     loop {
-        let next = due.values().filter_map(|due| due.at).min();
+        let turns = due.iter().filter(|(name, _)| roll.machines.contains_key(*name)).filter_map(|(_, due)| due.at);
+        let next = turns.chain(roll.sweep).min();
         let idle = waits.contains(&true);
         tokio::select! {
             batch = nodes.recv() => {
@@ -118,13 +119,13 @@ pub(crate) async fn run(
                     match news {
                         News::Here(row) => {
                             let machine = NodeRef { name: row.name.clone(), provider_id: row.provider_id };
-                            if machines.insert(row.name.clone(), machine.clone()) != Some(machine) {
+                            if roll.machines.insert(row.name.clone(), machine.clone()) != Some(machine) {
                                 due.entry(row.name).or_default().at = Some(Instant::now());
                             }
                         }
                         News::Gone(name) => {
-                            let machine = machines.remove(&name).unwrap_or_default();
-                            gone(&source, &mut pools, machine, &name).await;
+                            roll.machines.remove(&name);
+                            roll.sweep = Some(Instant::now());
                             due.remove(&name);
                         }
                         News::Synced => waits[0] = false,
@@ -139,12 +140,15 @@ pub(crate) async fn run(
                             if matches!(source, Source::Pools) {
                                 restore(&mut pools.pools, &node);
                             }
+                            roll.objects.insert(node.name.clone());
                             let due = due.entry(node.name).or_default();
                             due.told = node.problem;
                             due.at = Some(Instant::now());
                         }
-                        // The node may still be there, with pods that use what it had: only its own end frees anything.
-                        ShareNews::Gone(_) => {}
+                        ShareNews::Gone(name) => {
+                            roll.objects.remove(&name);
+                            roll.sweep = Some(Instant::now());
+                        }
                         ShareNews::Synced => waits[1] = false,
                     }
                 }
@@ -156,9 +160,54 @@ pub(crate) async fn run(
             }
             () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() && !idle => {}
         }
-        // Nothing is given before all that was given is known.
+        // Nothing is given before all that was given is known, and nothing is freed either.
         if !waits.contains(&true) {
-            serve(client, &source, &machines, &mut pools, &mut due).await;
+            if roll.sweep.is_some_and(|at| at <= Instant::now()) {
+                roll.sweep = sweep(&source, &mut pools, &roll).await;
+            }
+            serve(client, &source, &roll.machines, &mut pools, &mut due).await;
+        }
+    }
+}
+
+/// Who is there. What a node had is free when neither its Node nor its CiliumNode exists any more: while one of them does,
+/// its pods may still run, or it may come back and go on with what stands in its object.
+struct Roll {
+    machines: BTreeMap<String, NodeRef>,
+    /// Names of CiliumNodes.
+    objects: BTreeSet<String>,
+    /// When to free what nodes had that are gone. A new operator does it first of all: its predecessor may have died
+    /// over it.
+    sweep: Option<Instant>,
+}
+
+impl Default for Roll {
+    fn default() -> Self {
+        Self { machines: BTreeMap::new(), objects: BTreeSet::new(), sweep: Some(Instant::now()) }
+    }
+}
+
+/// Frees what nobody has any more. When to try again, if at all.
+async fn sweep(source: &Source, pools: &mut Pools, roll: &Roll) -> Option<Instant> {
+    let here: BTreeSet<&str> = roll.machines.keys().chain(&roll.objects).map(String::as_str).collect();
+    match source {
+        Source::Pools => {
+            let owners: BTreeSet<String> = pools.pools.iter().map(|(_, _, node)| node.to_owned()).collect();
+            for gone in owners.iter().filter(|owner| !here.contains(owner.as_str())) {
+                pools.pools.release_node(gone);
+                pools.limbo.remove(gone);
+            }
+            None
+        }
+        Source::Cloud { cloud, .. } => {
+            let here: Vec<String> = here.into_iter().map(str::to_owned).collect();
+            match cloud.retain(&here).await {
+                Ok(()) => None,
+                Err(error) => {
+                    tracing::warn!(%error, "what nodes had that are gone is not free yet");
+                    Some(Instant::now() + RETRY_MAX.max(error.patience().unwrap_or_default()))
+                }
+            }
         }
     }
 }
@@ -184,20 +233,6 @@ fn take_pools(pools: &mut SharedPools, batch: Vec<PoolNews>, waits: &mut bool) {
             }
             PoolNews::Gone(name) => pools.remove(&name),
             PoolNews::Synced => *waits = false,
-        }
-    }
-}
-
-async fn gone(source: &Source, pools: &mut Pools, machine: NodeRef, name: &str) {
-    match source {
-        Source::Pools => {
-            pools.pools.release_node(name);
-            pools.limbo.remove(name);
-        }
-        Source::Cloud { cloud, .. } => {
-            if let Err(error) = cloud.forget(&machine).await {
-                tracing::warn!(node = name, %error, "what the node had is not free yet");
-            }
         }
     }
 }

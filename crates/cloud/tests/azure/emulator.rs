@@ -10,13 +10,14 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
 pub const GROUP: &str = "/subscriptions/0000-1111/resourceGroups/rg/providers";
 const SUBNET: u32 = 0x0af1_0000;
+const SUBNET_V6: u128 = 0xfd45 << 112;
 
 /// What happens to the next request to Resource Manager, in the place of the right thing.
 #[derive(Clone, Debug)]
@@ -31,6 +32,9 @@ pub enum Fault {
     Meddle,
     /// The long-running operation that it begins fails at its end, with this code.
     FailLater(&'static str),
+    /// Where the operation is to be looked at is said by `Location`, as older interfaces do it, and the first look at it
+    /// is throttled.
+    ByLocation,
 }
 
 #[derive(Default)]
@@ -38,12 +42,12 @@ pub struct World {
     /// By id, in lower case: the resource.
     resources: BTreeMap<String, Value>,
     etag: u64,
-    /// Addresses that are taken, offsets in the subnet.
-    taken: BTreeSet<u32>,
+    /// Addresses that are taken: IPv6, and the offset in the subnet.
+    taken: BTreeSet<(bool, u32)>,
     /// First and last offset that the subnet has.
     room: (u32, u32),
-    /// Operations: looks left until they end, and what they end with.
-    operations: Vec<(u32, Option<&'static str>)>,
+    /// Operations: looks left until they end, what they end with, whether they answer by their status code.
+    operations: Vec<(u32, Option<&'static str>, bool)>,
     pub faults: VecDeque<Fault>,
     pub puts: usize,
     pub requests: usize,
@@ -51,6 +55,10 @@ pub struct World {
     /// Looks until a write is done; 0: at once.
     pub looks: u32,
     token_good: usize,
+    /// How long tokens last, in seconds.
+    pub token_lasts: u64,
+    /// Answers of the metadata service in the place of a token.
+    pub token_faults: VecDeque<(u16, Option<&'static str>)>,
 }
 
 #[derive(Clone)]
@@ -73,7 +81,7 @@ impl Emulator {
     pub async fn start(free: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let mut world = World { room: (10, 9 + free), token_good: 1, ..World::default() };
+        let mut world = World { room: (10, 9 + free), token_good: 1, token_lasts: 86_400, ..World::default() };
         let nic = format!("{GROUP}/Microsoft.Network/networkInterfaces/nic1");
         let primary = |name: &str, shown: bool| {
             let mut config = json!({"name": name, "properties": {
@@ -143,7 +151,10 @@ impl Emulator {
                 return Ok(error(401, "ExpiredAuthenticationToken"));
             }
             // Faults are for writes and for what follows them; reading alone is spared unless nothing else is wanted.
-            let wants_put = matches!(world.faults.front(), Some(Fault::Meddle | Fault::FailLater(_) | Fault::Cut));
+            let wants_put = matches!(
+                world.faults.front(),
+                Some(Fault::Meddle | Fault::FailLater(_) | Fault::ByLocation | Fault::Cut)
+            );
             if wants_put && parts.method != Method::PUT { None } else { world.faults.pop_front() }
         };
         if !parts.uri.query().is_some_and(|query| query.starts_with("api-version=20"))
@@ -152,7 +163,7 @@ impl Emulator {
             return Ok(error(400, "MissingApiVersionParameter"));
         }
         let tag = parts.headers.get("if-match").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let mut failing = None;
+        let (mut failing, mut by_location) = (None, false);
         match fault {
             Some(Fault::Answer(status, headers, body)) => {
                 let mut answer = Response::builder().status(status);
@@ -164,6 +175,7 @@ impl Emulator {
             Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
             Some(Fault::Meddle) => self.world.lock().unwrap().meddle(&path),
             Some(Fault::FailLater(code)) => failing = Some(code),
+            Some(Fault::ByLocation) => by_location = true,
             Some(Fault::Cut) => {
                 self.world.lock().unwrap().write(&path, tag.as_deref(), &body);
                 return Ok(Response::builder().status(599).body(Full::default()).unwrap());
@@ -181,14 +193,15 @@ impl Emulator {
             {
                 return Ok(refused);
             }
-            if world.looks == 0 && failing.is_none() {
+            if world.looks == 0 && failing.is_none() && !by_location {
                 return Ok(answer(200, &json!({})));
             }
             let looks = world.looks;
-            world.operations.push((looks, failing));
+            world.operations.push((looks, failing, by_location));
             let place = format!("{}/operations/{}", self.address, world.operations.len() - 1);
             let accepted = Response::builder().status(StatusCode::ACCEPTED).header("retry-after", "0");
-            return Ok(accepted.header("azure-asyncoperation", place).body(Full::default()).unwrap());
+            let header = if by_location { "location" } else { "azure-asyncoperation" };
+            return Ok(accepted.header(header, place).body(Full::default()).unwrap());
         }
         Ok(world.read(&path))
     }
@@ -201,8 +214,16 @@ impl Emulator {
             return answer(400, &json!({"error": "invalid_request", "error_description": "bad request"}));
         }
         let mut world = self.world.lock().unwrap();
+        if let Some((status, after)) = world.token_faults.pop_front() {
+            let mut refusal = answer(status, &json!({"error": "x", "error_description": "emulated"}));
+            if let Some(after) = after {
+                refusal.headers_mut().insert("retry-after", after.parse().unwrap());
+            }
+            return refusal;
+        }
         world.tokens += 1;
-        answer(200, &json!({"access_token": format!("token-{}", world.tokens), "expires_in": "86400"}))
+        let lasts = world.token_lasts.to_string();
+        answer(200, &json!({"access_token": format!("token-{}", world.tokens), "expires_in": lasts}))
     }
 }
 
@@ -259,22 +280,29 @@ impl World {
         let mut taken = self.taken.clone();
         let kept: BTreeSet<String> =
             all_configs(&mut new).iter().map(|config| config["name"].as_str().unwrap().to_owned()).collect();
-        for (_, address) in known.iter().filter(|(name, _)| !kept.contains(*name)) {
-            taken.remove(&offset(address));
+        for config in all_configs(&mut old).iter().filter(|config| !kept.contains(config["name"].as_str().unwrap())) {
+            for at in span(config) {
+                taken.remove(&at);
+            }
         }
         for config in all_configs(&mut new) {
             let name = config["name"].as_str().unwrap();
             if let Some(address) = known.get(name).filter(|address| !address.is_null()) {
                 config["properties"]["privateIPAddress"] = address.clone();
             } else if !config["properties"]["primary"].as_bool().unwrap_or(false) {
+                let v6 = config["properties"]["privateIPAddressVersion"] == "IPv6";
                 let fixed = config["properties"]["privateIPAddress"].clone();
-                let free = (self.room.0..=self.room.1).find(|offset| !taken.contains(offset));
-                let at = if fixed.is_null() { free } else { Some(offset(&fixed)).filter(|at| !taken.contains(at)) };
-                let Some(at) = at else {
+                let free = |at: u32| (at..at + width(config)).all(|at| at <= self.room.1 && !taken.contains(&(v6, at)));
+                let first = if fixed.is_null() {
+                    (self.room.0..=self.room.1).find(|at| at % width(config) == 0 && free(*at))
+                } else {
+                    Some(offset(&fixed).1).filter(|at| free(*at))
+                };
+                let Some(first) = first else {
                     return Some(error(400, if fixed.is_null() { "SubnetIsFull" } else { "PrivateIPAddressInUse" }));
                 };
-                taken.insert(at);
-                config["properties"]["privateIPAddress"] = json!(Ipv4Addr::from(SUBNET + at).to_string());
+                config["properties"]["privateIPAddress"] = json!(text(v6, first));
+                taken.extend(span(config));
             }
         }
         self.taken = taken;
@@ -283,7 +311,12 @@ impl World {
     }
 
     fn look(&mut self, number: usize) -> Response<Full<Bytes>> {
-        let (left, failing) = &mut self.operations[number];
+        let (left, failing, by_location) = &mut self.operations[number];
+        if std::mem::take(by_location) {
+            // From now on it answers by its status code alone.
+            let body = Full::new(Bytes::from(r#"{"error":{"code":"TooManyRequests"}}"#));
+            return Response::builder().status(429).header("retry-after", "1").body(body).unwrap();
+        }
         if *left > 0 {
             *left -= 1;
             let body = Full::new(Bytes::from(json!({"status": "InProgress"}).to_string()));
@@ -296,8 +329,28 @@ impl World {
     }
 }
 
-fn offset(address: &Value) -> u32 {
-    u32::from(address.as_str().unwrap_or("0.0.0.0").parse::<Ipv4Addr>().unwrap()).wrapping_sub(SUBNET)
+/// IPv6, and the offset in the subnet; a prefix counts by its first address.
+fn offset(address: &Value) -> (bool, u32) {
+    let text = address.as_str().unwrap_or("0.0.0.0");
+    match text.split('/').next().unwrap().parse::<IpAddr>().unwrap() {
+        IpAddr::V4(v4) => (false, u32::from(v4).wrapping_sub(SUBNET)),
+        IpAddr::V6(v6) => (true, u32::try_from(u128::from(v6).wrapping_sub(SUBNET_V6)).unwrap_or(u32::MAX)),
+    }
+}
+
+fn text(v6: bool, at: u32) -> String {
+    if v6 { Ipv6Addr::from(SUBNET_V6 + u128::from(at)).to_string() } else { Ipv4Addr::from(SUBNET + at).to_string() }
+}
+
+/// How many addresses a configuration has.
+fn width(config: &Value) -> u32 {
+    let bits = if config["properties"]["privateIPAddressVersion"] == "IPv6" { 128 } else { 32 };
+    config["properties"]["privateIPAddressPrefixLength"].as_u64().map_or(1, |length| 1 << (bits - length))
+}
+
+fn span(config: &Value) -> impl Iterator<Item = (bool, u32)> + use<> {
+    let (v6, first) = offset(&config["properties"]["privateIPAddress"]);
+    (first..first.saturating_add(width(config))).map(move |at| (v6, at))
 }
 
 fn configs(nic: &mut Value) -> impl Iterator<Item = &mut Value> {

@@ -77,6 +77,119 @@ async fn a_full_subnet_gives_what_it_has_and_then_says_so() {
 }
 
 #[tokio::test]
+async fn blocks_and_both_families_come_and_go() {
+    let emulator = Emulator::start(100).await;
+    let azure = azure(&emulator);
+    let wanted = [Wanted { ipv6: false, length: 28, count: 3 }, Wanted { ipv6: true, length: 128, count: 4 }];
+    let given = azure.assign(&machine(), &wanted).await.unwrap();
+    let lengths: Vec<(bool, u8)> = given.iter().map(|net| (net.addr().is_ipv6(), net.prefix_len())).collect();
+    assert_eq!(lengths, [[(false, 28); 3].as_slice(), &[(true, 128); 4]].concat());
+    assert_eq!(emulator.in_use(), 3 * 16 + 4);
+    let some: Vec<IpNet> = given.iter().skip(2).take(2).copied().collect();
+    azure.unassign(&machine(), &some).await.unwrap();
+    assert_eq!(emulator.in_use(), 2 * 16 + 3);
+    azure.restore(&machine(), &some).await.unwrap();
+    assert_eq!(azure.assigned(&machine()).await.unwrap(), given);
+    // Another node gets other ones.
+    let more = azure.assign(&instance(), &[Wanted { ipv6: false, length: 28, count: 3 }]).await.unwrap();
+    assert!(!more.is_empty() && more.is_disjoint(&given), "{more:?}");
+}
+
+#[tokio::test]
+async fn an_interface_has_so_many_configurations_and_not_more() {
+    let emulator = Emulator::start(2000).await;
+    let azure = azure(&emulator);
+    assert_eq!(azure.assign(&machine(), &singles(255)).await.unwrap().len(), 255);
+    let error = azure.assign(&machine(), &singles(1)).await.unwrap_err();
+    assert!(matches!(error, CloudError::Quota { .. }), "{error}");
+    assert_eq!(emulator.in_use(), 255);
+}
+
+#[tokio::test]
+async fn what_is_not_ours_stays() {
+    let emulator = Emulator::start(100).await;
+    let azure = azure(&emulator);
+    let given: Vec<IpNet> = azure.assign(&machine(), &singles(4)).await.unwrap().into_iter().collect();
+    // The interface's own address is nobody's to take, whoever asks.
+    azure.unassign(&machine(), &["10.240.0.4/32".parse().unwrap()]).await.unwrap();
+    azure.unassign(&machine(), &given).await.unwrap();
+    assert_eq!((azure.assigned(&machine()).await.unwrap().len(), emulator.in_use()), (0, 0));
+    assert_eq!(azure.assign(&machine(), &singles(2)).await.unwrap().len(), 2, "the interface is still whole");
+}
+
+#[tokio::test]
+async fn operations_by_location_are_followed_through_throttling() {
+    let emulator = Emulator::start(100).await;
+    emulator.world.lock().unwrap().looks = 1;
+    let azure = azure(&emulator);
+    emulator.fault(Fault::ByLocation);
+    let began = Instant::now();
+    assert_eq!(azure.assign(&machine(), &singles(3)).await.unwrap().len(), 3);
+    assert!(began.elapsed() >= Duration::from_secs(1), "the look was not put off");
+    assert_eq!(emulator.world.lock().unwrap().puts, 1, "an operation that goes on is not begun again");
+}
+
+#[tokio::test]
+async fn tokens_are_renewed_before_they_end() {
+    let emulator = Emulator::start(100).await;
+    // Ends in a second, less than what a token is renewed ahead of its end.
+    emulator.world.lock().unwrap().token_lasts = 1;
+    let azure = azure(&emulator);
+    azure.assigned(&machine()).await.unwrap();
+    azure.assigned(&machine()).await.unwrap();
+    assert_eq!(emulator.world.lock().unwrap().tokens, 1);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    azure.assigned(&machine()).await.unwrap();
+    assert_eq!(emulator.world.lock().unwrap().tokens, 2);
+}
+
+#[tokio::test]
+async fn the_metadata_service_may_refuse_throttle_and_fail() {
+    for (status, after, patience) in [(429, Some("7"), Some(7)), (500, None, None), (400, None, None)] {
+        let emulator = Emulator::start(100).await;
+        emulator.world.lock().unwrap().token_faults.push_back((status, after));
+        let azure = azure(&emulator);
+        let error = azure.assigned(&machine()).await.unwrap_err();
+        let right = match status {
+            429 => matches!(error, CloudError::Throttled { .. }),
+            500 => matches!(error, CloudError::Unavailable { .. }),
+            _ => matches!(error, CloudError::Forbidden { .. }),
+        };
+        assert!(right, "{status}: {error}");
+        assert_eq!(error.patience(), patience.map(Duration::from_secs), "{error}");
+        assert!(azure.assigned(&machine()).await.unwrap().is_empty(), "{status}: the next one works");
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_is_told_by_what_it_means() {
+    let emulator = Emulator::start(100).await;
+    let azure = azure(&emulator);
+    let answer = |status: u16, code: &str| {
+        Fault::Answer(status, Vec::new(), format!(r#"{{"error":{{"code":"{code}","message":"no"}}}}"#))
+    };
+    type Test = fn(&CloudError) -> bool;
+    let cases: [(u16, &str, Test); 7] = [
+        (400, "PrivateIPAddressQuotaExceeded", |error| matches!(error, CloudError::Quota { .. })),
+        (409, "OperationNotAllowed", |error| matches!(error, CloudError::Conflict { .. })),
+        (403, "AuthorizationFailed", |error| matches!(error, CloudError::Forbidden { .. })),
+        (400, "InvalidParameter", |error| matches!(error, CloudError::Refused { .. })),
+        (503, "ServiceUnavailable", |error| matches!(error, CloudError::Unavailable { .. })),
+        (400, "AnotherOperationInProgress", |error| matches!(error, CloudError::Conflict { .. })),
+        (429, "OperationPreempted", |error| matches!(error, CloudError::Throttled { .. })),
+    ];
+    for (status, code, test) in cases {
+        emulator.fault(answer(status, code));
+        let error = azure.assigned(&machine()).await.unwrap_err();
+        assert!(test(&error), "{status} {code}: {error:?}");
+        if status == 429 {
+            // Without a word on how long, it is not for ever.
+            assert_eq!(error.patience(), Some(Duration::from_secs(10)));
+        }
+    }
+}
+
+#[tokio::test]
 async fn conflicts_begin_anew_and_end_at_some_time() {
     let emulator = Emulator::start(100).await;
     let azure = azure(&emulator);

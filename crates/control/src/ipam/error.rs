@@ -28,14 +28,28 @@ impl std::fmt::Display for Advice {
     }
 }
 
+/// Of a few prefixes: which.
+fn of(prefixes: &[ipnet::IpNet]) -> String {
+    match prefixes.len() {
+        0 => String::new(),
+        1..=4 => format!(" ({})", super::list(prefixes)),
+        count => format!(" ({} and {} more)", super::list(&prefixes[..3]), count - 3),
+    }
+}
+
 /// An address was not given.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum IpamError {
     /// All are taken.
-    #[error("no free {family} address in pool {pool}: all {capacity} of this node are in use; {advice}")]
+    #[error(
+        "no free {family} address in pool {pool}{}: all {capacity} of this node are in use; {advice}",
+        of(prefixes)
+    )]
     Exhausted {
         /// Name of the pool.
         pool: String,
+        /// The node's prefixes of it, unless they are single addresses.
+        prefixes: Vec<ipnet::IpNet>,
         /// Which family ran out.
         family: Family,
         /// Addresses that the node could give if nobody had any.

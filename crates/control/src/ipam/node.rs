@@ -204,7 +204,11 @@ impl NodePool {
         let owners = &self.owners;
         found.take(|address| owners.contains_key(&address)).ok_or_else(|| match capacity {
             0 if found.blocks.is_empty() => IpamError::Empty { pool: name(), family },
-            capacity => IpamError::Exhausted { pool: name(), family, capacity, advice: self.advice },
+            capacity => {
+                let nets = found.blocks.values().map(|held| held.block.net);
+                let prefixes = nets.filter(|net| net.prefix_len() < net.max_prefix_len()).collect();
+                IpamError::Exhausted { pool: name(), prefixes, family, capacity, advice: self.advice }
+            }
         })
     }
 

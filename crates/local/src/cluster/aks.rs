@@ -1,6 +1,10 @@
 //! `weft cluster create`: the flags of `az aks create` that shape a network, by Azure's rules, and the cluster on this
 //! machine that they amount to.
 
+mod acns;
+
+pub use acns::AcnsOptions;
+
 use super::ipam::Ipam;
 use super::options::UpOptions;
 use ipnet::IpNet;
@@ -72,6 +76,9 @@ pub struct CreateOptions {
     /// Most pods of a node
     #[arg(long, short = 'm', value_name = "N")]
     pub max_pods: Option<u16>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would take it for the program's own description")]
+    pub acns: AcnsOptions,
     /// Directory of the programs, if they are not beside this one
     #[arg(long, value_name = "DIR", env = "WEFT_BIN_DIR", hide = true)]
     pub bin_dir: Option<PathBuf>,
@@ -88,9 +95,8 @@ fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
 
 fn one_of(flag: &str, given: Option<&str>, allowed: &[&str]) -> Result<Option<String>, Refusal> {
     let Some(given) = given else { return Ok(None) };
-    let lower = given.to_ascii_lowercase();
-    if allowed.contains(&lower.as_str()) {
-        return Ok(Some(lower));
+    if allowed.iter().any(|value| value.eq_ignore_ascii_case(given)) {
+        return Ok(Some(given.to_ascii_lowercase()));
     }
     refuse(format!("{flag}: '{given}' is not a valid value. Allowed values: {}.", allowed.join(", ")))
 }
@@ -147,6 +153,7 @@ impl CreateOptions {
     /// What Azure would refuse, and what is not there on one machine.
     pub fn check(&self) -> Result<UpOptions, Refusal> {
         let (ipam, dual) = self.shape()?;
+        self.acns.check()?;
         let node_count = self.node_count.unwrap_or(3);
         if node_count == 0 {
             return refuse("--node-count must be at least 1: a cluster needs a system node pool.");
@@ -161,7 +168,7 @@ impl CreateOptions {
         if max_pods > 250 {
             return refuse("--max-pods must be at most 250.");
         }
-        let (pods, services) = self.ranges(ipam, dual, node_count)?;
+        let (pods, services, dns) = self.ranges(ipam, dual, node_count)?;
         let text = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect();
         Ok(UpOptions {
             name: self.name.clone(),
@@ -172,6 +179,7 @@ impl CreateOptions {
             node_mask_v6: Some(NODE_MASK_V6),
             ipam: Some(ipam),
             max_pods: Some(max_pods),
+            dns_service_ip: dns,
             bin_dir: self.bin_dir.clone(),
             ..UpOptions::default()
         })
@@ -185,6 +193,13 @@ impl CreateOptions {
         let policy =
             one_of("--network-policy", self.network_policy.as_deref(), &["azure", "calico", "cilium", "weft", "none"])?;
         let overlay = mode.as_deref() == Some("overlay");
+        if plugin.is_none() {
+            let shaped =
+                [&self.pod_cidr, &self.pod_cidrs, &self.service_cidr, &self.service_cidrs, &self.dns_service_ip];
+            if policy.is_some() || shaped.iter().any(|flag| flag.is_some()) {
+                return refuse("Please explicitly specify the network plugin type");
+            }
+        }
         if overlay && plugin.as_deref() != Some("azure") {
             return refuse("--network-plugin-mode overlay requires --network-plugin azure.");
         }
@@ -198,7 +213,7 @@ impl CreateOptions {
             return refuse("--network-dataplane: this cluster's data plane is Weft: expected cilium or weft.");
         }
         if matches!(policy.as_deref(), Some("azure" | "calico")) {
-            return refuse("--network-dataplane cilium requires --network-policy cilium.");
+            return refuse("Cilium dataplane requires network policy cilium.");
         }
         let dual = match self.ip_families.as_deref().map(|text| text.to_ascii_lowercase().replace(' ', "")).as_deref() {
             None | Some("ipv4") => false,
@@ -210,7 +225,7 @@ impl CreateOptions {
         let nodes = self.vnet_subnet_id.as_deref().map(|id| subnet("--vnet-subnet-id", id)).transpose()?;
         let pods = self.pod_subnet_id.as_deref().map(|id| subnet("--pod-subnet-id", id)).transpose()?;
         let allocation = self.pod_ip_allocation_mode.as_deref();
-        let allocation = one_of("--pod-ip-allocation-mode", allocation, &["dynamicindividual", "staticblock"])?;
+        let allocation = one_of("--pod-ip-allocation-mode", allocation, &["DynamicIndividual", "StaticBlock"])?;
         if pods.is_none() && allocation.is_some() {
             return refuse("--pod-ip-allocation-mode requires --pod-subnet-id.");
         }
@@ -242,7 +257,10 @@ impl CreateOptions {
             (None, false) => Ipam::AzureNodeSubnet,
         };
         if ipam != Ipam::AzureOverlay && (self.pod_cidr.is_some() || self.pod_cidrs.is_some()) {
-            return refuse("--pod-cidr requires --network-plugin-mode overlay (or --network-plugin kubenet).");
+            return refuse(
+                "Please specify network plugin mode `overlay` when using pod_cidr or use network plugin `kubenet`. \
+                 For more information about Azure CNI Overlay please see https://aka.ms/aksoverlay",
+            );
         }
         Ok((ipam, dual))
     }
@@ -252,8 +270,8 @@ impl CreateOptions {
         lower(&self.pod_subnet_id) == lower(&self.vnet_subnet_id)
     }
 
-    /// Pods' and services' addresses.
-    fn ranges(&self, ipam: Ipam, dual: bool, nodes: u8) -> Result<(Vec<IpNet>, Vec<IpNet>), Refusal> {
+    /// Pods' and services' addresses, and that of cluster DNS.
+    fn ranges(&self, ipam: Ipam, dual: bool, nodes: u8) -> Result<(Vec<IpNet>, Vec<IpNet>, Option<IpAddr>), Refusal> {
         let defaults = |all: [&str; 2]| -> Vec<IpNet> {
             all.iter().take(1 + usize::from(dual)).filter_map(|text| text.parse().ok()).collect()
         };
@@ -283,142 +301,27 @@ impl CreateOptions {
                 return refuse(format!("--service-cidr {service} overlaps --pod-cidr {pod}."));
             }
         }
-        if let Some(text) = &self.dns_service_ip {
-            let address = text.parse::<IpAddr>().ok().filter(|address| services[0].contains(address));
-            let Some(address) = address else {
-                return refuse(format!("--dns-service-ip {text} must be within --service-cidr {}.", services[0]));
-            };
-            let second = services[0].hosts().next();
-            if address == services[0].network() || Some(address) == second {
-                return refuse(format!("--dns-service-ip {text} must not be the first address of --service-cidr."));
-            }
-        }
+        let dns = self.dns_service_ip.as_deref().map(|text| dns_address(text, &services[0])).transpose()?;
         if ipam == Ipam::AzureOverlay {
             let room = 1_u32 << (24_u8.saturating_sub(pods[0].prefix_len()).min(16));
             if pods[0].prefix_len() > 24 || room < u32::from(nodes) {
                 return refuse(format!("--pod-cidr {} has no /24 for each of {nodes} nodes.", pods[0]));
             }
         }
-        Ok((pods, services))
+        Ok((pods, services, dns))
     }
+}
+
+fn dns_address(text: &str, services: &IpNet) -> Result<IpAddr, Refusal> {
+    let Some(address) = text.parse::<IpAddr>().ok().filter(|address| services.contains(address)) else {
+        return refuse(format!("--dns-service-ip {text} must be within --service-cidr {services}."));
+    };
+    // The first one is the API server's.
+    if address == services.network() || Some(address) == services.hosts().next() {
+        return refuse(format!("--dns-service-ip {text} must not be the first address of --service-cidr."));
+    }
+    Ok(address)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: CreateOptions,
-    }
-
-    const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets";
-
-    fn check(flags: &str) -> Result<UpOptions, String> {
-        let flags = flags.replace("{v}", VNET);
-        let all =
-            ["x", "--name", "c", "-g", "rg", "--location", "westeurope"].into_iter().chain(flags.split_whitespace());
-        let line = Line::try_parse_from(all).map_err(|error| error.to_string())?;
-        line.options.check().map_err(|refusal| refusal.to_string())
-    }
-
-    #[test]
-    fn each_goal_has_its_flags() {
-        let azure = "--network-plugin azure --network-dataplane cilium";
-        let subnets = "--vnet-subnet-id {v}/nodes --pod-subnet-id {v}/pods";
-        let cases = [
-            ("--network-plugin-mode overlay --pod-cidr 192.168.0.0/16", Ipam::AzureOverlay, 250),
-            ("--network-plugin-mode overlay --ip-families ipv4,ipv6", Ipam::AzureOverlay, 250),
-            (
-                "--network-plugin-mode overlay --ip-families ipv4,ipv6 --pod-cidrs 10.9.0.0/16,fd00::/64 --service-cidrs 10.8.0.0/16,fd01::/108",
-                Ipam::AzureOverlay,
-                250,
-            ),
-            (&format!("{subnets} --max-pods 100"), Ipam::AzurePodSubnet, 100),
-            (&format!("{subnets} --pod-ip-allocation-mode DynamicIndividual"), Ipam::AzurePodSubnet, 250),
-            (&format!("{subnets} --pod-ip-allocation-mode StaticBlock -m 31"), Ipam::AzurePodSubnetBlock, 31),
-            ("", Ipam::AzureNodeSubnet, 30),
-            (
-                "--vnet-subnet-id {v}/nodes --network-plugin-mode none --network-policy cilium",
-                Ipam::AzureNodeSubnet,
-                30,
-            ),
-        ];
-        for (flags, ipam, max_pods) in cases {
-            let options = check(&format!("{azure} {flags}")).expect(flags);
-            assert_eq!((options.ipam, options.max_pods), (Some(ipam), Some(max_pods)), "{flags}");
-            options.check().unwrap_or_else(|error| panic!("{flags}: {error}"));
-        }
-        let dual =
-            check(&format!("{azure} --network-plugin-mode overlay --ip-families ipv4,ipv6")).expect("dual stack");
-        assert_eq!(dual.pod_cidr, ["10.244.0.0/16", "fd12:3456:789a::/64"]);
-        assert_eq!(dual.service_cidr, ["10.0.0.0/16", "fd12:3456:789a:1::/108"]);
-    }
-
-    #[test]
-    fn what_azure_refuses_is_refused() {
-        let cases = [
-            ("", "--network-plugin: this cluster's network is Weft"),
-            ("--network-dataplane cilium", "--network-dataplane cilium requires --network-plugin azure."),
-            ("--network-plugin-mode overlay", "--network-plugin-mode overlay requires --network-plugin azure."),
-            (
-                "--network-plugin azure --network-plugin-mode flat",
-                "'flat' is not a valid value. Allowed values: overlay, none.",
-            ),
-            ("--network-plugin azure --network-policy calico", "requires --network-policy cilium"),
-            ("--network-plugin azure --vnet-subnet-id x", "--vnet-subnet-id is not a valid Azure resource ID."),
-            (
-                "--network-plugin azure --vnet-subnet-id {v}/a --pod-subnet-id {v}",
-                "--pod-subnet-id is not a valid Azure resource ID.",
-            ),
-            ("--network-plugin azure --pod-subnet-id {v}/a", "--pod-subnet-id requires --vnet-subnet-id."),
-            ("--network-plugin azure --vnet-subnet-id {v}/a --pod-subnet-id {v}/a", "must be different subnets"),
-            (
-                "--network-plugin azure --vnet-subnet-id {v}w/subnets/a --pod-subnet-id {v}/a",
-                "not a valid Azure resource ID.",
-            ),
-            (
-                "--network-plugin azure --network-plugin-mode overlay --vnet-subnet-id {v}/a --pod-subnet-id {v}/b",
-                "cannot be used with --network-plugin-mode overlay",
-            ),
-            ("--network-plugin azure --pod-ip-allocation-mode StaticBlock", "requires --pod-subnet-id"),
-            ("--network-plugin azure --ip-families ipv4,ipv6", "requires --network-plugin-mode overlay"),
-            ("--network-plugin azure --ip-families ipv6", "'ipv6' is not supported"),
-            ("--network-plugin azure --network-plugin-mode overlay --ip-families ipv6,ipv4", "is not supported"),
-            ("--network-plugin azure --pod-cidr 10.1.0.0/16", "--pod-cidr requires --network-plugin-mode overlay"),
-            (
-                "--network-plugin azure --network-plugin-mode overlay --pod-cidr 10.1.0.0/16 --pod-cidrs 10.1.0.0/16",
-                "mutually exclusive",
-            ),
-            (
-                "--network-plugin azure --network-plugin-mode overlay --ip-families ipv4,ipv6 --pod-cidrs fd00::/64,10.1.0.0/16",
-                "in that order",
-            ),
-            ("--network-plugin azure --network-plugin-mode overlay --pod-cidr 10.1.0.7/16", "is not a valid CIDR"),
-            ("--network-plugin azure --network-plugin-mode overlay --pod-cidr 172.31.0.0/16", "may not use"),
-            (
-                "--network-plugin azure --network-plugin-mode overlay --pod-cidr 10.1.0.0/23",
-                "no /24 for each of 3 nodes",
-            ),
-            ("--network-plugin azure --service-cidr 10.0.0.0/12", "too large"),
-            (
-                "--network-plugin azure --network-plugin-mode overlay --service-cidr 10.244.3.0/24",
-                "overlaps --pod-cidr",
-            ),
-            ("--network-plugin azure --dns-service-ip 10.9.0.1", "must be within --service-cidr 10.0.0.0/16"),
-            ("--network-plugin azure --dns-service-ip 10.0.0.1", "must not be the first address"),
-            (
-                "--network-plugin azure --max-pods 9",
-                "--max-pods must be at least 10 for a managed Kubernetes cluster to function.",
-            ),
-            ("--network-plugin azure --max-pods 251", "must be at most 250"),
-            ("--network-plugin azure --node-count 0", "at least 1"),
-        ];
-        for (flags, expected) in cases {
-            let refusal = check(flags).expect_err(flags);
-            assert!(refusal.contains(expected), "{flags}: {refusal}");
-        }
-    }
-}
+mod tests;

@@ -61,6 +61,9 @@ pub struct UpOptions {
     /// Prefix length of a node's share of an IPv6 pod CIDR [default: 64]
     #[arg(long, value_name = "BITS", hide = true)]
     pub node_mask_v6: Option<u8>,
+    /// Cluster DNS' address in the service range of its family [default: the tenth]
+    #[arg(long, value_name = "ADDRESS", hide = true)]
+    pub dns_service_ip: Option<IpAddr>,
     /// Most pods of a node [default: 250; 30 with azure-node-subnet]
     #[arg(long, value_name = "N")]
     pub max_pods: Option<u16>,
@@ -156,6 +159,9 @@ pub struct Config {
     /// Has cluster DNS.
     #[serde(default)]
     pub dns: bool,
+    /// Its address in the service range of the address's family; `None`: the tenth.
+    #[serde(default)]
+    pub dns_service_ip: Option<IpAddr>,
     /// Name servers for what is not of this cluster.
     #[serde(default)]
     pub dns_upstreams: Vec<SocketAddr>,
@@ -259,6 +265,12 @@ impl UpOptions {
         let bin_dir = self.bin_dir.clone().unwrap_or_default();
         let name = self.name.clone();
         let agent = parse_agent(&self.agent)?;
+        if let Some(address) = self.dns_service_ip {
+            let api = service_cidrs.first().and_then(|range| nth_address(range, API_ADDRESS));
+            if !service_cidrs.iter().any(|range| range.contains(&address)) || Some(address) == api {
+                return Err(wrong("dns-service-ip", address, "expected an address of --service-cidr, not its first"));
+            }
+        }
         let mut config = Config {
             name,
             nodes,
@@ -277,6 +289,7 @@ impl UpOptions {
             zones: routes::parse_zones(&self.zones)?,
             // Somebody else's cluster has its own.
             dns: !self.no_dns && self.kubeconfig.is_none(),
+            dns_service_ip: self.dns_service_ip,
             dns_upstreams: parse_upstreams(&self.dns_upstream)?,
             kubeconfig,
             port: 0,
@@ -315,6 +328,10 @@ impl UpOptions {
         }
         if !self.pod_subnet.is_empty() && wanted.pod_subnets != existing.pod_subnets {
             return Some(differs("pod-subnet", list(&wanted.pod_subnets), list(&existing.pod_subnets)));
+        }
+        if let Some(address) = self.dns_service_ip.filter(|address| existing.dns_service_ip != Some(*address)) {
+            let has = existing.dns_addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            return Some(differs("dns-service-ip", address.to_string(), has));
         }
         if self.max_pods.is_some() && wanted.max_pods != existing.max_pods {
             return Some(differs("max-pods", wanted.max_pods.to_string(), existing.max_pods.to_string()));
@@ -409,11 +426,12 @@ impl Config {
         addresses
     }
 
-    /// Where pods ask for names: the tenth address of each service range. None without cluster DNS.
+    /// Where pods ask for names: the tenth address of each service range, unless told. None without cluster DNS.
     #[must_use]
     pub fn dns_addresses(&self) -> Vec<IpAddr> {
         let ranges = self.service_cidrs.iter().filter(|_| self.dns);
-        ranges.filter_map(|range| nth_address(range, DNS_ADDRESS)).collect()
+        let told = |range: &IpNet| self.dns_service_ip.filter(|address| range.contains(address));
+        ranges.filter_map(|range| told(range).or_else(|| nth_address(range, DNS_ADDRESS))).collect()
     }
 
     /// Where pods find the API server: the first address of the first service range. None if it is somebody else's.

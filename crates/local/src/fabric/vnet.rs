@@ -93,17 +93,21 @@ impl Vnet {
     /// # Errors
     /// As the trait of clouds says.
     pub fn answer(&mut self, question: Question) -> Reply {
-        let (Question::Assigned { node }
-        | Question::Assign { node, .. }
-        | Question::Restore { node, .. }
-        | Question::Unassign { node, .. }
-        | Question::Forget { node }) = &question;
-        let name = node.name.clone();
+        let name = match &question {
+            Question::Retain { nodes } => {
+                self.assigned.nodes.retain(|node, _| nodes.contains(node));
+                return Ok(BTreeSet::new());
+            }
+            Question::Assigned { node }
+            | Question::Assign { node, .. }
+            | Question::Restore { node, .. }
+            | Question::Unassign { node, .. } => node.name.clone(),
+        };
         if !self.nodes.contains(&name) {
             return Err(CloudError::NotFound { what: format!("the machine of node {name}") });
         }
         match question {
-            Question::Assigned { .. } => {}
+            Question::Assigned { .. } | Question::Retain { .. } => {}
             Question::Assign { wanted, .. } => self.assign(&name, &wanted)?,
             Question::Restore { blocks, .. } => self.restore(&name, &blocks)?,
             Question::Unassign { blocks, .. } => {
@@ -111,7 +115,6 @@ impl Vnet {
                     has.retain(|net| !blocks.contains(net));
                 }
             }
-            Question::Forget { .. } => drop(self.assigned.nodes.remove(&name)),
         }
         Ok(self.assigned.nodes.get(&name).cloned().unwrap_or_default())
     }
@@ -231,6 +234,10 @@ mod tests {
         assert!(full.starts_with("the subnet is full: 10.0.0.0/28"), "{full}");
         assert_eq!(assign(&mut vnet, "a", true, 124, 2).unwrap().len(), 4);
         assert!(matches!(assign(&mut vnet, "c", false, 32, 1), Err(CloudError::NotFound { .. })));
+        vnet.answer(Question::Retain { nodes: vec!["b".to_owned()] }).unwrap();
+        let left: Vec<String> = vnet.carried().into_keys().collect();
+        assert_eq!(left, ["b"], "a is gone, and what it had is free");
+        assert_eq!(vnet.answer(Question::Assigned { node: node("b") }).unwrap(), rest);
     }
 
     #[test]
