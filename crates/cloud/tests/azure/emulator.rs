@@ -244,7 +244,7 @@ impl World {
         if let Some(instance) = path.strip_suffix("/networkinterfaces") {
             let Some(resource) = self.resources.get(instance) else { return error(404, "ResourceNotFound") };
             let nics = &resource["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"];
-            let nics: Vec<Value> = nics.as_array().unwrap().iter().cloned().collect();
+            let nics: Vec<Value> = nics.as_array().unwrap().to_vec();
             return answer(200, &json!({"value": nics}));
         }
         let Some(resource) = self.resources.get(&path) else { return error(404, "ResourceNotFound") };
@@ -253,7 +253,7 @@ impl World {
         if let Some(nics) =
             resource.pointer_mut("/properties/networkProfileConfiguration/networkInterfaceConfigurations")
         {
-            for config in nics.as_array_mut().unwrap().iter_mut().flat_map(|nic| configs(nic)) {
+            for config in nics.as_array_mut().unwrap().iter_mut().flat_map(configs) {
                 config["properties"].as_object_mut().unwrap().remove("privateIPAddress");
             }
         }

@@ -84,6 +84,13 @@ pub struct CreateOptions {
     pub bin_dir: Option<PathBuf>,
 }
 
+/// Pods' and services' addresses, and cluster DNS' if it was asked for.
+struct Ranges {
+    pods: Vec<IpNet>,
+    services: Vec<IpNet>,
+    dns: Option<IpAddr>,
+}
+
 /// A combination that Azure would not take.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -168,18 +175,18 @@ impl CreateOptions {
         if max_pods > 250 {
             return refuse("--max-pods must be at most 250.");
         }
-        let (pods, services, dns) = self.ranges(ipam, dual, node_count)?;
+        let ranges = self.ranges(ipam, dual, node_count)?;
         let text = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect();
         Ok(UpOptions {
             name: self.name.clone(),
             nodes: Some(node_count),
             ip_families: Some(if dual { "ipv4,ipv6" } else { "ipv4" }.to_owned()),
-            pod_cidr: text(&pods),
-            service_cidr: text(&services),
+            pod_cidr: text(&ranges.pods),
+            service_cidr: text(&ranges.services),
             node_mask_v6: Some(NODE_MASK_V6),
             ipam: Some(ipam),
             max_pods: Some(max_pods),
-            dns_service_ip: dns,
+            dns_service_ip: ranges.dns,
             bin_dir: self.bin_dir.clone(),
             ..UpOptions::default()
         })
@@ -271,7 +278,7 @@ impl CreateOptions {
     }
 
     /// Pods' and services' addresses, and that of cluster DNS.
-    fn ranges(&self, ipam: Ipam, dual: bool, nodes: u8) -> Result<(Vec<IpNet>, Vec<IpNet>, Option<IpAddr>), Refusal> {
+    fn ranges(&self, ipam: Ipam, dual: bool, nodes: u8) -> Result<Ranges, Refusal> {
         let defaults = |all: [&str; 2]| -> Vec<IpNet> {
             all.iter().take(1 + usize::from(dual)).filter_map(|text| text.parse().ok()).collect()
         };
@@ -308,7 +315,7 @@ impl CreateOptions {
                 return refuse(format!("--pod-cidr {} has no /24 for each of {nodes} nodes.", pods[0]));
             }
         }
-        Ok((pods, services, dns))
+        Ok(Ranges { pods, services, dns })
     }
 }
 
