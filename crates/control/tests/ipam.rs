@@ -86,7 +86,10 @@ fn an_exhausted_pool_says_what_would_help_and_recovers() {
         pool.allocate(&n.to_string(), &both()).unwrap();
     }
     let text = pool.allocate("x", &both()).unwrap_err().to_string();
-    assert!(text.starts_with("no free IPv4 address in pool p: all 6 of this node are in use; fewer pods"), "{text}");
+    assert!(
+        text.starts_with("no free IPv4 address in pool p (10.0.0.8/29): all 6 of this node are in use; fewer"),
+        "{text}"
+    );
     assert_eq!(pool.iter().count(), 12, "the IPv6 address was not kept");
     pool.release("3");
     assert_eq!(pool.allocate("x", &both()).unwrap().v4, Some(ip("10.0.0.12")));
@@ -209,7 +212,7 @@ fn an_owner_gets_both_families_or_none() {
     pool.allocate("a", &both()).unwrap();
     pool.allocate("b", &both()).unwrap();
     let error = pool.allocate("c", &both()).unwrap_err();
-    assert!(error.to_string().starts_with("no free IPv6 address in pool p: all 2 "), "{error}");
+    assert!(error.to_string().starts_with("no free IPv6 address in pool p (fd00::/126): all 2 "), "{error}");
     assert!(pool.addresses_of("c").is_empty());
     assert_eq!(pool.iter().count(), 4);
 }
