@@ -33,8 +33,8 @@ fn peer(answer: &str) -> Result<IpAddr> {
 
 /// Two pods on two nodes: within the ranges, in touch, and seen as they should be.
 fn pods(cluster: &Cluster, ranges: &[&str], seen: Seen) -> Result<(Pod, Pod)> {
-    let one = cluster.pod("one", "node-1", "x: y")?;
-    let two = cluster.pod("two", "node-2", "x: y")?;
+    let one = cluster.pod("one", "node-1", "kind: tested")?;
+    let two = cluster.pod("two", "node-2", "kind: tested")?;
     for pod in [&one, &two] {
         ensure!(pod.addresses.len() == ranges.len(), "{pod:?} has not an address per family");
         for (address, range) in pod.addresses.iter().zip(ranges) {
@@ -166,7 +166,7 @@ fn azure_overlay() -> Result<()> {
     // The one who decides is killed and comes back: nothing changes for anybody.
     let before = allocated(&cluster, "node-1")?;
     cluster.kill("operator")?;
-    let three = cluster.pod("three", "node-1", "x: y")?;
+    let three = cluster.pod("three", "node-1", "kind: tested")?;
     cluster.reaches(&three, "--tcp", &two, PORT)?;
     ensure!(allocated(&cluster, "node-1")? == before, "the node's prefixes changed");
     cluster.down()
@@ -264,7 +264,7 @@ fn multi_pool() -> Result<()> {
         )?;
         cluster.kubectl(&["create", "namespace", "blue"])?;
         cluster.kubectl(&["annotate", "namespace", "blue", "ipam.cilium.io/ip-pool=blue"])?;
-        let blue = cluster.pod("blue/pod", "node-2", "x: y")?;
+        let blue = cluster.pod("blue/pod", "node-2", "kind: tested")?;
         for (address, range) in blue.addresses.iter().zip(["10.77.0.0/24", "fd77::/112"]) {
             ensure!(net(range).contains(address), "{blue:?} is not of the pool blue");
         }
@@ -296,7 +296,7 @@ fn delegated_to_host_local() -> Result<()> {
         ensure!(left == 0, "{names:?}");
         Ok(())
     })?;
-    cluster.reaches(&cluster.pod("three", "node-1", "x: y")?, "--tcp", &two, PORT)?;
+    cluster.reaches(&cluster.pod("three", "node-1", "kind: tested")?, "--tcp", &two, PORT)?;
     cluster.down()
 }
 
