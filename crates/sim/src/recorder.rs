@@ -57,7 +57,10 @@ impl Dataplane for Recorder {
     fn put_peers(&mut self, _: &BTreeMap<Identity, PeerClass>) -> Result<(), DataplaneError> {
         Ok(())
     }
-    fn remove_peers(&mut self, _: &BTreeSet<Identity>) -> Result<(), DataplaneError> {
+    fn remove_peers(&mut self, peers: &BTreeSet<Identity>) -> Result<(), DataplaneError> {
+        // Policies no longer know them: their pods' packets would be dropped.
+        let dropped = self.addresses().into_iter().filter(|(_, entry)| peers.contains(&entry.identity));
+        dropped.for_each(|(address, _)| self.tracker.removed(address));
         Ok(())
     }
     fn peers(&mut self) -> Result<BTreeMap<Identity, PeerClass>, DataplaneError> {
@@ -82,9 +85,14 @@ impl Dataplane for Recorder {
             None => self.tracker.removed(address),
         }
         if let Some(kept) = &self.ipcache {
-            match entry {
-                Some(entry) => drop(lock(kept).insert(address, *entry)),
-                None => drop(lock(kept).remove(&address)),
+            let before = match entry {
+                Some(entry) => lock(kept).insert(address, *entry),
+                None => lock(kept).remove(&address),
+            };
+            match (before, entry) {
+                (_, Some(entry)) if entry.node.is_none() => self.tracker.owned(address, entry.identity),
+                (Some(before), Some(entry)) => self.tracker.changed(address, before.identity, entry.identity),
+                _ => {}
             }
         }
         Ok(())

@@ -40,13 +40,20 @@ impl Dice {
     }
 }
 
+/// A pod that runs.
 #[derive(Clone, Debug)]
-struct Pod {
-    namespace: String,
-    name: String,
-    node: usize,
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its node.
+    pub node: usize,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
     deployment: usize,
-    addresses: Vec<IpAddr>,
 }
 
 /// The cluster as the script knows it.
@@ -96,6 +103,12 @@ impl Cluster {
         }
     }
 
+    /// The pods that run.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Pod> {
+        lock(&self.pods).values().cloned().collect()
+    }
+
     fn kubelet(&self, node: usize) -> &Client {
         &self.kubelets[node % self.kubelets.len()]
     }
@@ -137,7 +150,7 @@ impl Cluster {
             netns: format!("/run/netns/{number}"),
             pod_namespace: namespace.clone(),
             pod_name: name.clone(),
-            pod_uid: Some(uid),
+            pod_uid: Some(uid.clone()),
             mtu: None,
         };
         let added = self.nodes[on].attachments.add(request).await.map_err(|error| anyhow::anyhow!("ADD: {error:?}"))?;
@@ -149,7 +162,9 @@ impl Cluster {
             .filter_map(|(text, _)| text.parse::<ipnet::IpNet>().ok())
             .map(|net| net.addr())
             .collect();
-        addresses.iter().for_each(|address| self.tracker.lives(*address));
+        for address in &addresses {
+            anyhow::ensure!(self.tracker.lives(*address), "{address} was given twice");
+        }
         if let Some(address) = addresses.iter().max() {
             self.tracker.begun(*address, begun);
         }
@@ -157,7 +172,7 @@ impl Cluster {
         let status = json!({"status": {"phase": "Running", "podIP": ips[0]["ip"], "podIPs": ips,
             "conditions": [{"type": "Ready", "status": "True"}]}});
         kubelet.patch::<IgnoredAny>(&format!("{collection}/{name}/status"), PatchKind::Merge, &status).await?;
-        lock(&self.pods).insert(number, Pod { namespace, name, node: on, deployment, addresses });
+        lock(&self.pods).insert(number, Pod { namespace, name, uid, node: on, addresses, deployment });
         Ok(())
     }
 
@@ -310,12 +325,7 @@ pub async fn set_up(options: &Run, client: &Client) -> anyhow::Result<()> {
     }
     for index in 0..options.nodes {
         let cidrs = node::pod_cidrs(index);
-        let object = json!({"metadata": {"name": node::name(index)}, "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}});
-        client.create::<IgnoredAny>("/api/v1/nodes", &object).await?;
-        let addresses = node::addresses(index).map(|address| json!({"type": "InternalIP", "address": address}));
-        let status = json!({"status": {"addresses": addresses}});
-        let path = format!("/api/v1/nodes/{}/status", node::name(index));
-        client.patch::<IgnoredAny>(&path, PatchKind::Merge, &status).await?;
+        add_node(index, &json!({"podCIDR": cidrs[0], "podCIDRs": cidrs}), client).await?;
     }
     for deployment in 0..options.policies.min(options.deployments) {
         let namespace = format!("ns-{}", deployment % options.namespaces.max(1));
@@ -328,5 +338,19 @@ pub async fn set_up(options: &Run, client: &Client) -> anyhow::Result<()> {
         let path = format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies");
         client.create::<IgnoredAny>(&path, &object).await?;
     }
+    Ok(())
+}
+
+/// A Node joins, of that `spec`.
+///
+/// # Errors
+/// The API server refuses.
+pub async fn add_node(index: usize, spec: &Value, client: &Client) -> anyhow::Result<()> {
+    let object = json!({"metadata": {"name": node::name(index)}, "spec": spec});
+    client.create::<IgnoredAny>("/api/v1/nodes", &object).await?;
+    let addresses = node::addresses(index).map(|address| json!({"type": "InternalIP", "address": address}));
+    let status = json!({"status": {"addresses": addresses}});
+    let path = format!("/api/v1/nodes/{}/status", node::name(index));
+    client.patch::<IgnoredAny>(&path, PatchKind::Merge, &status).await?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use weft_model::id::Identity;
 
 const SHARDS: usize = 32;
 
@@ -23,6 +24,8 @@ pub struct Tracker {
     done: Mutex<Vec<Duration>>,
     void: AtomicUsize,
     alive: Mutex<HashSet<IpAddr>>,
+    /// Who has an address, as its own node says.
+    owners: Mutex<HashMap<IpAddr, Identity>>,
     holes: AtomicUsize,
 }
 
@@ -35,6 +38,7 @@ impl Default for Tracker {
             done: Mutex::default(),
             void: AtomicUsize::new(0),
             alive: Mutex::default(),
+            owners: Mutex::default(),
             holes: AtomicUsize::new(0),
         }
     }
@@ -84,9 +88,9 @@ impl Tracker {
         self.settle(row);
     }
 
-    /// A pod is there with this address: until it is forgotten, no agent may forget it.
-    pub fn lives(&self, address: IpAddr) {
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner).insert(address);
+    /// A pod is there with this address: until it is forgotten, no agent may forget it. False: it is another's already.
+    pub fn lives(&self, address: IpAddr) -> bool {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).insert(address)
     }
 
     /// An agent took it out of its maps.
@@ -96,7 +100,20 @@ impl Tracker {
         }
     }
 
-    /// How often an agent took a living pod's address for nobody's.
+    /// An agent's own pod has this address.
+    pub fn owned(&self, address: IpAddr, identity: Identity) {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner).insert(address, identity);
+    }
+
+    /// An agent that had the address as somebody's has it as another's now.
+    pub fn changed(&self, address: IpAddr, before: Identity, after: Identity) {
+        let owner = self.owners.lock().unwrap_or_else(PoisonError::into_inner).get(&address).copied();
+        if before != after && owner == Some(before) {
+            self.removed(address);
+        }
+    }
+
+    /// How often an agent took a living pod's address for nobody's, or for another's than its own.
     #[must_use]
     pub fn holes(&self) -> usize {
         self.holes.load(Ordering::Relaxed)
