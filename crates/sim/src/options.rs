@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// One run.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[group(id = "simulation")]
 pub struct Run {
     /// Nodes, each with an agent.
     #[arg(long, default_value_t = 50)]

@@ -11,6 +11,7 @@ use weft_k8s::endpoint::Propagation;
 
 /// What is compared.
 #[derive(Args, Clone, Debug)]
+#[group(id = "comparison")]
 pub struct Options {
     /// The size of the comparison; the others follow from it, with as many pods per node.
     #[command(flatten)]

@@ -380,11 +380,11 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
     warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
     let mut watched = 0;
-    while watched < 13 {
+    while watched < 14 {
         let batch = changes.recv().await.expect("told");
         watched += batch.iter().filter(|change| matches!(change, weft_model::intent::Change::Synced(_))).count();
     }
-    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 13).await;
+    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 14).await;
     assert_eq!(fake.asked(), Fake::granted("weft-agent"));
     stop.cancel();
 }

@@ -95,8 +95,8 @@ fn deletions(world: &World) -> Arc<Mutex<BTreeSet<String>>> {
 }
 
 async fn a_roll_out_goes_on(mode: Propagation) {
-    // A thousand pods are replaced in ten seconds.
-    let run = Run { deployments: 20, namespaces: 4, policies: 10, pods: 300, rate: 100.0, seconds: 10.0, ..options(0) };
+    // A thousand pods are replaced in twenty seconds.
+    let run = Run { deployments: 20, namespaces: 4, policies: 10, pods: 300, rate: 50.0, seconds: 20.0, ..options(0) };
     let world = World::with(&run).await;
     let mut first = Operator::start(&world);
     until("an operator leads", async || leader(&world).await.is_some()).await;
@@ -124,14 +124,14 @@ async fn a_roll_out_goes_on(mode: Propagation) {
         let cluster = cluster.clone();
         async move { cluster.churn(&mut dice).await }
     });
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(!rolling.is_finished(), "the roll-out goes on");
     first.kill();
     // Nobody leads now: nodes that join must wait for the next leader.
     let mut late = Vec::new();
-    for index in NODES..NODES + LATE {
+    for (index, recorder) in recorders.iter().enumerate().skip(NODES) {
         add_node(index, &json!({}), &world.client).await.expect("joined");
-        late.push(world.node(index, mode, &recorders[index]).await);
+        late.push(world.node(index, mode, recorder).await);
     }
     let next = leader(&world).await;
     assert!(next.is_some() && next != former, "the other one leads: {former:?}, {next:?}");
@@ -139,7 +139,11 @@ async fn a_roll_out_goes_on(mode: Propagation) {
 
     assert_eq!(*cluster.failures.lock().expect("failures"), Vec::<String>::new());
     let pods = cluster.pods();
-    assert_eq!(pods.len(), run.pods, "every pod that came has replaced one that went");
+    let uids: BTreeSet<String> = pods.iter().map(|pod| pod.uid.clone()).collect();
+    let objects = world.list("/api/v1/pods").await;
+    let living: BTreeSet<&str> = objects.iter().filter_map(|pod| pod["metadata"]["uid"].as_str()).collect();
+    assert_eq!(living, uids.iter().map(String::as_str).collect(), "every pod of the API server runs, and no other");
+    assert!(pods.len() >= run.pods, "{} pods", pods.len());
     let addresses: BTreeMap<IpAddr, usize> =
         pods.iter().flat_map(|pod| pod.addresses.iter().map(|address| (*address, pod.node))).collect();
     assert_eq!(addresses.len(), pods.len() * 2, "every pod has an address of each family of its own");
@@ -154,7 +158,6 @@ async fn a_roll_out_goes_on(mode: Propagation) {
     };
     until("every agent knows every pod", async || known()).await;
     assert_eq!(tracker.holes(), 0, "no agent lost a living pod, or took it for another");
-    let uids: BTreeSet<String> = pods.iter().map(|pod| pod.uid.clone()).collect();
     let wrongly: Vec<_> = deleted.lock().expect("deletions").intersection(&uids).cloned().collect();
     assert_eq!(wrongly, Vec::<String>::new(), "a slice with living pods was deleted");
 
@@ -167,8 +170,12 @@ async fn a_roll_out_goes_on(mode: Propagation) {
         })
         .await;
     let nodes = world.list("/api/v1/nodes").await;
-    let prefixes: Vec<String> = nodes.iter().flat_map(|node| node["spec"]["podCIDRs"].as_array()).flatten()
-        .filter_map(|prefix| prefix.as_str().map(str::to_owned)).collect();
+    let prefixes: Vec<String> = nodes
+        .iter()
+        .flat_map(|node| node["spec"]["podCIDRs"].as_array())
+        .flatten()
+        .filter_map(|prefix| prefix.as_str().map(str::to_owned))
+        .collect();
     assert_eq!(prefixes.len(), (NODES + LATE) * 2);
     assert_eq!(prefixes.iter().collect::<BTreeSet<_>>().len(), prefixes.len(), "a prefix was given twice");
 }

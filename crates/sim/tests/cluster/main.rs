@@ -12,7 +12,6 @@ use weft_agent::attach::obtain_identity;
 use weft_agent::cluster::ApiServer;
 use weft_k8s::endpoint::Propagation;
 use weft_model::label::LabelSet;
-use weft_sim::node::Node;
 use weft_sim::recorder::Recorder;
 use weft_sim::tracker::Tracker;
 use weft_sim::wire::connect;
