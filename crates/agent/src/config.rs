@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use weft_datapath::sockets::Protocols;
+use weft_k8s::endpoint::Propagation;
 use weft_model::intent::Covers;
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
@@ -103,6 +104,11 @@ pub struct Options {
     /// Addresses held ahead of demand, for `multi-pool` (default: 8).
     #[arg(long, env = "WEFT_IPAM_PREALLOCATE")]
     pub ipam_preallocate: Option<u32>,
+    /// How this node's endpoints become known to the others: `ces-node` (default: slices that the agent writes),
+    /// `ces-operator` (a CiliumEndpoint per pod, from which the operator makes slices) or `cep` (a CiliumEndpoint per
+    /// pod, which every agent watches). Set it as the operator's. It may be changed in a running cluster.
+    #[arg(long, env = "WEFT_ENDPOINT_PROPAGATION")]
+    pub endpoint_propagation: Option<String>,
     /// Whether Services are translated at the sockets of pods and the node, not packet by packet: `true` (default) or
     /// `false`.
     #[arg(long, env = "WEFT_SOCKET_LB")]
@@ -207,6 +213,8 @@ pub struct Config {
     pub ipam_plugin: Option<serde_json::Value>,
     /// Where pods of any node have theirs.
     pub pod_ranges: Vec<IpNet>,
+    /// How this node's endpoints become known.
+    pub endpoint_propagation: Propagation,
     /// Services are translated at sockets.
     pub socket_lb: bool,
     /// Control group of the node's processes; `None`: the root.
@@ -295,6 +303,7 @@ impl Options {
             max_pods: self.max_pods.or(other.max_pods),
             ipam_batch: self.ipam_batch.or(other.ipam_batch),
             ipam_preallocate: self.ipam_preallocate.or(other.ipam_preallocate),
+            endpoint_propagation: self.endpoint_propagation.or(other.endpoint_propagation),
             socket_lb: self.socket_lb.or(other.socket_lb),
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
             close_removed_backends: self.close_removed_backends.or(other.close_removed_backends),
@@ -370,6 +379,7 @@ impl Options {
             policy_audit_mode: switch("policy-audit-mode", self.policy_audit_mode, false)?,
             cidr_covers: covers(self.policy_cidr_match_mode.as_deref().unwrap_or_default())?,
             extended_protocols: switch("extended-protocols", self.extended_protocols, false)?,
+            endpoint_propagation: propagation(self.endpoint_propagation.as_deref().unwrap_or("ces-node"))?,
             socket_lb: switch("socket-lb", self.socket_lb, true)?,
             cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             close_removed_backends: protocols(self.close_removed_backends.as_deref().unwrap_or("udp"))?,
@@ -401,6 +411,10 @@ fn within(
     range: std::ops::RangeInclusive<u32>,
 ) -> Result<u32, ConfigError> {
     if range.contains(&number) { Ok(number) } else { Err(value(field, expected, &number.to_string())) }
+}
+
+fn propagation(text: &str) -> Result<Propagation, ConfigError> {
+    Propagation::read(text).ok_or_else(|| value("endpoint-propagation", "`cep`, `ces-operator` or `ces-node`", text))
 }
 
 fn protocols(text: &str) -> Result<Protocols, ConfigError> {
@@ -532,6 +546,7 @@ mod tests {
             (&["--node-name", "n", "--masquerade", "yes"], "masquerade: expected `true` or `false`"),
             (&["--node-name", "n", "--host-firewall", "on"], "host-firewall: expected `true` or `false`"),
             (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
+            (&["--node-name", "n", "--endpoint-propagation", "kvstore"], "endpoint-propagation: expected `cep`"),
             (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),

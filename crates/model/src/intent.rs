@@ -235,6 +235,8 @@ pub enum Source {
     Identities,
     /// CiliumEndpointSlices.
     Slices,
+    /// CiliumEndpoints; their changes are those of slices.
+    Endpoints,
     /// Nodes.
     Nodes,
 }
