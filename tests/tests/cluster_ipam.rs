@@ -110,14 +110,22 @@ fn nobody_elses(cluster: &Cluster, free: &str, one: &Pod, two: &Pod) -> Result<(
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         Ok(socket)
     })?;
+    let node = format!("weft-{}-node-1", cluster.name());
+    let ip = |verb: &str, address: IpAddr| -> Result<()> {
+        let net = IpNet::from(address).to_string();
+        let status = std::process::Command::new("ip").args(["-n", &node, "addr", verb, &net, "dev", "lo"]).status()?;
+        ensure!(status.success(), "ip addr {verb} {net}");
+        Ok(())
+    };
     for address in [free.parse()?, one.addresses[family]] {
-        in_node(cluster, "node-1", move || {
-            // Per network namespace: somebody else's address as the source.
-            std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", "1")?;
-            std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1")?;
+        // The node takes it for its own as long as it sends.
+        ip("add", address)?;
+        let sent = in_node(cluster, "node-1", move || {
             let socket = UdpSocket::bind(SocketAddr::new(address, 9998))?;
             Ok(socket.send_to(b"?", SocketAddr::new(to, 9999))?)
-        })?;
+        });
+        ip("del", address)?;
+        sent?;
     }
     let (_, first) = listener.recv_from(&mut [0; 8]).context("the datagram from the pod's address")?;
     ensure!(first.ip() == one.addresses[family], "a datagram from {first} arrived");

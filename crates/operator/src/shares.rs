@@ -75,9 +75,11 @@ struct Due {
     pause: Option<Duration>,
     /// What stands in the node's status.
     told: String,
-    /// When its subnet was found full last.
-    full: Option<Instant>,
 }
+
+/// A subnet that was found full: when last, and in which words. All nodes are told, so that those who hold more than
+/// they need give it back to those who have nothing.
+type Full = Option<(Instant, String)>;
 
 /// What the operator knows of pools, and of writes that may still arrive.
 #[derive(Default)]
@@ -108,6 +110,7 @@ pub(crate) async fn run(
     let mut roll = Roll::default();
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
     let mut pools = Pools::default();
+    let mut full = Full::None;
     loop {
         let turns = due.iter().filter(|(name, _)| roll.machines.contains_key(*name)).filter_map(|(_, due)| due.at);
         let next = turns.chain(roll.sweep).min();
@@ -165,7 +168,7 @@ pub(crate) async fn run(
             if roll.sweep.is_some_and(|at| at <= Instant::now()) {
                 roll.sweep = sweep(&source, &mut pools, &roll).await;
             }
-            serve(client, &source, &roll.machines, &mut pools, &mut due).await;
+            serve(client, &source, &roll.machines, &mut pools, &mut due, &mut full).await;
         }
     }
 }
@@ -243,6 +246,7 @@ async fn serve(
     machines: &BTreeMap<String, NodeRef>,
     pools: &mut Pools,
     due: &mut BTreeMap<String, Due>,
+    full: &mut Full,
 ) {
     let now = Instant::now();
     let ready: Vec<String> =
@@ -265,31 +269,36 @@ async fn serve(
             futures::stream::iter(ready.map(one)).buffer_unordered(AT_ONCE).collect().await
         }
     };
+    let troubles = outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().err());
+    if let Some(trouble) = troubles.into_iter().find(|trouble| trouble.problem.starts_with(SUBNET_FULL)) {
+        let known = full.as_ref().is_some_and(|(since, _)| *since + FULL > now);
+        *full = Some((Instant::now(), trouble.problem.clone()));
+        if !known {
+            due.values_mut().for_each(|due| due.at = Some(now));
+        }
+    }
     for (name, outcome) in outcomes {
         let Some(due) = due.get_mut(&name) else { continue };
-        settle(client, &name, due, outcome, matches!(source, Source::Cloud { .. })).await;
+        settle(client, &name, due, outcome, matches!(source, Source::Cloud { .. }), full).await;
     }
 }
 
 /// Tells the node's object what is in the way, and decides when it gets its next turn.
-async fn settle(client: &Client, name: &str, due: &mut Due, outcome: Result<(), Trouble>, cloud: bool) {
+async fn settle(client: &Client, name: &str, due: &mut Due, outcome: Result<(), Trouble>, cloud: bool, full: &Full) {
     let now = Instant::now();
     let problem = match outcome {
         Ok(()) => {
             due.pause = None;
             due.at = cloud.then(|| now + AUDIT);
-            match due.full.map(|full| full + FULL).filter(|until| *until > now) {
-                Some(until) => {
-                    due.at = Some(until);
-                    due.told.clone()
+            match full.as_ref().filter(|(since, _)| *since + FULL > now) {
+                Some((since, problem)) => {
+                    due.at = Some(*since + FULL);
+                    problem.clone()
                 }
                 None => String::new(),
             }
         }
         Err(trouble) => {
-            if trouble.problem.starts_with(SUBNET_FULL) {
-                due.full = Some(now);
-            }
             let pause = due.pause.map_or(RETRY_MIN, |pause| (pause * 2).min(RETRY_MAX));
             due.pause = Some(pause);
             due.at = Some(now + pause.max(trouble.patience.unwrap_or_default()));
