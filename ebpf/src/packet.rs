@@ -9,7 +9,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use weft_abi::{
-    Addr, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, FrontendInfo,
+    Addr, AffinityKey, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, FrontendInfo,
     FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
 };
 
@@ -204,9 +204,13 @@ pub struct Service {
     pub remembered: u8,
     /// 1: the client is outside.
     pub outside: u8,
-    pub pad: u8,
+    /// 1: this packet bound its client to the backend.
+    pub bound: u8,
     /// What an ICMP error quotes.
     pub quote: [u8; crate::refuse::QUOTE],
+    /// Whom the client is bound to as it was looked at, see [`crate::balance::packed`]; 0: nobody.
+    pub observed: u64,
+    pub affinity: AffinityKey,
 }
 
 /// Zeroes a value where it lies: a temporary would take more stack than there is.

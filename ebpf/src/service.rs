@@ -42,6 +42,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     let low = s.low;
     s.service.low = low;
     s.service.remembered = 0;
+    s.service.bound = 0;
     s.service.outside = u8::from(matches!(hook, Hook::FromDevice));
     if !existing.is_null() {
         // SAFETY: not null: a value of FLOWS, readable for the length of the program.
@@ -258,7 +259,11 @@ fn sender(s: &Scratch, config: &NodeConfig) -> u32 {
 #[inline(always)]
 pub fn choose(_skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     balance::choose(s)?;
-    if taken(s) { Err(DropReason::NoNatMapping) } else { Ok(()) }
+    if taken(s) {
+        balance::forget(s);
+        return Err(DropReason::NoNatMapping);
+    }
+    Ok(())
 }
 
 /// Whether another connection has the ports that the packet would have behind the service: answers could not be told

@@ -102,4 +102,6 @@ steps! {
     dropped(hook: Hook, reason: u32) = weft_step_dropped: notify::dropped;
     /// See [`refuse::answer`].
     refuse() = weft_step_refuse: refuse::answer;
+    /// See [`refuse::reset`].
+    reset() = weft_step_reset: refuse::reset;
 }

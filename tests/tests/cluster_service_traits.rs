@@ -9,6 +9,8 @@ use weft_tests::service::{Case, Client, Expect, addresses, target};
 
 /// Connections that show how backends are chosen: of two backends, all the same one is 1 in 2^39 by chance.
 const TIMES: usize = 40;
+/// Services to each of which a client connects for the first time.
+const SERVICES: usize = 10;
 
 #[test]
 fn native_at_sockets() -> Result<()> {
@@ -41,6 +43,7 @@ fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
     let stage = Stage { cluster, a, b, near, far, at_sockets };
     names_of_ports(&stage).context("ports by name")?;
     affinity(&stage).context("session affinity")?;
+    first_connections(&stage).context("first connections side by side")?;
     internal_local(&stage).context("internalTrafficPolicy")?;
     families(&stage).context("ipFamilyPolicy")?;
     readiness(&stage).context("readiness")?;
@@ -116,6 +119,34 @@ fn affinity(stage: &Stage) -> Result<()> {
         }
     }
     cluster.kubectl(&["delete", "service", "sticky"]).map(drop)
+}
+
+/// Of first connections side by side none goes elsewhere than the others.
+fn first_connections(stage: &Stage) -> Result<()> {
+    let Stage { cluster, b, .. } = stage;
+    let name = |n: usize| format!("first-{n}");
+    for n in 0..SERVICES {
+        cluster.service(
+            &name(n),
+            "selector: {role: server}, ports: [{port: 80, targetPort: web}], sessionAffinity: ClientIP",
+        )?;
+    }
+    let all: Vec<[IpAddr; 2]> = (0..SERVICES).map(|n| cluster.cluster_ips(&name(n))).collect::<Result<_>>()?;
+    // Both nodes have them; who looks is none of the clients below.
+    for prober in [&stage.a, b] {
+        let cases = all.iter().flat_map(|to| stage.both("affinity", &["tcp"], *to, 80, &Expect::from_any(&["a", "b"])));
+        cluster.meets(&[(Client::Pod(prober.clone()), cases.collect())])?;
+    }
+    for client in [stage.near(), stage.far()].into_iter().chain(stage.nodes(&["node-1", "node-2"])) {
+        for to in all.iter().flatten() {
+            let pods = cluster.answering(&client, &target("tcp", *to, 80), TIMES)?;
+            ensure!(pods.len() == 1, "{} -> {to}: {TIMES} first connections went to {pods:?}", client.name());
+        }
+    }
+    for n in 0..SERVICES {
+        cluster.kubectl(&["delete", "service", &name(n), "--wait=false"])?;
+    }
+    Ok(())
 }
 
 /// Only the client's own node counts; where it has no backend, the client is refused at once.
