@@ -151,7 +151,8 @@ pub struct Scratch {
     pub translated: u8,
     /// 1: the source is the low end of `key`. Here, since the verifier would walk all that follows for either.
     pub low: u8,
-    pub pad: u8,
+    /// 1: the node's own stack sent the packet.
+    pub own: u8,
     /// Where the originator sends to, if `translated` is not 0.
     pub frontend: Addr,
     pub frontend_port: u16,

@@ -12,7 +12,7 @@ use crate::packet::{
     ETH, FIRST_FRAGMENT, ICMP, ICMPV6, LATER_FRAGMENT, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
     load, skb_len,
 };
-use crate::{service, step};
+use crate::{own, service, step};
 
 /// Bytes of the packet that are quoted at most. A multiple of 8; enough for all that a sender looks at.
 pub const QUOTE: usize = 128;
@@ -137,12 +137,15 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             return Err(DropReason::WriteError);
         }
     }
-    back(s)
+    back(skb, s)
 }
 
 /// Sends what stands in the packet's place by the way that it came.
 #[inline(always)]
-fn back(s: &mut Scratch) -> Result<(), DropReason> {
+fn back(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    if s.own == 1 {
+        return own::back(skb, s);
+    }
     // SAFETY: no pointers.
     let action = unsafe {
         if s.service.outside == 0 {
@@ -218,7 +221,7 @@ pub fn reset(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             return Err(DropReason::WriteError);
         }
     }
-    back(s)
+    back(skb, s)
 }
 
 /// The sum over the pseudo-header of a TCP segment of that length between the packet's ends, either way.

@@ -20,7 +20,7 @@ use crate::packet::{
     ETH, SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNKNOWN_PORTS, UNMASQUERADED, clear, translated,
 };
 use crate::track::{canonical, closing, config, exchange, now_s, tuple};
-use crate::{Hook, balance, host, nat, refuse, step};
+use crate::{Hook, balance, host, nat, own, refuse, step};
 
 /// Answers of [`translate`]: the packet is as it was.
 pub const NOTHING: u32 = 0;
@@ -105,15 +105,22 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     step::apply(skb, s)
 }
 
-/// Translates a packet that came by the device to an address of the node, if it is for a service.
+/// Translates a packet that came by the device to an address of the node, if it is for a service; or notes that it
+/// answers the node's own, in `s.translated`.
 #[inline(always)]
 pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     s.answer = NOTHING;
-    if s.packet.flags & (UNKNOWN_PORTS | crate::packet::TUNNELLED) != 0 {
+    if s.packet.flags & UNKNOWN_PORTS != 0 {
         return Ok(());
+    }
+    if is_hairpin_address(&s.packet.source) {
+        return Err(DropReason::InvalidSourceIp);
     }
     s.low = u8::from(canonical(&s.packet, flow_kind::FLOW, &mut s.key));
     let mut existing = FLOWS.get_ptr_mut(&s.key).unwrap_or(core::ptr::null_mut());
+    if own::answers(s, existing) || s.packet.flags & crate::packet::TUNNELLED != 0 {
+        return Ok(());
+    }
     // SAFETY: not null: a value of FLOWS, readable for the length of the program.
     if !existing.is_null() && unsafe { (*existing).flags } & flow_flags::SERVICE == 0 {
         // The node's own, under policies.
@@ -203,7 +210,8 @@ pub fn find(s: &mut Scratch) -> bool {
     // SAFETY: values are replaced, never changed in place; copied at once.
     let mut found = unsafe { FRONTENDS.get(&s.service.frontend) };
     if found.is_none() {
-        if !host::is_own(&s.packet.destination, config) {
+        // What the node sends to itself does not come here.
+        if s.own == 1 || !host::is_own(&s.packet.destination, config) {
             return false;
         }
         s.service.frontend.addr = if s.packet.version == 4 { FrontendKey::ANY_V4 } else { FrontendKey::ANY_V6 };
@@ -408,6 +416,9 @@ fn is_hairpin_address(address: &Addr) -> bool {
 #[inline(never)]
 pub fn hairpin(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
     let pod = if forward { s.packet.destination } else { s.packet.source };
+    if matches!(hook, Hook::ToDevice) {
+        return own::hairpin(s, &pod);
+    }
     let info = match endpoint(&pod) {
         Some(info) if matches!(hook, Hook::FromPod) && info.ifindex == s.packet.ifindex => info,
         _ => return Err(DropReason::InvalidSourceIp),
