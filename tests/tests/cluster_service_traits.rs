@@ -29,7 +29,6 @@ struct Stage {
     b: Pod,
     near: Pod,
     far: Pod,
-    at_sockets: bool,
 }
 
 fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
@@ -40,7 +39,7 @@ fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
     let b = cluster.pod_with("b", "node-2", "role: server", other_port)?;
     let near = cluster.pod("near", "node-1", "role: client")?;
     let far = cluster.pod("far", "node-2", "role: client")?;
-    let stage = Stage { cluster, a, b, near, far, at_sockets };
+    let stage = Stage { cluster, a, b, near, far };
     names_of_ports(&stage).context("ports by name")?;
     affinity(&stage).context("session affinity")?;
     first_connections(&stage).context("first connections side by side")?;
@@ -65,10 +64,8 @@ impl Stage {
         Client::Pod(self.far.clone())
     }
 
-    /// Nodes themselves are clients at their sockets alone.
     fn nodes(&self, names: &[&str]) -> Vec<Client> {
-        let nodes = names.iter().map(|name| Client::Node((*name).to_owned()));
-        nodes.filter(|_| self.at_sockets).collect()
+        names.iter().map(|name| Client::Node((*name).to_owned())).collect()
     }
 
     /// A case per protocol and family.
