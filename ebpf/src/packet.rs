@@ -9,8 +9,8 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use weft_abi::{
-    Addr, AffinityKey, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, FrontendInfo,
-    FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
+    Addr, AffinityKey, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue,
+    FrontendInfo, FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
 };
 
 use crate::maps::FRAGMENTS;

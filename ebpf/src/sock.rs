@@ -20,13 +20,13 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bp
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use weft_abi::{
-    Addr, AffinityKey, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, NodeConfig,
-    SlotKey, SocketKey, SocketValue, backend_flags, client_hash, service_flags, socket_kind,
+    Addr, AffinityKey, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, NodeConfig, SlotKey, SocketKey,
+    SocketValue, backend_flags, client_hash, service_flags, socket_kind,
 };
 
+use crate::balance::{self, Bound};
 use crate::maps::{BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOCKETS};
 use crate::packet::{TCP, UDP};
-use crate::balance::{self, Bound};
 use crate::{host, track};
 
 /// What the programs return: the call goes on.
@@ -315,8 +315,7 @@ fn choose(
 ) -> Option<BackendInfo> {
     let mut info = first;
     let client = AffinityKey::of_netns(netns, asked.addr.is_v4());
-    let mut last = None;
-    for _ in 0..ATTEMPTS {
+    for attempt in 1..=ATTEMPTS {
         let mut observed = 0;
         if info.affinity_s != 0
             && let Some(backend) = kept(&info, &client, &mut observed)
@@ -327,19 +326,19 @@ fn choose(
             return None;
         }
         if let Some(backend) = pick(&info, asked.protocol, &client, call) {
-            // Of first connections side by side one binds the client, and the others follow it.
-            if info.affinity_s == 0
+            // Of first connections side by side one binds the client, and the others follow it; at last it is served.
+            if attempt == ATTEMPTS
+                || info.affinity_s == 0
                 || balance::bind(&affinity_key(&info, &client), observed, backend.id) != Bound::Before
             {
                 return Some(backend);
             }
-            last = Some(backend);
         } else {
             // The set went after the frontend was read: it has another one by now.
             info = frontend(asked, netns, config)?;
         }
     }
-    last
+    None
 }
 
 /// The backend that this client's network namespace is bound to. What it is bound to, if to anything, is left in

@@ -7,7 +7,9 @@ use core::arch::asm;
 use weft_abi::{DropReason, FlowEntry};
 
 use crate::packet::{Scratch, Skb};
-use crate::{Hook, decide as judged, forward, icmp, nat, notify, own, policy as policies, refuse, route as routes, service};
+use crate::{
+    Hook, decide as judged, forward, icmp, nat, notify, own, policy as policies, refuse, route as routes, service,
+};
 use crate::{track, tunnel};
 
 /// The answer of a step as the kernel wants it: a plain number.

@@ -5,6 +5,7 @@
 use anyhow::{Context as _, Result, ensure};
 use std::net::IpAddr;
 use weft_tests::cluster::{Cluster, Pod, eventually};
+use weft_tests::quiet;
 use weft_tests::service::{Case, Client, Expect, OUTSIDE, addresses};
 
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
@@ -250,6 +251,7 @@ impl Stage {
 }
 
 fn matrix(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
+    let _quiet = quiet::alone()?;
     let stage = Stage::up(label, routing, at_sockets)?;
     // A raw socket hears of every error about its peer, of whichever port: those who are refused by SCTP come by
     // themselves.

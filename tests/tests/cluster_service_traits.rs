@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use weft_tests::cluster::{Cluster, Pod, eventually};
+use weft_tests::quiet;
 use weft_tests::service::{Case, Client, Expect, addresses, target};
 
 /// Connections that show how backends are chosen: of two backends, all the same one is 1 in 2^39 by chance.
@@ -32,6 +33,7 @@ struct Stage {
 }
 
 fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
+    let _quiet = quiet::alone()?;
     let setting = format!("socket-lb={at_sockets}");
     let cluster = Cluster::up(label, &["--nodes", "2", "--routing", routing, "--agent", &setting])?;
     let a = cluster.pod_with("a", "node-1", "role: server", "ports: [{name: web, containerPort: 8080}]")?;

@@ -239,6 +239,44 @@ fn a_client_stays_with_its_backend_as_long_as_the_service_says() {
 }
 
 #[test]
+fn of_first_packets_on_two_cpus_one_chooses_for_both() {
+    both(|kernel, f| {
+        let backends: Vec<_> = (0..20).map(|n| (n + 1, f.b, 8000 + n as u16)).collect();
+        let key = frontend(vip(f), 80, UDP);
+        let mut info = put_cluster_ip(kernel, 3, key, &backends)?;
+        info.affinity_s = 100;
+        kernel.frontends.insert(key, info, 0)?;
+        for round in 0..200 {
+            // A client that was never seen, or one that was bound for too long ago.
+            for key in kernel.affinity.keys().collect::<Result<Vec<_>, _>>()? {
+                let mut value = kernel.affinity.get(&key, 0)?;
+                kernel.affinity.remove(&key)?;
+                if round % 2 == 1 {
+                    value.last_used_s = value.last_used_s.wrapping_sub(1000);
+                    kernel.affinity.insert(key, value, 0)?;
+                }
+            }
+            let begin = std::sync::Barrier::new(2);
+            let (kernel, begin) = (&*kernel, &begin);
+            let ask = |cpu: usize| -> Result<u16> {
+                let mut only = nix::sched::CpuSet::new();
+                only.set(cpu % std::thread::available_parallelism()?)?;
+                nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only)?;
+                let frame = ip(f.a, vip(f)).udp(1000 + 2 * round + cpu as u16, 80, b"first");
+                begin.wait();
+                Ok(passed(&from_a(kernel, &frame)?).destination_port())
+            };
+            let (one, other) = std::thread::scope(|scope| {
+                let other = scope.spawn(|| ask(1));
+                (ask(0), other.join().expect("the other one"))
+            });
+            assert_eq!(one?, other?, "round {round}");
+        }
+        forget(kernel)
+    });
+}
+
+#[test]
 fn a_denied_client_leaves_no_affinity() {
     both(|kernel, f| {
         let key = frontend(vip(f), 80, UDP);
