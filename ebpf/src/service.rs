@@ -31,6 +31,9 @@ pub const TRANSLATED: u32 = 2;
 
 /// How often a backend is chosen again because the client speaks to it by the same ports already.
 const TRIES: u32 = 4;
+/// Seconds after which the ports of one service's datagrams are another's: a client gets a port again that it had not
+/// long before. If the first one speaks again after all, it has them back.
+const UDP_IDLE_S: u32 = 3;
 
 /// Translates the packet if it is for a service. `existing` is the entry under its own tuple, if there is one.
 #[inline(always)]
@@ -129,11 +132,19 @@ pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     step::translate(skb, s, Hook::FromDevice, existing)
 }
 
-/// Whether a client's packet came to this entry by a service and the entry is not a service's, or the other way round.
+/// Whether a client's packet came to this entry by a service and the entry is not this service's, or the other way
+/// round.
 #[inline(always)]
 pub fn is_foreign(s: &Scratch, entry: &FlowEntry, forward: bool) -> bool {
-    let wanted = if s.translated & translated::FORWARD != 0 { flow_flags::TRANSLATED } else { 0 };
-    forward && entry.flags & flow_flags::TRANSLATED != wanted
+    let by_service = s.translated & translated::FORWARD != 0;
+    let wanted = if by_service { flow_flags::TRANSLATED } else { 0 };
+    forward && (entry.flags & flow_flags::TRANSLATED != wanted || by_service && !is_frontend(s, entry))
+}
+
+/// Whether the entry belongs to the frontend that the packet was sent to.
+#[inline(always)]
+fn is_frontend(s: &Scratch, entry: &FlowEntry) -> bool {
+    entry.frontend == s.frontend && entry.frontend_port_be == s.frontend_port
 }
 
 /// Whether the packet may begin a connection.
@@ -294,10 +305,11 @@ fn taken(s: &mut Scratch) -> bool {
     {
         return false;
     }
+    let idle = if s.packet.protocol == UDP { UDP_IDLE_S } else { config.other_s };
     let over = if s.packet.protocol == TCP {
         closing(entry.flags)
     } else {
-        now_s().wrapping_sub(last).wrapping_sub(config.other_s) < u32::MAX / 2
+        now_s().wrapping_sub(last).wrapping_sub(idle) < u32::MAX / 2
     };
     // SAFETY: a field of a map value.
     if over && unsafe { exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last {
@@ -394,7 +406,8 @@ pub fn mark(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason
         }
         return Ok(());
     }
-    if !forward {
+    let anothers = s.entry.flags & flow_flags::TRANSLATED != 0 && !is_frontend(s, &s.entry);
+    if !forward || anothers && s.packet.protocol != UDP {
         return Err(DropReason::NoNatMapping);
     }
     s.entry.flags &= !flow_flags::HAIRPIN;

@@ -232,8 +232,9 @@ impl Stage {
             let tunnels = matches!(client, Client::Pod(pod) if pod.node == "node-2") && !self.native;
             // A pod goes to another node in its own node's name where it would need the tunnel.
             let seen = if tunnels { self.nodes[1][family] } else { own };
+            // Such a pod has its node's name.
             let mut add = |what: &str, to: IpAddr, port: u16, peer: IpAddr| {
-                cases.push(Case::new(what, protocol, to, port, Expect::from("hosted", peer)));
+                cases.push(Case::new(what, protocol, to, port, Expect::from("node-1", peer)));
             };
             if *client != Client::Outside {
                 let itself = if at_home && !self.at_sockets { ITSELF[family].parse()? } else { seen };

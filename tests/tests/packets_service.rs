@@ -492,6 +492,35 @@ fn the_same_ports_behind_two_services_are_told_apart_or_refused() {
 }
 
 #[test]
+fn ports_of_datagrams_that_rest_are_another_services_until_the_first_one_speaks_again() {
+    both(|kernel, f| {
+        for (n, address) in [(1, vip(f)), (2, second_vip(f))] {
+            put_cluster_ip(kernel, n, frontend(address, 53, UDP), &[(n, f.b, 5353)])?;
+        }
+        let ask = |kernel: &Kernel, to: &str| from_a(kernel, &ip(f.a, to).udp(7, 53, b"q"));
+        let answered = |kernel: &Kernel| -> Result<IpAddr> {
+            Ok(passed(&from_b(kernel, &ip(f.b, f.a).udp(5353, 7, b"a"))?).source)
+        };
+        passed(&ask(kernel, vip(f))?);
+        kernel.drain();
+        let outcome = ask(kernel, second_vip(f))?;
+        dropped(kernel, &outcome, DropReason::NoNatMapping);
+        assert_eq!(answered(kernel)?, parsed(vip(f)));
+        let rest = |kernel: &mut Kernel| -> Result<()> {
+            let (key, mut entry) = kernel.connection(flow_kind::FLOW, parsed(f.a), parsed(f.b))?.context("an entry")?;
+            entry.last_seen_s = entry.last_seen_s.wrapping_sub(4);
+            Ok(kernel.flows.insert(key, entry, 0)?)
+        };
+        rest(kernel)?;
+        passed(&ask(kernel, second_vip(f))?);
+        assert_eq!(answered(kernel)?, parsed(second_vip(f)));
+        passed(&ask(kernel, vip(f))?);
+        assert_eq!(answered(kernel)?, parsed(vip(f)));
+        forget(kernel)
+    });
+}
+
+#[test]
 fn a_choice_lives_as_long_as_its_connection() {
     both(|kernel, f| {
         let collect = |kernel: &Kernel| kernel.run("weft_collect", DEVICE, &ip(V4.a, V4.b).ping(1));
