@@ -22,6 +22,8 @@ const LOAD_S: u64 = 60;
 /// must, it goes on until everybody knows, also where many things wait for one disk.
 const DRAIN_S: u64 = 8;
 const GRACE_S: u64 = 12;
+/// A pod is ready once it listens, not once its process runs: else its first clients are refused, rightly.
+const READY: &str = "readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}";
 
 #[test]
 fn at_sockets() -> Result<()> {
@@ -38,7 +40,7 @@ fn deployment(name: &str, replicas: usize) -> String {
         "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: {name}}}, spec: {{replicas: {replicas}, \
          selector: {{matchLabels: {{part: {name}}}}}, strategy: {{rollingUpdate: {{maxUnavailable: 1, maxSurge: 2}}}}, \
          template: {{metadata: {{labels: {{part: {name}, app: web}}}}, spec: {{terminationGracePeriodSeconds: {GRACE_S}, \
-         containers: [{{name: toolbox, image: weft/toolbox, args: [serve, --drain, '{DRAIN_S}']}}]}}}}}}}}"
+         containers: [{{name: toolbox, image: weft/toolbox, args: [serve, --drain, '{DRAIN_S}'], {READY}}}]}}}}}}}}"
     )
 }
 
