@@ -82,7 +82,7 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(),
     s.next_hop = Addr::NONE;
     s.path.action = path_action::DEVICE;
     if through {
-        if forward {
+        if forward && s.entry.flags & flow_flags::TELLS == 0 {
             // So that answers come back here.
             s.path.action = path_action::MASQUERADE;
         }
