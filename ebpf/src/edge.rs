@@ -6,7 +6,9 @@
 //! judged, and every drop is there. While somebody observes, all pass: it is that program which tells.
 
 use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md};
-use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_fib_lookup, bpf_xdp_load_bytes, bpf_xdp_store_bytes};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_diff, bpf_fib_lookup, bpf_redirect, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+};
 use core::arch::asm;
 use core::ptr::read_volatile;
 use weft_abi::{Addr, FlowEntry, NodeConfig, config_flags, flow_flags, flow_kind, path_action};
@@ -75,7 +77,10 @@ fn carry(context: *mut xdp_md) -> Option<u32> {
         return Some(xdp_action::XDP_ABORTED);
     }
     notify::accelerated(s);
-    Some(xdp_action::XDP_TX)
+    // To the device that it came by. `XDP_TX` would do the same, but between the two ends of a veth pair what it sends is
+    // not seen until something else is, unless the other end has a program, too.
+    // SAFETY: no pointers.
+    Some(unsafe { bpf_redirect(s.packet.ifindex, 0) } as u32)
 }
 
 /// Copies the head of the frame; returns how long all of it is.

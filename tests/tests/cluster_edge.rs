@@ -171,6 +171,17 @@ fn policies(cluster: &Cluster, nodes: [IpAddr; 2], outside: [IpAddr; 2]) -> Resu
     cluster.no_policy("client")
 }
 
+/// What the nodes dropped.
+fn drops(cluster: &Cluster) -> Result<String> {
+    let nodes = ["node-1", "node-2"].map(|node| cluster.weft(&["status", "--node", node]));
+    let mut lines = Vec::new();
+    for text in nodes {
+        lines.extend(text?.lines().filter(|line| line.starts_with("dropped")).map(str::to_owned));
+        lines.push(String::new());
+    }
+    Ok(lines.join("\n"))
+}
+
 /// Connections and streams outlive both nodes' agents, and new ones are made meanwhile.
 fn restarts(cluster: &Cluster, nodes: [IpAddr; 2]) -> Result<()> {
     let mut loads = Vec::new();
@@ -188,7 +199,9 @@ fn restarts(cluster: &Cluster, nodes: [IpAddr; 2]) -> Result<()> {
     }
     for load in loads {
         let report = load.finish().context("the load")?;
-        ensure!(report["held"] == 20 && report["broken"] == 0 && report["ok"] == report["opened"], "{report}");
+        let well = report["held"] == 20 && report["broken"] == 0 && report["ok"] == report["opened"];
+        let dropped = if well { String::new() } else { drops(cluster)? };
+        ensure!(well, "{report}\n{dropped}");
     }
     for stream in streams {
         let report = stream.finish().context("the stream")?;

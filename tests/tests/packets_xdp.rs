@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use std::net::IpAddr;
 use weft_abi::{MetricKey, config_flags, flow_flags, flow_kind, service_flags};
-use weft_tests::packet::kernel::{Kernel, Outcome, REDIRECT, XDP_PASS, XDP_TX};
+use weft_tests::packet::kernel::{Kernel, Outcome, REDIRECT, XDP_PASS, XDP_REDIRECT};
 use weft_tests::packet::service::{frontend, put_service};
 use weft_tests::packet::site::{DEVICE, FAMILIES, Family, MAC_DEVICE, POD_A, Routing, from_a, from_wire, on_node};
 use weft_tests::packet::{ACK, ETH, FIN, Ip, RST, SCTP, SYN, TCP, UDP, ip, read};
@@ -85,7 +85,7 @@ fn the_same(kernel: &Kernel, frame: &[u8]) -> Vec<u8> {
     let accelerated = kernel.counted_as(MetricKey::ACCELERATED).expect("the counters");
     let forwarded = kernel.counted(None).expect("the counters");
     let outcome = before(kernel, frame).expect("the kernel runs it");
-    assert_eq!(outcome.action, XDP_TX);
+    assert_eq!(outcome.action, XDP_REDIRECT);
     assert_eq!(outcome.frame[ETH..], behind.frame[ETH..]);
     assert_eq!(outcome.frame[..12], [GATEWAY, MAC_DEVICE].concat(), "to the gateway");
     assert_eq!(kernel.counted_as(MetricKey::ACCELERATED).expect("the counters"), accelerated + 1);
@@ -153,10 +153,10 @@ fn the_end_of_a_connection_is_noted() {
         // The first answer finds its way.
         assert_eq!(from_wire(kernel, &segment(&ip(f.c, f.node), TCP, 8080, own, SYN | ACK))?.action, REDIRECT);
         for flags in [FIN | ACK, RST] {
-            assert_eq!(before(kernel, &segment(&client, TCP, 7000, PORT, flags))?.action, XDP_TX);
+            assert_eq!(before(kernel, &segment(&client, TCP, 7000, PORT, flags))?.action, XDP_REDIRECT);
         }
         let back = segment(&ip(f.c, f.node), TCP, 8080, own, FIN | ACK);
-        assert_eq!(before(kernel, &back)?.action, XDP_TX);
+        assert_eq!(before(kernel, &back)?.action, XDP_REDIRECT);
         let entry = kernel.connection(flow_kind::FLOW, parsed(f.world), parsed(f.c))?.context("the connection")?;
         let ends = flow_flags::FIN_FORWARD | flow_flags::FIN_REPLY;
         assert_eq!(entry.1.flags & ends, ends);
@@ -186,7 +186,7 @@ fn what_is_new_unusual_or_revoked_is_left_to_the_program_behind() {
             for port in [PORT, PORT + 1] {
                 assert_eq!(from_wire(kernel, &segment(&client, protocol, 7000, port, SYN))?.action, REDIRECT);
             }
-            assert_eq!(before(kernel, &more)?.action, XDP_TX);
+            assert_eq!(before(kernel, &more)?.action, XDP_REDIRECT);
             left_alone(kernel, "a backend here", &segment(&client, protocol, 7000, PORT + 1, ACK));
             left_alone(kernel, "another client", &segment(&client, protocol, 7001, PORT, ACK));
             left_alone(kernel, "no service", &segment(&client, protocol, 7000, 22, ACK));
@@ -224,7 +224,7 @@ fn what_is_new_unusual_or_revoked_is_left_to_the_program_behind() {
             kernel.bump(&[0])?;
             left_alone(kernel, "revoked", &more);
             from_wire(kernel, &more)?;
-            assert_eq!(before(kernel, &more)?.action, XDP_TX, "and decided again");
+            assert_eq!(before(kernel, &more)?.action, XDP_REDIRECT, "and decided again");
             if protocol == UDP {
                 kernel.backends.remove(&1)?;
                 left_alone(kernel, "a backend that is gone", &more);

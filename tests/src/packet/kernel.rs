@@ -24,8 +24,8 @@ pub const DROP: u32 = 2;
 pub const REDIRECT: u32 = 7;
 /// `XDP_PASS`.
 pub const XDP_PASS: u32 = 2;
-/// `XDP_TX`.
-pub const XDP_TX: u32 = 3;
+/// `XDP_REDIRECT`.
+pub const XDP_REDIRECT: u32 = 4;
 
 /// Size of `struct __sk_buff` and the offsets of the fields that a test sets.
 const SKB: usize = 192;
