@@ -1,6 +1,6 @@
 # The front door. `make` alone says what there is.
 .SILENT:
-.PHONY: help up down test test-services bench check audit build setup root bench-policy bench-services fuzz-policy fuzz-yaml fuzz-packets
+.PHONY: help up down test test-services bench bench-scale check audit build setup root bench-policy bench-services fuzz-policy fuzz-yaml fuzz-packets
 
 # One profile for the tests, another for running: debug and release.
 PROGRAMS := -p weft-cli -p weft-agent -p weft-operator -p weft-cni
@@ -17,6 +17,7 @@ help:
 	echo "make bench  benchmarks beside plain forwarding and the bridge CNI (root)"
 	echo "make bench-policy  10,000 rules, 20,000 identities, 250 endpoints in the kernel's maps (root)"
 	echo "make bench-services  services at sockets, packet by packet, at the edge, beside iptables (root)"
+	echo "make bench-scale   the control plane at scale: 500 agents in one process, three ways to propagate endpoints"
 	echo "make fuzz-policy  random policies against the specification (SECONDS=600 for longer)"
 	echo "make check  format, lints, licences, structure"
 	echo "make audit  known vulnerabilities of the crates (needs the network)"
@@ -68,6 +69,12 @@ bench-services: root build
 	cargo build --quiet --release -p weft-bench
 	$(RELEASE)/weft-bench services-scale
 	$(RELEASE)/weft-bench services $(BENCH)
+
+# The sizes of the growth are part of it; SCALE='--nodes 1000 --pods 25000' for another comparison.
+bench-scale:
+	cargo xtask build-ebpf
+	cargo build --quiet --release -p weft-sim
+	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale --nodes 500 --pods 10000 $(SCALE)
 
 check:
 	scripts/setup.sh check

@@ -27,6 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &["weft-model", "weft-abi", "weft-api", "weft-control", "weft-k8s", "weft-datapath", "weft-observe"],
     ),
     ("weft-bench", &["weft-abi", "weft-api", "weft-control", "weft-datapath", "weft-model"]),
+    ("weft-sim", &["weft-agent", "weft-api", "weft-datapath", "weft-k8s", "weft-local", "weft-model", "weft-operator"]),
     ("weft-ebpf", &["weft-abi"]),
     ("xtask", &[]),
 ];

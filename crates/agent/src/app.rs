@@ -11,7 +11,7 @@ use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
 use crate::ports::{Cluster, Links};
 use crate::state::StateDir;
-use crate::{install, machine, restart, server};
+use crate::{install, machine, propagation, restart, server};
 use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -74,7 +74,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     // The cluster.
     let client = Client::connect(&options).await.context("API server")?;
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
-    let writer = weft_k8s::slice::Writer::start(client.clone(), &config.node_name, stop.clone());
+    let writers = propagation::Writers::start(&client, &config.node_name, &stop);
+    let mode = (config.node_name.clone(), config.endpoint_propagation);
+    let (elsewhere, found_elsewhere) = tokio::sync::watch::channel(propagation::Elsewhere::new());
     let conversion = weft_k8s::convert::Settings {
         cidr_covers: config.cidr_covers,
         extended_protocols: config.extended_protocols,
@@ -82,7 +84,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     };
     let health = Health::new(&config.node_name, progress.clone());
     let watched = (core.clone(), client.clone(), health.clone());
-    tasks.spawn(cluster::watch(watched, config.node_name.clone(), conversion, writer.clone(), stop.clone()));
+    tasks.spawn(propagation::watch(watched, mode.clone(), conversion, writers.clone(), elsewhere, stop.clone()));
     tasks.spawn(health.clone().run(stop.clone()));
     if let Some(at) = config.healthz_bind_address {
         tasks.spawn(health.run_node(at, stop.clone()));
@@ -91,8 +93,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tasks.spawn(cluster::report_services(core.clone(), client.clone(), progress.clone(), stop.clone()));
     tasks.spawn(machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
     tasks.spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
-    tasks.spawn(cluster::announce_endpoints(core.clone(), writer, stop.clone()));
-    tasks.spawn(cluster::announce_node(core.clone(), client, config.node_name.clone(), progress.clone(), stop.clone()));
+    tasks.spawn(propagation::announce(core.clone(), mode.1, writers, found_elsewhere, stop.clone()));
+    tasks.spawn(cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
 
     // What the kernel sees, and its housekeeping.
     let observer = Observer::new(config.node_name.as_str(), EVENTS_KEPT, Arc::new(Names::new(core.clone())));

@@ -1,29 +1,26 @@
-//! [`Cluster`] over the API server, and what is written there on behalf of this node: its slices, its CiliumNode,
-//! its conditions, the numbers of new label sets. All of it beside the path of an ADD, but for a number that nobody
-//! made yet.
+//! [`Cluster`] over the API server, and what is written there on behalf of this node: its CiliumNode, its conditions,
+//! the numbers of new label sets (for its endpoints: [`crate::propagation`]). All of it beside the path of an ADD, but
+//! for a number that nobody made yet.
 
 use crate::attach::obtain_identity;
 use crate::core::Progress;
 use crate::core::thread::Handle;
-use crate::health::Health;
 use crate::ports::{Cluster, ClusterError, Created};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_control::service::{Object, Reason};
-use weft_k8s::{Client, event, identity, node, pod, slice};
-use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
+use weft_k8s::endpoint::Propagation;
+use weft_k8s::{Client, event, identity, node, pod};
+use weft_model::intent::{IdentityLabels, Namespace, ObjectName, Pod};
 
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 /// How often the node's objects are looked at again: a kubelet that registers anew brings its taint back.
 const AUDIT: Duration = Duration::from_secs(60);
-/// An own slice may differ from what this node says for so long: the newest write is on its way.
-const SLICE_GRACE: Duration = Duration::from_secs(5);
 
 /// The API server.
 pub struct ApiServer {
@@ -64,71 +61,6 @@ impl Cluster for ApiServer {
             }
         }
         .boxed()
-    }
-}
-
-/// Keeps this node's slices as its endpoints are.
-pub async fn announce_endpoints(core: Handle, writer: slice::Writer, stop: CancellationToken) {
-    let Ok(signals) = core.call(|core| core.signals()).await else { return };
-    let mut announced = writer.announced();
-    loop {
-        match core.call(|core| core.announced()).await {
-            Ok(Some(endpoints)) => {
-                writer.set(endpoints);
-            }
-            Ok(None) => {}
-            Err(_) => return,
-        }
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = signals.endpoints.notified() => break,
-                changed = announced.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    let problem = announced.borrow_and_update().problem.clone();
-                    let _ = core.call(move |core| core.set_problem("endpoint slices", problem)).await;
-                }
-            }
-        }
-    }
-}
-
-/// Cluster to tables. Own slices that say something else than this node does, for longer than a write takes, are
-/// read and mended.
-pub async fn watch(
-    (core, client, health): (Handle, Client, Health),
-    node_name: String,
-    conversion: weft_k8s::convert::Settings,
-    writer: slice::Writer,
-    stop: CancellationToken,
-) {
-    let mut changes = weft_k8s::watch::start(&client, &node_name, conversion, &stop);
-    let mut recheck_at: Option<Instant> = None;
-    loop {
-        let batch = tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep_until(recheck_at.unwrap_or_else(Instant::now)), if recheck_at.is_some() => {
-                writer.recheck();
-                recheck_at = None;
-                continue;
-            }
-            batch = changes.recv() => batch,
-        };
-        let Some(batch) = batch else { return };
-        health.hear(&batch);
-        let strange = batch.iter().any(|change| match change {
-            Change::Slice(slice) => writer.is_own(&slice.name) && !core.look(|core| core.agrees_with(slice)),
-            Change::SliceGone(name) => writer.is_own(name),
-            _ => false,
-        });
-        if strange {
-            recheck_at.get_or_insert_with(|| Instant::now() + SLICE_GRACE);
-        }
-        if core.call(move |core| core.apply(batch)).await.is_err() {
-            return;
-        }
     }
 }
 
@@ -225,7 +157,7 @@ pub async fn number_labels(core: Handle, cluster: Arc<dyn Cluster>, stop: Cancel
 pub async fn announce_node(
     core: Handle,
     client: Client,
-    node_name: String,
+    (node_name, propagation): (String, Propagation),
     mut progress: watch::Receiver<Progress>,
     stop: CancellationToken,
 ) {
@@ -239,6 +171,7 @@ pub async fn announce_node(
                 name: name.clone(),
                 addresses: own.addresses,
                 pod_cidrs: own.pod_cidrs,
+                propagation,
                 boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()),
             };
             // Both write only what differs.

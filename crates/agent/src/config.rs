@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use weft_datapath::sockets::Protocols;
+use weft_k8s::endpoint::Propagation;
 use weft_model::intent::{Covers, Forwarding};
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
@@ -75,6 +76,11 @@ pub struct Options {
     /// (default).
     #[arg(long, env = "WEFT_EXTENDED_PROTOCOLS")]
     pub extended_protocols: Option<String>,
+    /// How this node's endpoints become known to the others: `ces-node` (default: slices that the agent writes),
+    /// `ces-operator` (a CiliumEndpoint per pod, from which the operator makes slices) or `cep` (a CiliumEndpoint per
+    /// pod, which every agent watches). Set it as the operator's. It may be changed in a running cluster.
+    #[arg(long, env = "WEFT_ENDPOINT_PROPAGATION")]
+    pub endpoint_propagation: Option<String>,
     /// Whether Services are translated at the sockets of pods and the node, not packet by packet: `true` (default) or
     /// `false`.
     #[arg(long, env = "WEFT_SOCKET_LB")]
@@ -194,6 +200,8 @@ pub struct Config {
     pub cidr_covers: Covers,
     /// Protocols beside TCP, UDP, SCTP and ICMP.
     pub extended_protocols: bool,
+    /// How this node's endpoints become known.
+    pub endpoint_propagation: Propagation,
     /// Services are translated at sockets.
     pub socket_lb: bool,
     /// Control group of the node's processes; `None`: the root.
@@ -280,6 +288,7 @@ impl Options {
             policy_audit_mode: self.policy_audit_mode.or(other.policy_audit_mode),
             policy_cidr_match_mode: self.policy_cidr_match_mode.or(other.policy_cidr_match_mode),
             extended_protocols: self.extended_protocols.or(other.extended_protocols),
+            endpoint_propagation: self.endpoint_propagation.or(other.endpoint_propagation),
             socket_lb: self.socket_lb.or(other.socket_lb),
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
             close_removed_backends: self.close_removed_backends.or(other.close_removed_backends),
@@ -338,6 +347,7 @@ impl Options {
             policy_audit_mode: switch("policy-audit-mode", self.policy_audit_mode, false)?,
             cidr_covers: covers(self.policy_cidr_match_mode.as_deref().unwrap_or_default())?,
             extended_protocols: switch("extended-protocols", self.extended_protocols, false)?,
+            endpoint_propagation: propagation(self.endpoint_propagation.as_deref().unwrap_or("ces-node"))?,
             socket_lb: switch("socket-lb", self.socket_lb, true)?,
             cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             close_removed_backends: protocols(self.close_removed_backends.as_deref().unwrap_or("udp"))?,
@@ -373,6 +383,10 @@ fn switch(field: &'static str, text: Option<String>, default: bool) -> Result<bo
         Some("false") => Ok(false),
         Some(other) => Err(value(field, "`true` or `false`", other)),
     }
+}
+
+fn propagation(text: &str) -> Result<Propagation, ConfigError> {
+    Propagation::read(text).ok_or_else(|| value("endpoint-propagation", "`cep`, `ces-operator` or `ces-node`", text))
 }
 
 fn protocols(text: &str) -> Result<Protocols, ConfigError> {
@@ -504,6 +518,7 @@ mod tests {
             (&["--node-name", "n", "--masquerade", "yes"], "masquerade: expected `true` or `false`"),
             (&["--node-name", "n", "--host-firewall", "on"], "host-firewall: expected `true` or `false`"),
             (&["--node-name", "n", "--policy-cidr-match-mode", "all"], "policy-cidr-match-mode: expected `nodes`"),
+            (&["--node-name", "n", "--endpoint-propagation", "kvstore"], "endpoint-propagation: expected `cep`"),
             (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),

@@ -33,7 +33,7 @@ pub mod services;
 pub mod thread;
 
 /// Every source that must have delivered before anything is removed.
-pub(crate) const SOURCES: [Source; 13] = [
+pub(crate) const SOURCES: [Source; 14] = [
     Source::Pods,
     Source::Namespaces,
     Source::Policies(PolicyKind::NetworkPolicy),
@@ -46,6 +46,7 @@ pub(crate) const SOURCES: [Source; 13] = [
     Source::LocalRedirects,
     Source::Identities,
     Source::Slices,
+    Source::Endpoints,
     Source::Nodes,
 ];
 /// First pause after a failed write; doubles up to [`RETRY_MAX`].
@@ -488,5 +489,7 @@ pub fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
+#[cfg(test)]
+mod races;
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod local;
 pub mod machine;
 pub mod ports;
+pub mod propagation;
 pub mod restart;
 pub mod server;
 pub mod state;

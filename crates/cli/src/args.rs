@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -53,9 +54,19 @@ pub enum Command {
     /// The kernel's maps: how full, how large
     #[command(subcommand)]
     Map(ListCommand),
+    /// Simulate the control plane of a large cluster, or compare ways of propagation (`weft sim run`, `weft sim scale`)
+    #[command(disable_help_flag = true)]
+    Sim(SimOptions),
     /// Network tools for trying things out, as in the image weft/toolbox
     #[command(disable_help_flag = true)]
     Toolbox,
+}
+
+#[derive(Args, Debug)]
+pub struct SimOptions {
+    /// As `weft-sim` takes them: see `weft sim --help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
 }
 
 #[derive(Args, Debug)]

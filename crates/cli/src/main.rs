@@ -11,7 +11,8 @@ mod policy;
 mod services;
 mod table;
 
-use args::{Cli, Command};
+use anyhow::Context as _;
+use args::{Cli, Command, SimOptions};
 use clap::Parser as _;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -52,8 +53,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Policy(args::PolicyCommand::Wait(options)) => policy::wait(&options),
         Command::Policy(args::PolicyCommand::Lint(options)) => policy::lint(&options),
         Command::Policy(args::PolicyCommand::Preview(options)) => policy::preview(&options),
+        Command::Sim(options) => sim(options),
         Command::Toolbox => unreachable!("main() handed it on"),
     }
+}
+
+/// Becomes `weft-sim`, a program of its own: it has all of the agent and the operator in it, which this one need not.
+fn sim(options: SimOptions) -> anyhow::Result<ExitCode> {
+    use std::os::unix::process::CommandExt as _;
+    let beside = weft_local::internal::bin_dir().map(|dir| dir.join("weft-sim")).ok().filter(|path| path.is_file());
+    let program = beside.unwrap_or_else(|| "weft-sim".into());
+    let error = std::process::Command::new(&program).args(options.args).exec();
+    Err(error).with_context(|| format!("start {} (cargo build --release -p weft-sim makes it)", program.display()))
 }
 
 /// The reader of our output went away (`weft ... | head`): that is no failure.

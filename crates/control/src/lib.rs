@@ -7,6 +7,8 @@ pub mod explain;
 pub mod identity;
 pub mod ipam;
 pub mod lbipam;
+pub mod pack;
 pub mod policy;
 pub mod preview;
+pub mod remotes;
 pub mod service;

@@ -19,7 +19,9 @@ mod tests;
 pub use load_balancer::{ip_pool, load_balancer_request};
 pub use local_redirect::local_redirect;
 pub(crate) use objects::identity_object;
-pub use objects::{identity, namespace, node, pod, slice, slice_endpoint};
+pub use objects::{
+    endpoint, endpoint_of_slice, endpoint_slice_name, identity, namespace, node, pod, slice, slice_endpoint,
+};
 pub(crate) use policy::CIDR_GROUP;
 pub use policy::{api_version, object, policy, policy_name};
 pub use service::{backends, cidr_group, service};

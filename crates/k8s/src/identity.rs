@@ -6,7 +6,6 @@ use crate::error::Error;
 use crate::wire::{CiliumIdentity, Metadata, path};
 use serde::Deserialize;
 use serde_json::json;
-use std::collections::BTreeSet;
 use weft_model::id::Identity;
 use weft_model::intent::IdentityLabels;
 use weft_model::label::LabelSet;
@@ -98,37 +97,6 @@ pub async fn mark(client: &Client, held: &Held, since: Option<&str>) -> Result<(
 pub async fn delete(client: &Client, held: &Held) -> Result<(), Error> {
     let unchanged = Preconditions { uid: None, resource_version: Some(held.resource_version.clone()) };
     client.delete(&object_path(held.identity), &unchanged).await
-}
-
-/// Identities that CiliumEndpoints refer to, where something writes that kind.
-///
-/// # Errors
-/// Refusal other than "no such kind", timeout, connection.
-pub async fn used_by_endpoints(client: &Client) -> Result<BTreeSet<u32>, Error> {
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Endpoint {
-        status: Status,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Status {
-        identity: Option<Number>,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Number {
-        id: i64,
-    }
-    let mut used = BTreeSet::new();
-    let listed = crate::list::each(client, path::ENDPOINTS, 500, &[], |endpoint: Endpoint| {
-        used.extend(endpoint.status.identity.and_then(|number| u32::try_from(number.id).ok()));
-    });
-    match listed.await {
-        Ok(()) => Ok(used),
-        Err(error) if error.is_not_found() => Ok(BTreeSet::new()),
-        Err(error) => Err(error),
-    }
 }
 
 fn object_path(identity: Identity) -> String {

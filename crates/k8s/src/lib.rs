@@ -5,13 +5,14 @@
 //! - [`watch`]: list and watch with differences, so that a relist never replays what is known.
 //! - [`convert`]: objects into intents; the one place where foreign JSON is judged.
 //! - [`lint`]: what is wrong with files of policies, and where.
-//! - [`identity`], [`slice`], [`node`], [`event`], [`lease`], [`crd`], [`status`], [`services`]: writers.
+//! - [`identity`], [`slice`], [`endpoint`], [`node`], [`event`], [`lease`], [`crd`], [`status`], [`services`]: writers.
 //! - [`pod`]: single reads, for when a watch is late.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod convert;
 pub mod crd;
+pub mod endpoint;
 pub mod error;
 pub mod event;
 pub mod identity;

@@ -5,6 +5,7 @@
 
 use crate::client::{Client, PatchKind, Preconditions, segment};
 use crate::convert;
+use crate::endpoint::{PROPAGATION, Propagation};
 use crate::error::Error;
 use crate::wire::{
     CILIUM_V2, CiliumNode, CiliumNodeAddress, CiliumNodeIpam, CiliumNodeSpec, Metadata, Named, OwnerReference,
@@ -29,6 +30,8 @@ pub struct Announcement {
     pub addresses: Vec<IpAddr>,
     /// Pod CIDRs.
     pub pod_cidrs: Vec<IpNet>,
+    /// How the node's endpoints become known.
+    pub propagation: Propagation,
     /// Changes with each boot.
     pub boot_id: Option<String>,
 }
@@ -55,14 +58,20 @@ pub async fn announce(client: &Client, announcement: &Announcement) -> Result<()
     let object_path = format!("{}/{}", path::CILIUM_NODES, announcement.name);
     match client.find::<CiliumNode>(&object_path).await? {
         Some(found)
-            if found.spec == wanted.spec && found.metadata.owner_references == wanted.metadata.owner_references =>
+            if found.spec == wanted.spec
+                && found.metadata.owner_references == wanted.metadata.owner_references
+                && found.metadata.annotations.get(PROPAGATION) == wanted.metadata.annotations.get(PROPAGATION) =>
         {
             Ok(())
         }
         // A patch of what is ours: other fields of the kind belong to others.
         Some(_) => {
             let patch = json!({
-                "metadata": {"labels": wanted.metadata.labels, "ownerReferences": wanted.metadata.owner_references},
+                "metadata": {
+                    "labels": wanted.metadata.labels,
+                    "annotations": wanted.metadata.annotations,
+                    "ownerReferences": wanted.metadata.owner_references,
+                },
                 "spec": wanted.spec,
             });
             client.patch::<serde::de::IgnoredAny>(&object_path, PatchKind::Merge, &patch).await.map(|_| ())
@@ -85,6 +94,7 @@ fn cilium_node(announcement: &Announcement, node: Metadata) -> CiliumNode {
         metadata: Metadata {
             name: announcement.name.clone(),
             labels: node.labels,
+            annotations: [(PROPAGATION.to_owned(), announcement.propagation.as_str().to_owned())].into(),
             owner_references: vec![owner],
             ..Metadata::default()
         },

@@ -4,6 +4,7 @@ use crate::client::{Client, segment};
 use crate::convert;
 use crate::error::Error;
 use crate::wire::{self, WireNamespace, WirePod};
+use std::collections::BTreeMap;
 use weft_model::intent::{Namespace, ObjectName, Pod};
 
 /// A pod, as the API server has it now. The caller compares the UID: the name may have a new owner.
@@ -14,6 +15,20 @@ pub async fn get(client: &Client, name: &ObjectName) -> Result<Option<Pod>, Erro
     let namespace = segment("namespace", &name.namespace)?;
     let path = format!("{}/{namespace}/pods/{}", wire::path::NAMESPACES, segment("pod", &name.name)?);
     Ok(client.find::<WirePod>(&path).await?.map(convert::pod))
+}
+
+/// UIDs of all pods of the cluster, by name.
+///
+/// # Errors
+/// Refusal, timeout, connection.
+pub async fn uids(client: &Client) -> Result<BTreeMap<ObjectName, String>, Error> {
+    let mut all = BTreeMap::new();
+    crate::list::each(client, wire::path::PODS, 500, &[], |pod: wire::Named| {
+        let name = ObjectName { namespace: pod.metadata.namespace, name: pod.metadata.name };
+        all.insert(name, pod.metadata.uid);
+    })
+    .await?;
+    Ok(all)
 }
 
 /// A namespace, as the API server has it now.

@@ -4,6 +4,7 @@
 //! conditional on the version that it was planned from. Only slices that carry this node's label are ever touched.
 
 mod plan;
+pub mod shared;
 
 use crate::client::{Client, Preconditions, segment};
 use crate::error::Error;
@@ -15,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_model::intent::{ObjectName, RemoteEndpoint};
 
@@ -22,6 +24,9 @@ use weft_model::intent::{ObjectName, RemoteEndpoint};
 pub const NODE_LABEL: &str = "weft.dev/node";
 /// How long changes gather before they are written.
 const BURST: Duration = Duration::from_millis(10);
+/// How long it may take until it is written that an endpoint is gone: nobody waits for that, and mostly it is written
+/// along with the next endpoint that comes. An address that is given again is an endpoint that comes.
+pub const REMOVAL_DELAY: Duration = Duration::from_secs(20);
 
 /// How far along the writer is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -38,6 +43,8 @@ pub struct Announced {
 struct Wanted {
     generation: u64,
     endpoints: Arc<BTreeMap<ObjectName, RemoteEndpoint>>,
+    /// Nothing is added to what the slices hold.
+    withdrawing: bool,
 }
 
 /// Handle of the writer's task. Cheap to clone; its calls never wait.
@@ -50,10 +57,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the writer of `node_name`. It reads what is there at once, and writes nothing before the first
-    /// [`Writer::set`].
+    /// Starts the writer of `node_name`. It writes nothing before the first [`Writer::set`]. That endpoints are gone is
+    /// written within `removal_delay`, everything else at once.
     #[must_use]
-    pub fn start(client: Client, node_name: &str, stop: CancellationToken) -> Self {
+    pub fn start(client: Client, node_name: &str, removal_delay: Duration, stop: CancellationToken) -> Self {
         let (wanted, wanted_reader) = watch::channel(Wanted::default());
         let (announcing, announced) = watch::channel(Announced::default());
         let recheck = Arc::new(Notify::new());
@@ -64,6 +71,7 @@ impl Writer {
             held: None,
             taken: BTreeSet::new(),
             announcing,
+            removal_delay,
         };
         let again = Arc::clone(&recheck);
         tokio::spawn(async move {
@@ -78,10 +86,21 @@ impl Writer {
     /// States the full set of this node's endpoints; returns its generation. The first call must come only when all
     /// endpoints that survived a restart are known: what is not in the set is withdrawn.
     pub fn set(&self, endpoints: BTreeMap<ObjectName, RemoteEndpoint>) -> u64 {
+        self.want(endpoints, false)
+    }
+
+    /// The same for a node whose endpoints are made known in another way: what is not in the set is withdrawn, but
+    /// nothing is added to what the slices hold.
+    pub fn withdraw_but(&self, endpoints: BTreeMap<ObjectName, RemoteEndpoint>) -> u64 {
+        self.want(endpoints, true)
+    }
+
+    fn want(&self, endpoints: BTreeMap<ObjectName, RemoteEndpoint>, withdrawing: bool) -> u64 {
         let mut generation = 0;
         self.wanted.send_modify(|wanted| {
             wanted.generation += 1;
             wanted.endpoints = Arc::new(endpoints);
+            wanted.withdrawing = withdrawing;
             generation = wanted.generation;
         });
         generation
@@ -114,6 +133,15 @@ struct Task {
     /// Names that belong to somebody else.
     taken: BTreeSet<String>,
     announcing: watch::Sender<Announced>,
+    removal_delay: Duration,
+}
+
+/// What came of an attempt to write.
+enum Wrote {
+    /// The slices are as wanted.
+    All,
+    /// All but removals, which have time.
+    Removals,
 }
 
 impl Task {
@@ -123,13 +151,26 @@ impl Task {
             return;
         }
         let mut retry = Retry::new();
+        let mut removals_due: Option<Instant> = None;
         loop {
             // More of the same burst may be on its way.
             tokio::time::sleep(BURST).await;
             let now = wanted.borrow_and_update().clone();
-            match self.write(&now.endpoints).await {
-                Ok(()) => {
+            let removals = self.removal_delay.is_zero() || removals_due.is_some_and(|due| due <= Instant::now());
+            match self.write(&now, removals).await {
+                Ok(Wrote::Removals) => {
                     retry.reset();
+                    self.announcing.send_modify(|announced| announced.problem = None);
+                    let due = *removals_due.get_or_insert_with(|| Instant::now() + self.removal_delay);
+                    tokio::select! {
+                        changed = wanted.changed() => if changed.is_err() { return },
+                        () = recheck.notified() => self.held = None,
+                        () = tokio::time::sleep_until(due) => {}
+                    }
+                }
+                Ok(Wrote::All) => {
+                    retry.reset();
+                    removals_due = None;
                     let slices = self.held.as_ref().map_or(0, BTreeMap::len);
                     self.announcing.send_replace(Announced { generation: now.generation, slices, problem: None });
                     tokio::select! {
@@ -154,22 +195,35 @@ impl Task {
         }
     }
 
-    async fn write(&mut self, endpoints: &BTreeMap<ObjectName, RemoteEndpoint>) -> Result<(), Error> {
+    async fn write(&mut self, wanted: &Wanted, removals: bool) -> Result<Wrote, Error> {
         if self.held.is_none() {
             self.held = Some(self.read().await?);
         }
         loop {
             let held = self.held.as_ref().expect("read above, and kept by every write");
-            let writes = plan::plan(endpoints, held, &self.taken, &self.stem);
+            let mut writes = if wanted.withdrawing {
+                let known = |name: &ObjectName| held.values().any(|slice| slice.holds(name));
+                let kept = wanted.endpoints.iter().filter(|(name, _)| known(name));
+                let kept = kept.map(|(name, endpoint)| (name.clone(), endpoint.clone())).collect();
+                plan::plan(&kept, held, &self.taken, &self.stem)
+            } else {
+                plan::plan(&wanted.endpoints, held, &self.taken, &self.stem)
+            };
             if writes.is_empty() {
-                return Ok(());
+                return Ok(Wrote::All);
+            }
+            if !removals {
+                writes.retain(|write| !write.only_removes(held));
+                if writes.is_empty() {
+                    return Ok(Wrote::Removals);
+                }
             }
             let mut replan = false;
             for write in writes {
                 replan |= !self.apply(write).await?;
             }
-            if !replan {
-                return Ok(());
+            if !replan && removals {
+                return Ok(Wrote::All);
             }
         }
     }

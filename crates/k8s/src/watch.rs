@@ -66,6 +66,15 @@ pub struct Seen<K, N> {
     pub news: Option<N>,
 }
 
+/// How CiliumEndpoints are watched.
+#[derive(Clone, Copy, Debug)]
+pub struct EndpointsWatch<'a> {
+    /// Until when; it must end with everything else at the latest.
+    pub until: &'a CancellationToken,
+    /// The cluster must know the kind: as long as it does not, the source is not complete.
+    pub required: bool,
+}
+
 /// Watches everything that the agent of `node_name` needs, until `stop`. Must be called within a runtime.
 ///
 /// Every source first tells all that exists, then `Synced`, once; after that, changes. The reader sees each source's
@@ -75,6 +84,7 @@ pub fn start(
     client: &Client,
     node_name: &str,
     settings: Settings,
+    endpoints: EndpointsWatch<'_>,
     stop: &CancellationToken,
 ) -> mpsc::Receiver<Vec<Change>> {
     let (sender, receiver) = mpsc::channel(BATCHES_MAX);
@@ -91,6 +101,8 @@ pub fn start(
     start.follow(kinds::Identities);
     start.follow(kinds::Slices);
     start.follow(kinds::Nodes);
+    let kind = kinds::Endpoints { required: endpoints.required };
+    follow(client.clone(), kind, start.sender.clone(), endpoints.until.clone());
     receiver
 }
 
@@ -104,6 +116,11 @@ impl Start<'_> {
     fn follow(&self, kind: impl Kind<News = Change>) {
         follow(self.client.clone(), kind, self.sender.clone(), self.stop.clone());
     }
+}
+
+/// Watches CiliumEndpoints, which the cluster must know, until `stop`; each is told as a slice of its own ([`crate::convert::endpoint_slice_name`]).
+pub fn endpoints(client: &Client, sender: mpsc::Sender<Vec<Change>>, stop: CancellationToken) {
+    follow(client.clone(), kinds::Endpoints { required: true }, sender, stop);
 }
 
 /// Watches one kind until `stop`, or until nobody listens any more.

@@ -220,6 +220,66 @@ pub struct WirePort {
     pub protocol: String,
 }
 
+/// CiliumEndpoint.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CiliumEndpoint {
+    /// `cilium.io/v2`.
+    #[serde(rename = "apiVersion", default)]
+    pub api_version: String,
+    /// `CiliumEndpoint`.
+    #[serde(default)]
+    pub kind: String,
+    /// Named as the pod, which owns it.
+    #[serde(default)]
+    pub metadata: Metadata,
+    /// Everything else.
+    #[serde(default, deserialize_with = "or_default")]
+    pub status: EndpointStatus,
+}
+
+/// Status of a CiliumEndpoint. Lists are written even if empty, so that a merge patch empties them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct EndpointStatus {
+    /// Number on its node.
+    pub id: i64,
+    /// Identity.
+    #[serde(deserialize_with = "or_default")]
+    pub identity: EndpointIdentity,
+    /// Addresses.
+    #[serde(deserialize_with = "or_default")]
+    pub networking: Networking,
+    /// Encryption.
+    #[serde(deserialize_with = "or_default")]
+    pub encryption: EndpointEncryption,
+    /// Ports with names.
+    #[serde(deserialize_with = "or_default")]
+    pub named_ports: Vec<WirePort>,
+    /// Service account of the pod.
+    pub service_account: String,
+    /// `ready`.
+    pub state: String,
+}
+
+/// Identity of a CiliumEndpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointIdentity {
+    /// Number.
+    pub id: i64,
+    /// `source:key=value`.
+    #[serde(deserialize_with = "or_default")]
+    pub labels: Vec<String>,
+}
+
+/// Encryption of a CiliumEndpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointEncryption {
+    /// Index of the key; 0: none.
+    pub key: i64,
+}
+
 /// CiliumNode.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct CiliumNode {

@@ -30,4 +30,4 @@ mod types;
 mod watch;
 
 pub use arguments::main;
-pub use server::{Config, ServeError, serve};
+pub use server::{Config, InProcess, ServeError, serve};

@@ -217,6 +217,8 @@ pub enum Source {
     Identities,
     /// CiliumEndpointSlices.
     Slices,
+    /// CiliumEndpoints; their changes are those of slices.
+    Endpoints,
     /// Nodes.
     Nodes,
 }

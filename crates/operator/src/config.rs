@@ -4,10 +4,13 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
+use weft_control::pack::Rate;
 use weft_k8s::convert::Settings;
+use weft_k8s::endpoint::Propagation;
 
 /// Weft's operator: gives nodes their pod CIDRs and cleans up after nodes that are gone.
 #[derive(Parser, Clone, Debug, Default, Deserialize)]
@@ -49,6 +52,23 @@ pub struct Flags {
     /// How many seconds an identity must be unused before it is deleted; 0: never [default: 1800].
     #[arg(long, env = "WEFT_IDENTITY_GRACE_SECONDS", value_name = "SECONDS")]
     pub identity_grace_seconds: Option<u64>,
+    /// How endpoints become known to other nodes: set it as the agents'. With `ces-operator` this operator makes slices
+    /// of CiliumEndpoints; it does so as well while any agent says that it reads them [default: ces-node].
+    #[arg(long, env = "WEFT_ENDPOINT_PROPAGATION", value_name = "MODE")]
+    pub endpoint_propagation: Option<String>,
+    /// CiliumEndpoints in one slice, at most [default: 100].
+    #[arg(long, env = "WEFT_CES_ENDPOINTS_MAX", value_name = "COUNT")]
+    pub ces_endpoints_max: Option<usize>,
+    /// How long changes to a slice gather before it is written, in milliseconds [default: 500].
+    #[arg(long, env = "WEFT_CES_DELAY_MS", value_name = "MILLISECONDS")]
+    pub ces_delay_ms: Option<u64>,
+    /// How fast slices are written, in steps by the number of nodes, as JSON
+    /// [default: [{"nodes":0,"limit":10,"burst":20}]].
+    #[arg(long, env = "WEFT_CES_RATE_LIMITS", value_name = "JSON")]
+    pub ces_rate_limits: Option<String>,
+    /// Address to serve `/metrics` and `/healthz` on, such as 127.0.0.1:9963 [default: not served].
+    #[arg(long, env = "WEFT_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub metrics_address: Option<SocketAddr>,
     /// Take policies on nodes (nodeSelector) for valid: set it as the agents' [default: true].
     #[arg(long, env = "WEFT_HOST_FIREWALL", value_name = "BOOL")]
     pub host_firewall: Option<bool>,
@@ -85,9 +105,38 @@ pub struct Config {
     pub identity_grace: Option<Duration>,
     /// Ports that Services may have at the nodes' addresses.
     pub node_ports: RangeInclusive<u16>,
+    /// How slices are made of CiliumEndpoints.
+    pub slices: Slices,
+    /// Where metrics and health are served, if anywhere.
+    pub metrics_address: Option<SocketAddr>,
     /// What is valid in policies.
     pub policies: Settings,
 }
+
+/// How slices are made of CiliumEndpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slices {
+    /// How endpoints become known.
+    pub mode: Propagation,
+    /// Endpoints in a slice, at most.
+    pub endpoints_max: usize,
+    /// How long changes gather.
+    pub delay: Duration,
+    /// From how many nodes on which rate holds, ascending.
+    pub rates: Vec<(usize, Rate)>,
+}
+
+impl Slices {
+    /// The rate for a cluster of so many nodes.
+    #[must_use]
+    pub fn rate(&self, nodes: usize) -> Rate {
+        let steps = self.rates.iter().rev().find(|(from, _)| *from <= nodes);
+        steps.or(self.rates.first()).map_or(RATE, |(_, rate)| *rate)
+    }
+}
+
+/// The rate where nothing else is said.
+const RATE: Rate = Rate { limit: 10.0, burst: 20 };
 
 impl Config {
     /// Reads the file, if one is named, under the flags and the environment.
@@ -129,6 +178,21 @@ impl Config {
             node_grace: seconds(flags.node_grace_seconds.or(file.node_grace_seconds).unwrap_or(60)),
             identity_grace: some(flags.identity_grace_seconds.or(file.identity_grace_seconds).unwrap_or(1800)),
             node_ports: ports(flags.node_port_range.or(file.node_port_range).as_deref().unwrap_or("30000-32767"))?,
+            slices: Slices {
+                mode: match flags.endpoint_propagation.or(file.endpoint_propagation) {
+                    None => Propagation::default(),
+                    Some(text) => Propagation::read(&text).with_context(|| {
+                        format!("endpoint-propagation: expected `cep`, `ces-operator` or `ces-node`, found {text}")
+                    })?,
+                },
+                endpoints_max: match flags.ces_endpoints_max.or(file.ces_endpoints_max).unwrap_or(100) {
+                    found @ (0 | 1001..) => bail!("ces-endpoints-max: expected 1 to 1000, found {found}"),
+                    max => max,
+                },
+                delay: Duration::from_millis(flags.ces_delay_ms.or(file.ces_delay_ms).unwrap_or(500)),
+                rates: rates(flags.ces_rate_limits.or(file.ces_rate_limits).as_deref())?,
+            },
+            metrics_address: flags.metrics_address.or(file.metrics_address),
             policies: Settings {
                 host_firewall: flags.host_firewall.or(file.host_firewall).unwrap_or(true),
                 extended_protocols: flags.extended_protocols.or(file.extended_protocols).unwrap_or(false),
@@ -142,6 +206,32 @@ fn ports(text: &str) -> anyhow::Result<RangeInclusive<u16>> {
     let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
     let range = range.filter(|range: &RangeInclusive<u16>| !range.is_empty() && *range.start() > 0);
     range.with_context(|| format!("node-port-range: {text:?}, expected first and last port such as 30000-32767"))
+}
+
+/// Steps of rates, ascending.
+fn rates(text: Option<&str>) -> anyhow::Result<Vec<(usize, Rate)>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Step {
+        nodes: usize,
+        limit: f64,
+        burst: u32,
+    }
+    let Some(text) = text else { return Ok(vec![(0, RATE)]) };
+    let expected = "expected a list such as [{\"nodes\":0,\"limit\":10,\"burst\":20}]";
+    let steps: Vec<Step> = serde_json::from_str(text).with_context(|| format!("ces-rate-limits: {expected}"))?;
+    let mut rates = Vec::new();
+    for (n, Step { nodes, limit, burst }) in steps.into_iter().enumerate() {
+        if !(limit.is_finite() && limit > 0.0 && burst > 0) {
+            bail!("ces-rate-limits[{n}]: expected limit and burst above 0");
+        }
+        rates.push((nodes, Rate { limit, burst }));
+    }
+    if rates.is_empty() {
+        bail!("ces-rate-limits: {expected}");
+    }
+    rates.sort_by_key(|(nodes, _)| *nodes);
+    Ok(rates)
 }
 
 fn parse(text: &str) -> anyhow::Result<Flags> {
@@ -181,6 +271,26 @@ mod tests {
         for range in ["30000", "0-5", "32767-30000", "1-65536"] {
             let error = Config::merge(flags(&["--node-port-range", range]), Flags::default()).expect_err(range);
             assert!(error.to_string().starts_with("node-port-range: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn rates_of_slices_go_by_the_number_of_nodes() {
+        let steps = r#"[{"nodes":500,"limit":50,"burst":100},{"nodes":100,"limit":20,"burst":40}]"#;
+        let config = Config::merge(flags(&["--ces-rate-limits", steps]), Flags::default()).expect("valid");
+        let limits: Vec<f64> = [1, 100, 499, 500, 5000].map(|nodes| config.slices.rate(nodes).limit).into();
+        assert_eq!(limits, [20.0, 20.0, 20.0, 50.0, 50.0]);
+        let config = Config::merge(flags(&[]), Flags::default()).expect("valid");
+        assert_eq!((config.slices.rate(7), config.slices.mode), (RATE, Propagation::CesNode));
+        for bad in [
+            ["--ces-rate-limits", "[]"],
+            ["--ces-rate-limits", "10"],
+            ["--ces-rate-limits", r#"[{"nodes":0,"limit":0,"burst":1}]"#],
+            ["--endpoint-propagation", "kvstore"],
+            ["--ces-endpoints-max", "0"],
+        ] {
+            let error = Config::merge(flags(&bad), Flags::default()).expect_err("refused").to_string();
+            assert!(error.contains(&bad[0][2..]), "{error}");
         }
     }
 

@@ -1,16 +1,18 @@
-//! What is left behind: slices and CiliumNodes of nodes that are gone, identities that nobody uses.
+//! What is left behind: slices and CiliumNodes of nodes that are gone, CiliumEndpoints without a pod, identities that
+//! nobody uses.
 //!
 //! Slow and careful: nothing is deleted on first sight, every deletion is conditional on the version that was judged,
 //! and an agent that misses an identity of its own makes it anew under the same number.
 
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::nodes::Known;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use weft_k8s::identity::Held;
-use weft_k8s::{Client, Error, identity, node, slice};
+use weft_k8s::{Client, Error, endpoint, identity, node, pod, slice};
 
 /// Writes to identities in one round, at most.
 const IDENTITIES_PER_ROUND: usize = 500;
@@ -22,10 +24,12 @@ pub struct Memory {
     missing: BTreeMap<String, Instant>,
     /// Identities that were unused, since when.
     unused: BTreeMap<u32, Instant>,
+    /// CiliumEndpoints that had no pod in the last round, by UID.
+    orphans: BTreeSet<String>,
 }
 
 /// Rounds, until it is dropped.
-pub(crate) async fn run(config: &Config, client: &Client, mut known: Known) {
+pub(crate) async fn run(config: &Config, client: &Client, mut known: Known, metrics: &Metrics) {
     let Some(interval) = config.gc_interval else { return };
     let mut memory = Memory::default();
     loop {
@@ -34,7 +38,7 @@ pub(crate) async fn run(config: &Config, client: &Client, mut known: Known) {
             return;
         };
         let names: BTreeSet<String> = nodes.keys().cloned().collect();
-        if let Err(error) = round(config, client, &names, &mut memory).await {
+        if let Err(error) = round(config, client, &names, &mut memory, metrics).await {
             tracing::warn!(%error, "housekeeping failed, trying again later");
         }
         // A missing node is looked at again when its grace is over, and a node that goes is noticed at once.
@@ -62,6 +66,7 @@ pub async fn round(
     client: &Client,
     nodes: &BTreeSet<String>,
     memory: &mut Memory,
+    metrics: &Metrics,
 ) -> Result<(), Error> {
     // Identities before those who use them: one that is made meanwhile is not judged, one that is put to use meanwhile
     // is seen to be used.
@@ -88,18 +93,62 @@ pub async fn round(
         if owner.len() > 63 || !node::exists(client, owner).await.unwrap_or(true) {
             tracing::info!(slice = slice.name, node = owner, "deleting an endpoint slice of a node that is gone");
             ignore_conflict(slice::delete(client, slice).await)?;
+            metrics.collected.get_or_create(&vec![("kind", "slice")]).inc();
         }
     }
     for name in orphans.iter().filter(|name| over(&slice::label_value(name))) {
         if !node::exists(client, name).await.unwrap_or(true) {
             tracing::info!(node = name, "deleting the CiliumNode of a node that is gone");
             node::delete_cilium_node(client, name).await?;
+            metrics.collected.get_or_create(&vec![("kind", "node")]).inc();
         }
     }
+    let endpoints = endpoint::list(client).await?;
+    orphans_of_pods(client, &endpoints, memory, metrics).await?;
     if let (Some(identities), Some(grace)) = (identities, config.identity_grace) {
         let mut used: BTreeSet<u32> = slices.iter().flat_map(|slice| slice.identities.iter().copied()).collect();
-        used.extend(identity::used_by_endpoints(client).await?);
-        collect(client, identities, &used, grace, memory).await?;
+        used.extend(endpoints.iter().map(|endpoint| endpoint.identity));
+        let (began, all) = (Instant::now(), identities.len());
+        let outcome = collect(client, identities, &used, grace, memory).await;
+        let label = vec![("outcome", if outcome.is_ok() { "success" } else { "fail" })];
+        metrics.identity_rounds.get_or_create(&label).inc();
+        metrics.identity_latency.get_or_create(&label).set(began.elapsed().as_secs_f64());
+        let deleted = outcome?;
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.identities.get_or_create(&vec![("status", "alive")]).set(count(all - deleted));
+        metrics.identities.get_or_create(&vec![("status", "deleted")]).set(count(deleted));
+    }
+    Ok(())
+}
+
+/// CiliumEndpoints whose pods are gone, though nobody collected them: seen twice, and asked once more.
+async fn orphans_of_pods(
+    client: &Client,
+    endpoints: &[endpoint::Listed],
+    memory: &mut Memory,
+    metrics: &Metrics,
+) -> Result<(), Error> {
+    if endpoints.is_empty() {
+        memory.orphans.clear();
+        return Ok(());
+    }
+    // Pods after their endpoints: a pod that comes meanwhile has no endpoint here yet.
+    let pods = pod::uids(client).await?;
+    let orphaned = |endpoint: &&endpoint::Listed| {
+        !endpoint.pod_uid.is_empty() && pods.get(&endpoint.name) != Some(&endpoint.pod_uid)
+    };
+    let before = std::mem::take(&mut memory.orphans);
+    for endpoint in endpoints.iter().filter(orphaned) {
+        if !before.contains(&endpoint.uid) {
+            memory.orphans.insert(endpoint.uid.clone());
+            continue;
+        }
+        let now = pod::get(client, &endpoint.name).await?;
+        if now.is_none_or(|pod| pod.uid != endpoint.pod_uid) {
+            tracing::info!(endpoint = %endpoint.name, "deleting a CiliumEndpoint whose pod is gone");
+            endpoint::remove(client, endpoint).await?;
+            metrics.endpoints_collected.get_or_create(&vec![("outcome", "success")]).inc();
+        }
     }
     Ok(())
 }
@@ -112,11 +161,11 @@ async fn collect(
     used: &BTreeSet<u32>,
     grace: Duration,
     memory: &mut Memory,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let now = Instant::now();
     let exists: BTreeSet<u32> = identities.iter().map(|held| held.identity.raw()).collect();
     memory.unused.retain(|number, _| exists.contains(number) && !used.contains(number));
-    let mut writes = 0;
+    let (mut writes, mut deleted) = (0, 0);
     for held in identities {
         if writes >= IDENTITIES_PER_ROUND {
             break;
@@ -142,11 +191,12 @@ async fn collect(
                 tracing::info!(identity = number, "deleting an identity that nobody uses");
                 ignore_conflict(identity::delete(client, &held).await)?;
                 memory.unused.remove(&number);
+                deleted += 1;
             }
         }
         writes += 1;
     }
-    Ok(())
+    Ok(deleted)
 }
 
 /// Somebody changed it in between: it is judged anew in the next round.

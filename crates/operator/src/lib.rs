@@ -1,17 +1,21 @@
 //! What a cluster needs once: pod CIDRs for its nodes, addresses for load balancers, a word on whether policies and
-//! services are valid, and the housekeeping of what nodes leave behind.
+//! services are valid, slices made of CiliumEndpoints where agents read them, and the housekeeping of what nodes leave
+//! behind.
 //!
 //! Any number of operators may run; one leads (a Lease decides), and only that one writes.
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod config;
 pub mod housekeeping;
 pub mod ipam;
 pub mod leader;
+pub mod metrics;
 pub mod nodes;
 mod services;
 
 use config::Config;
+use metrics::Metrics;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::Client;
@@ -26,11 +30,14 @@ const CRD_RETRY: Duration = Duration::from_secs(5);
 pub async fn run(config: Config, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
     // Nonsense in the pools is said at once, not by whoever comes to lead.
     ipam::pool(&config)?;
-    leader::run(&config, &client, &stop, |term| duties(config.clone(), client.clone(), term)).await
+    let metrics = Metrics::new();
+    metrics::serve(&config, &metrics, &stop).await?;
+    leader::run(&config, &client, &stop, |term| duties(config.clone(), client.clone(), metrics.clone(), term)).await
 }
 
 /// The work of one term.
-async fn duties(config: Config, client: Client, term: CancellationToken) {
+async fn duties(config: Config, client: Client, metrics: Metrics, term: CancellationToken) {
+    metrics.leading.set(1);
     let crds = async {
         if !config.install_crds {
             return;
@@ -41,11 +48,13 @@ async fn duties(config: Config, client: Client, term: CancellationToken) {
         }
     };
     let (watched, known) = nodes::watch(client.clone(), term.clone());
+    let readers = nodes::readers(client.clone(), term.clone());
     let work = async {
         tokio::join!(
             crds,
             ipam::run(&config, &client, watched),
-            housekeeping::run(&config, &client, known),
+            housekeeping::run(&config, &client, known.clone(), &metrics),
+            batch::run(&config, &client, known, readers, &metrics),
             weft_k8s::status::run(&client, config.policies, term.clone()),
             services::run(&config, &client, term.clone()),
         );
@@ -55,4 +64,5 @@ async fn duties(config: Config, client: Client, term: CancellationToken) {
         () = term.cancelled() => {}
         () = work => {}
     }
+    metrics.leading.set(0);
 }

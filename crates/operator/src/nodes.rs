@@ -1,13 +1,14 @@
 //! The cluster's nodes as the operator needs them: names and pod CIDRs.
 
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weft_k8s::Client;
+use weft_k8s::endpoint::{PROPAGATION, Propagation};
 use weft_k8s::watch::{Kind, Seen, follow};
-use weft_k8s::wire::{Metadata, path};
+use weft_k8s::wire::{Metadata, Named, path};
 
 /// A node.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -117,4 +118,75 @@ pub(crate) fn watch(client: Client, stop: CancellationToken) -> (mpsc::Receiver<
         }
     });
     (forwarded, known)
+}
+
+/// Whether any agent says that it reads the slices that the operator makes; `None` until all were heard.
+pub type Readers = watch::Receiver<Option<bool>>;
+
+struct CiliumNodes;
+
+#[derive(Hash)]
+enum Mode {
+    Here(String, bool),
+    Gone(String),
+    Synced,
+}
+
+impl Kind for CiliumNodes {
+    type Key = String;
+    type News = Mode;
+    const PAGE: u32 = 500;
+
+    fn name(&self) -> &'static str {
+        "ciliumnodes"
+    }
+
+    fn path(&self) -> String {
+        path::CILIUM_NODES.to_owned()
+    }
+
+    fn may_be_missing(&self) -> bool {
+        true
+    }
+
+    fn read(&self, json: &str) -> Result<Seen<String, Mode>, String> {
+        let Named { metadata } = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        if metadata.name.is_empty() {
+            return Err("metadata.name: required".to_owned());
+        }
+        let mode = metadata.annotations.get(PROPAGATION).and_then(|mode| Propagation::read(mode));
+        let news = Mode::Here(metadata.name.clone(), mode == Some(Propagation::CesOperator));
+        Ok(Seen { key: metadata.name, uid: metadata.uid, version: metadata.resource_version, news: Some(news) })
+    }
+
+    fn gone(&self, key: &String, _uid: &str) -> Mode {
+        Mode::Gone(key.clone())
+    }
+
+    fn synced(&self) -> Mode {
+        Mode::Synced
+    }
+}
+
+/// Watches what agents say of their mode, until `stop`.
+pub(crate) fn readers(client: Client, stop: CancellationToken) -> Readers {
+    let (sender, mut receiver) = mpsc::channel(8);
+    follow(client, CiliumNodes, sender, stop);
+    let (telling, told) = watch::channel(None);
+    tokio::spawn(async move {
+        let (mut readers, mut synced) = (BTreeSet::new(), false);
+        while let Some(batch) = receiver.recv().await {
+            for news in batch {
+                match news {
+                    Mode::Here(name, true) => drop(readers.insert(name)),
+                    Mode::Here(name, false) | Mode::Gone(name) => drop(readers.remove(&name)),
+                    Mode::Synced => synced = true,
+                }
+            }
+            if synced {
+                telling.send_if_modified(|told| told.replace(!readers.is_empty()) != Some(!readers.is_empty()));
+            }
+        }
+    });
+    told
 }

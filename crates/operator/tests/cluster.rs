@@ -14,12 +14,14 @@ use weft_k8s::identity::UNUSED_SINCE;
 use weft_k8s::slice::NODE_LABEL;
 use weft_operator::config::{Config, Flags};
 use weft_operator::housekeeping::{Memory, round};
+use weft_operator::metrics::Metrics;
 
 const NODES: &str = "api/v1/nodes";
 const EVENTS: &str = "api/v1/events";
 const LEASES: &str = "apis/coordination.k8s.io/v1/leases";
 const SLICES: &str = "apis/cilium.io/v2alpha1/ciliumendpointslices";
 const IDENTITIES: &str = "apis/cilium.io/v2/ciliumidentities";
+const ENDPOINTS: &str = "apis/cilium.io/v2/ciliumendpoints";
 const CILIUM_NODES: &str = "apis/cilium.io/v2/ciliumnodes";
 const POLICIES: [&str; 3] = [
     "apis/cilium.io/v2/ciliumnetworkpolicies",
@@ -203,11 +205,11 @@ async fn what_gone_nodes_wrote_is_deleted_after_the_grace_and_nothing_else() {
     let known = BTreeSet::from(["here".to_owned()]);
     let mut memory = Memory::default();
     let slow = config(&["--node-grace-seconds", "1000"]);
-    round(&slow, &fake.client(), &known, &mut memory).await.expect("a round");
-    round(&slow, &fake.client(), &known, &mut memory).await.expect("a round");
+    round(&slow, &fake.client(), &known, &mut memory, &Metrics::new()).await.expect("a round");
+    round(&slow, &fake.client(), &known, &mut memory, &Metrics::new()).await.expect("a round");
     assert_eq!((fake.all(SLICES).len(), fake.all(CILIUM_NODES).len()), (4, 2));
     let fast = config(&["--node-grace-seconds", "0"]);
-    round(&fast, &fake.client(), &known, &mut memory).await.expect("a round");
+    round(&fast, &fake.client(), &known, &mut memory, &Metrics::new()).await.expect("a round");
     let left: Vec<String> = fake.all(SLICES).iter().map(|s| s["metadata"]["name"].to_string()).collect();
     assert_eq!(left, ["\"of-here\"", "\"of-lagging\"", "\"of-others\""]);
     assert_eq!(fake.all(CILIUM_NODES).len(), 1);
@@ -233,13 +235,13 @@ async fn an_identity_goes_only_when_it_was_unused_for_long() {
         marked.map(|object| object["metadata"]["name"].as_str().expect("text").to_owned()).collect()
     };
     let client = fake.client();
-    round(&config, &client, &nodes, &mut memory).await.expect("a round");
+    round(&config, &client, &nodes, &mut memory, &Metrics::new()).await.expect("a round");
     assert_eq!(marked(&fake), BTreeSet::from(["301".to_owned(), "302".to_owned()]));
     // 301 is used again.
     fake.put(SLICES, slice("t", Some("node"), 301));
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while fake.all(IDENTITIES).len() == 4 && tokio::time::Instant::now() < deadline {
-        round(&config, &client, &nodes, &mut memory).await.expect("a round");
+        round(&config, &client, &nodes, &mut memory, &Metrics::new()).await.expect("a round");
         tokio::task::yield_now().await;
     }
     let left: Vec<Value> = fake.all(IDENTITIES).iter().map(|object| object["metadata"]["name"].clone()).collect();
@@ -247,7 +249,7 @@ async fn an_identity_goes_only_when_it_was_unused_for_long() {
     assert!(marked(&fake).is_empty());
     let never = config_without_identity_grace();
     fake.put(IDENTITIES, object(304));
-    round(&never, &client, &nodes, &mut memory).await.expect("a round");
+    round(&never, &client, &nodes, &mut memory, &Metrics::new()).await.expect("a round");
     assert!(marked(&fake).is_empty());
 }
 
@@ -341,9 +343,12 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
         fake.until("renewed", renewed).await;
         let watched = |fake: &Fake| {
             let asked = fake.asked();
-            let of = |verb: &str| asked.iter().filter(|(group, _, asked)| !group.is_empty() && *asked == verb).count();
-            // With EndpointSlices, local redirects and pools, whose statuses are written as well.
-            of("watch") == POLICIES.len() + 3 && of("patch") > POLICIES.len()
+            let of = |verb: &str| {
+                let judged = asked.iter().filter(|(_, what, _)| what.contains("policies") || what.contains("pools"));
+                judged.filter(|(.., asked)| *asked == verb).count()
+            };
+            // With local redirects and pools; of these, pools have a status.
+            of("watch") == POLICIES.len() + 2 && of("patch") > POLICIES.len()
         };
         fake.until("policies are judged", watched).await;
         operator.stop().await;
@@ -355,8 +360,37 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
     fake.put(IDENTITIES, json!({"metadata": {"name": "301"}, "security-labels": {"k8s:a": "b"}}));
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !fake.all(IDENTITIES).is_empty() && tokio::time::Instant::now() < deadline {
-        round(&gone, &fake.client(), &BTreeSet::new(), &mut memory).await.expect("a round");
+        round(&gone, &fake.client(), &BTreeSet::new(), &mut memory, &Metrics::new()).await.expect("a round");
         tokio::task::yield_now().await;
     }
+    // A CiliumEndpoint whose pod is gone.
+    let orphan = json!({"metadata": {"name": "p", "namespace": "n",
+        "ownerReferences": [{"kind": "Pod", "name": "p", "uid": "gone"}]}});
+    fake.put(ENDPOINTS, orphan);
+    for _ in 0..2 {
+        round(&gone, &fake.client(), &BTreeSet::new(), &mut memory, &Metrics::new()).await.expect("a round");
+    }
+    assert!(fake.all(ENDPOINTS).is_empty());
+    // Slices of CiliumEndpoints, with a write that is refused once.
+    let making = ["--endpoint-propagation", "ces-operator", "--ces-delay-ms", "5", "--gc-seconds", "0"];
+    let operator = Operator::start(&fake, config(&making));
+    let endpoint = |identity: u32| {
+        json!({"metadata": {"name": "p", "namespace": "n"}, "status": {"identity": {"id": identity},
+        "networking": {"addressing": [{"ipv4": "10.0.0.7", "ipv6": "fd00::7"}], "node": "172.31.0.12"}}})
+    };
+    fake.put(ENDPOINTS, endpoint(300));
+    fake.until("made", |fake| !fake.all(SLICES).is_empty()).await;
+    let asked = |fake: &Fake, wanted: &str| {
+        fake.asked().iter().any(|(_, what, verb)| what == "ciliumendpointslices" && *verb == wanted)
+    };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let mut identity = 300;
+    while !(asked(&fake, "get") && asked(&fake, "update")) && tokio::time::Instant::now() < deadline {
+        identity += 1;
+        fake.put(ENDPOINTS, endpoint(identity));
+        fake.refuse(&[409]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    operator.stop().await;
     assert_eq!(fake.asked(), Fake::granted("weft-operator"));
 }

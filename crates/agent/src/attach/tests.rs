@@ -169,12 +169,12 @@ async fn late_del_of_the_old_sandbox_spares_the_new_one() {
     let new = attachments.add(add("new", "shop/web", Some("u1"))).await.expect("added beside the old one");
     assert_ne!(old.addresses, new.addresses);
     let announced = core.call(|core| core.announced()).await.expect("running").expect("ready");
-    assert_eq!(announced[&name("shop/web")].addresses.len(), 4);
+    assert_eq!(announced[&name("shop/web")].endpoint.addresses.len(), 4);
     attachments.del(del("old")).await.expect("deleted");
     attachments.del(del("old")).await.expect("deleted again");
     assert_eq!(world.held().links.len(), 1);
     let announced = core.call(|core| core.announced()).await.expect("running").expect("ready");
-    assert_eq!(announced[&name("shop/web")].addresses.len(), 2);
+    assert_eq!(announced[&name("shop/web")].endpoint.addresses.len(), 2);
     attachments.check(check("new", Vec::new())).await.expect("whole");
     assert_eq!(attachments.check(check("old", Vec::new())).await.expect_err("gone").code, code::UNKNOWN_CONTAINER);
 }

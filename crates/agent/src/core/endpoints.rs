@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use weft_api::cni::{Attachment, CniError, code};
 use weft_control::identity::{NumberOf, PodFacts, label_set};
 use weft_control::policy::EndpointPolicy;
+use weft_k8s::endpoint::Own;
 use weft_model::desired;
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::{Namespace, ObjectName, Pod, RemoteEndpoint};
@@ -378,28 +379,33 @@ impl Core {
     /// What the cluster shall know of this node's endpoints, by pod. Several attachments of one pod (a new sandbox
     /// while the old one is still there) are one entry with all their addresses.
     #[must_use]
-    pub fn announced(&self) -> Option<BTreeMap<ObjectName, RemoteEndpoint>> {
+    pub fn announced(&self) -> Option<BTreeMap<ObjectName, Own>> {
         if !self.pruned {
             return None;
         }
         let node = self.own_address()?;
-        let mut announced: BTreeMap<ObjectName, RemoteEndpoint> = BTreeMap::new();
+        let mut announced: BTreeMap<ObjectName, Own> = BTreeMap::new();
         let mut rows: Vec<_> =
             self.endpoints.rows.values().filter(|e| e.is_active() && e.in_kernel.is_some()).collect();
         rows.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.sequence));
         for endpoint in rows {
             let record = &endpoint.record;
-            let entry = announced.entry(record.pod.clone()).or_insert_with(|| RemoteEndpoint {
-                name: record.pod.clone(),
-                pod_uid: record.pod_uid.clone(),
-                identity: record.identity,
-                addresses: Vec::new(),
-                node,
-                named_ports: record.named_ports.clone(),
+            let entry = announced.entry(record.pod.clone()).or_insert_with(|| Own {
+                endpoint: RemoteEndpoint {
+                    name: record.pod.clone(),
+                    pod_uid: record.pod_uid.clone(),
+                    identity: record.identity,
+                    addresses: Vec::new(),
+                    node,
+                    named_ports: record.named_ports.clone(),
+                },
+                id: record.id.raw(),
+                labels: record.labels.0.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+                service_account: record.service_account.clone(),
             });
             // The newest attachment says which pod has the name now.
-            if entry.pod_uid == record.pod_uid {
-                entry.addresses.extend(&record.addresses);
+            if entry.endpoint.pod_uid == record.pod_uid {
+                entry.endpoint.addresses.extend(&record.addresses);
             }
         }
         Some(announced)

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use weft_control::expand::Expander;
 use weft_control::identity::subject_labels;
 use weft_control::policy::{self as engine, EndpointPolicy, Engine, LocalEndpoint, Plan};
+use weft_control::remotes::{Merged, Remotes};
 use weft_model::desired::{CompiledPolicy, DataplaneError, Host, PolicyPatch, Touched};
 use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId};
-use weft_model::intent::{Change, EndpointSlice, IdentityLabels, Node, ObjectName, PolicyName, RemoteEndpoint};
+use weft_model::intent::{Change, IdentityLabels, Node, ObjectName, PolicyName};
 use weft_model::label::LabelSet;
 
 /// A policy object whose newest version cannot be used.
@@ -33,8 +34,8 @@ pub struct Policy {
     /// Objects with a version in force or on the way, and that version.
     pub(super) versions: BTreeMap<PolicyName, String>,
     pub(super) invalid: BTreeMap<PolicyName, Invalid>,
-    /// Which endpoints each slice brought, by UID.
-    slices: BTreeMap<String, BTreeMap<String, Arc<RemoteEndpoint>>>,
+    /// Endpoints of other nodes, as slices and CiliumEndpoints tell of them.
+    pub(super) remotes: Remotes,
     own_node: BTreeSet<std::net::IpAddr>,
     /// Policies each endpoint shall have.
     targets: BTreeMap<EndpointId, EndpointPolicy>,
@@ -66,7 +67,7 @@ impl Policy {
             out_of_step: false,
             versions: BTreeMap::new(),
             invalid: BTreeMap::new(),
-            slices: BTreeMap::new(),
+            remotes: Remotes::default(),
             own_node: BTreeSet::new(),
             targets: BTreeMap::new(),
             narrow: Vec::new(),
@@ -96,10 +97,14 @@ impl Policy {
                 self.pending.push(engine::Change::PutIdentity(*identity, Arc::new(labels.clone())));
             }
             Change::IdentityGone(identity) => self.pending.push(engine::Change::RemoveIdentity(*identity)),
-            Change::Slice(slice) => self.set_slice(slice),
+            Change::Slice(slice) => {
+                let own = &self.own_node;
+                let merged = self.remotes.set(slice, |endpoint| own.contains(&endpoint.node));
+                self.merged(merged);
+            }
             Change::SliceGone(name) => {
-                let gone = self.slices.remove(name).unwrap_or_default();
-                self.forget(gone.into_keys());
+                let merged = self.remotes.remove(name);
+                self.merged(merged);
             }
             _ => {}
         }
@@ -110,35 +115,11 @@ impl Policy {
         self.own_node = addresses.iter().copied().collect();
     }
 
-    fn set_slice(&mut self, slice: &EndpointSlice) {
-        let mut old = self.slices.remove(&slice.name).unwrap_or_default();
-        let mut new = BTreeMap::new();
-        for endpoint in slice.endpoints.iter().filter(|endpoint| !self.own_node.contains(&endpoint.node)) {
-            let endpoint = match old.remove(&endpoint.pod_uid) {
-                Some(known) if *known == *endpoint => known,
-                _ => {
-                    let endpoint = Arc::new(endpoint.clone());
-                    self.pending.push(engine::Change::PutRemote(endpoint.clone()));
-                    endpoint
-                }
-            };
-            new.insert(endpoint.pod_uid.clone(), endpoint);
-        }
-        if !new.is_empty() {
-            self.slices.insert(slice.name.clone(), new);
-        }
-        self.forget(old.into_keys());
-    }
-
-    /// Endpoints that a slice no longer has, unless another one has them.
-    fn forget(&mut self, uids: impl Iterator<Item = String>) {
-        for uid in uids {
-            let change = match self.slices.values().find_map(|slice| slice.get(&uid)) {
-                Some(elsewhere) => engine::Change::PutRemote(elsewhere.clone()),
-                None => engine::Change::RemoveRemote(uid),
-            };
-            self.pending.push(change);
-        }
+    fn merged(&mut self, merged: Vec<Merged>) {
+        self.pending.extend(merged.into_iter().map(|news| match news {
+            Merged::Put(endpoint) => engine::Change::PutRemote(endpoint),
+            Merged::Gone(uid) => engine::Change::RemoveRemote(uid),
+        }));
     }
 
     /// An identity that is in use though no object says so.

@@ -1,9 +1,11 @@
 //! Answers to those who look.
 
 use super::{Core, SOURCES};
+use std::collections::BTreeSet;
 use weft_api::agent as api;
 use weft_api::flow::PolicyRef;
 use weft_control::policy::{Direction, RuleRef};
+use weft_k8s::convert::endpoint_of_slice;
 use weft_model::id::{EndpointId, Identity, RuleId};
 use weft_model::intent::{ObjectName, PolicyName, Source};
 
@@ -47,6 +49,7 @@ impl Core {
                     Source::Backends => "endpoint slices of services",
                     Source::Identities => "identities",
                     Source::Slices => "slices of endpoints",
+                    Source::Endpoints => "endpoints",
                     Source::Nodes => "nodes",
                 };
                 format!("{name} from the API server")
@@ -225,7 +228,20 @@ impl Core {
     #[must_use]
     pub fn agrees_with(&self, slice: &weft_model::intent::EndpointSlice) -> bool {
         let Some(announced) = self.announced() else { return true };
-        slice.endpoints.iter().all(|endpoint| announced.get(&endpoint.name) == Some(endpoint))
+        slice.endpoints.iter().all(|said| announced.get(&said.name).is_some_and(|own| own.endpoint == *said))
+    }
+
+    /// Whether a pod of this UID has an endpoint here.
+    #[must_use]
+    pub fn has_pod(&self, uid: &str) -> bool {
+        self.endpoints.rows.values().any(|endpoint| endpoint.record.pod_uid == uid)
+    }
+
+    /// UIDs of pods of other nodes of which only CiliumEndpoints tell, no slice.
+    #[must_use]
+    pub fn told_by_endpoints_only(&self) -> BTreeSet<String> {
+        let is_endpoint = |source: &str| endpoint_of_slice(source).is_some();
+        self.policy.remotes.told_only(is_endpoint).map(str::to_owned).collect()
     }
 
     /// Addresses.

@@ -14,7 +14,7 @@ use weft_model::selector::Requirement;
 
 mod services;
 
-fn synced_core(world: &World, dir: &Path) -> Core {
+pub(super) fn synced_core(world: &World, dir: &Path) -> Core {
     let mut core = core(world, dir);
     core.restore(Vec::new(), &[]).expect("restore");
     core.apply(first_news());
@@ -24,7 +24,7 @@ fn synced_core(world: &World, dir: &Path) -> Core {
     core
 }
 
-fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId {
+pub(super) fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId {
     core.apply(vec![Change::Pod(pod.clone())]);
     let labels = core.labels_of(pod, None).expect("the namespace is known");
     let identity = match core.number_of(&labels).expect("free") {
@@ -176,7 +176,7 @@ fn new_labels_take_the_endpoint_along_policy_first() {
     assert_eq!(world.held().endpoints, now);
 }
 
-fn remote(uid: &str, identity: u32, address: &str) -> RemoteEndpoint {
+pub(super) fn remote(uid: &str, identity: u32, address: &str) -> RemoteEndpoint {
     RemoteEndpoint {
         name: ObjectName { namespace: "shop".into(), name: format!("pod-{uid}") },
         pod_uid: uid.into(),
@@ -187,7 +187,7 @@ fn remote(uid: &str, identity: u32, address: &str) -> RemoteEndpoint {
     }
 }
 
-fn slice(name: &str, endpoints: &[RemoteEndpoint]) -> Change {
+pub(super) fn slice(name: &str, endpoints: &[RemoteEndpoint]) -> Change {
     Change::Slice(EndpointSlice { name: name.into(), endpoints: endpoints.to_vec() })
 }
 
@@ -269,7 +269,7 @@ fn nothing_is_removed_before_every_source_is_complete() {
     news(&mut second, vec![Change::Node(node("n1", 1)), Change::Node(node("n2", 2)), Change::Synced(Source::Nodes)]);
     news(&mut second, vec![Change::Pod(pod("shop/web", "u1", &[("app", "web")])), Change::Synced(Source::Pods)]);
     news(&mut second, vec![Change::Namespace(namespace("shop", &[])), Change::Synced(Source::Namespaces)]);
-    news(&mut second, vec![Change::Synced(Source::Slices)]);
+    news(&mut second, vec![Change::Synced(Source::Slices), Change::Synced(Source::Endpoints)]);
     news(
         &mut second,
         vec![

@@ -2,8 +2,8 @@
 
 use super::Problem;
 use crate::wire::{
-    AddressPair, CILIUM_V2, CiliumEndpointSlice, CiliumIdentity, CoreEndpoint, Metadata, Networking, WireContainerPort,
-    WireNamespace, WireNode, WirePod, WirePort,
+    AddressPair, CILIUM_V2, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CoreEndpoint, Metadata, Networking,
+    WireContainerPort, WireNamespace, WireNode, WirePod, WirePort,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -125,12 +125,51 @@ pub fn slice(object: CiliumEndpointSlice) -> Result<EndpointSlice, Problem> {
     }
     let namespace = object.namespace;
     let endpoints = object.endpoints.into_iter().enumerate();
-    let endpoints = endpoints.map(|(n, endpoint)| remote(&namespace, n, endpoint)).collect::<Result<_, _>>()?;
+    let endpoints = endpoints
+        .map(|(n, endpoint)| remote(&namespace, &format!("endpoints[{n}]."), "id", endpoint))
+        .collect::<Result<_, _>>()?;
     Ok(EndpointSlice { name: object.metadata.name, endpoints })
 }
 
-fn remote(namespace: &str, n: usize, endpoint: CoreEndpoint) -> Result<RemoteEndpoint, Problem> {
-    let at = |field: &str| format!("endpoints[{n}].{field}");
+/// A CiliumEndpoint, as a slice of one endpoint with a name ([`endpoint_slice_name`]) that no slice can have. One that
+/// has no addresses or no identity yet is a slice of none.
+///
+/// # Errors
+/// The first field that cannot be used.
+pub fn endpoint(object: CiliumEndpoint) -> Result<EndpointSlice, Problem> {
+    let name = ObjectName { namespace: object.metadata.namespace, name: object.metadata.name };
+    let status = object.status;
+    let mut slice = EndpointSlice { name: endpoint_slice_name(&name), endpoints: Vec::new() };
+    if status.networking.addressing.is_empty() || status.identity.id == 0 {
+        return Ok(slice);
+    }
+    let pod = object.metadata.owner_references.into_iter().find(|owner| owner.kind == "Pod" && owner.name == name.name);
+    let core = CoreEndpoint {
+        name: name.name,
+        id: status.identity.id,
+        pod_uid: pod.map(|owner| owner.uid).unwrap_or_default(),
+        networking: status.networking,
+        named_ports: status.named_ports,
+    };
+    slice.endpoints.push(remote(&name.namespace, "status.", "identity.id", core)?);
+    Ok(slice)
+}
+
+/// What the slice of one that stands for a CiliumEndpoint is called.
+#[must_use]
+pub fn endpoint_slice_name(name: &ObjectName) -> String {
+    name.to_string()
+}
+
+/// The CiliumEndpoint that a slice stands for; `None`: it is a CiliumEndpointSlice.
+#[must_use]
+pub fn endpoint_of_slice(name: &str) -> Option<ObjectName> {
+    let (namespace, name) = name.split_once('/')?;
+    Some(ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
+}
+
+fn remote(namespace: &str, place: &str, id: &str, endpoint: CoreEndpoint) -> Result<RemoteEndpoint, Problem> {
+    let at = |field: &str| format!("{place}{field}");
     if endpoint.name.is_empty() {
         return Err(Problem::new(at("name"), "required: the pod's name"));
     }
@@ -140,7 +179,7 @@ fn remote(namespace: &str, n: usize, endpoint: CoreEndpoint) -> Result<RemoteEnd
     let identity = number
         .filter(claimable)
         .map(Identity::from_raw)
-        .ok_or_else(|| Problem::new(at("id"), format!("{}, expected the number of a pod's identity", endpoint.id)))?;
+        .ok_or_else(|| Problem::new(at(id), format!("{}, expected the number of a pod's identity", endpoint.id)))?;
     let mut addresses = Vec::new();
     for (k, pair) in endpoint.networking.addressing.iter().enumerate() {
         for (family, text, v4) in [("ipv4", &pair.ipv4, true), ("ipv6", &pair.ipv6, false)] {

@@ -19,6 +19,13 @@ pub(super) struct Held {
     pub(super) endpoints: Vec<CoreEndpoint>,
 }
 
+impl Held {
+    /// Whether the pod is in it.
+    pub(super) fn holds(&self, pod: &ObjectName) -> bool {
+        self.namespace == pod.namespace && self.endpoints.iter().any(|endpoint| endpoint.name == pod.name)
+    }
+}
+
 impl From<CiliumEndpointSlice> for Held {
     fn from(slice: CiliumEndpointSlice) -> Self {
         Self { version: slice.metadata.resource_version, namespace: slice.namespace, endpoints: slice.endpoints }
@@ -34,6 +41,19 @@ pub(super) enum Write {
     Update { name: String, endpoints: Vec<CoreEndpoint> },
     /// An empty slice goes.
     Delete { name: String },
+}
+
+impl Write {
+    /// Whether all it does is to take endpoints out.
+    pub(super) fn only_removes(&self, held: &BTreeMap<String, Held>) -> bool {
+        match self {
+            Self::Create { .. } => false,
+            Self::Update { name, endpoints } => held
+                .get(name)
+                .is_some_and(|before| endpoints.iter().all(|endpoint| before.endpoints.contains(endpoint))),
+            Self::Delete { .. } => true,
+        }
+    }
 }
 
 /// The writes, in an order in which no endpoint is ever in no slice on its way from one to another: creates and updates

@@ -3,8 +3,8 @@
 use super::{Kind, Seen};
 use crate::convert::{self, Settings};
 use crate::wire::{
-    self, CiliumEndpointSlice, CiliumIdentity, Metadata, Named, WireCidrGroup, WireCustom, WireEndpointSlice,
-    WireNamespace, WireNode, WirePod, WirePolicy, WireService,
+    self, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, Metadata, Named, WireCidrGroup, WireCustom,
+    WireEndpointSlice, WireNamespace, WireNode, WirePod, WirePolicy, WireService,
 };
 use serde::Deserialize;
 use weft_model::id::Identity;
@@ -408,6 +408,53 @@ impl Kind for Slices {
 
     fn synced(&self) -> Change {
         Change::Synced(Source::Slices)
+    }
+}
+
+/// CiliumEndpoints, told as slices of one endpoint each ([`convert::endpoint_slice_name`]).
+pub(super) struct Endpoints {
+    /// A server that does not know the kind has no answer, rather than no objects.
+    pub(super) required: bool,
+}
+
+impl Kind for Endpoints {
+    type Key = ObjectName;
+    type News = Change;
+    const PAGE: u32 = 500;
+
+    fn name(&self) -> &'static str {
+        "ciliumendpoints"
+    }
+
+    fn path(&self) -> String {
+        wire::path::ENDPOINTS.to_owned()
+    }
+
+    fn may_be_missing(&self) -> bool {
+        !self.required
+    }
+
+    fn read(&self, json: &str) -> Result<Seen<ObjectName, Change>, String> {
+        let object: CiliumEndpoint = parse(json)?;
+        named(&object.metadata)?;
+        let (key, version) = (object_name(&object.metadata), object.metadata.resource_version.clone());
+        let uid = object.metadata.uid.clone();
+        let news = match convert::endpoint(object) {
+            Ok(slice) => Some(Change::Slice(slice)),
+            Err(problem) => {
+                tracing::warn!(endpoint = %key, %problem, "CiliumEndpoint not usable, what it held before stays");
+                None
+            }
+        };
+        Ok(Seen { key, uid, version, news })
+    }
+
+    fn gone(&self, key: &ObjectName, _uid: &str) -> Change {
+        Change::SliceGone(convert::endpoint_slice_name(key))
+    }
+
+    fn synced(&self) -> Change {
+        Change::Synced(Source::Endpoints)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::convert::Settings;
-use weft_k8s::watch;
+use weft_k8s::watch::{self, EndpointsWatch};
 use weft_model::intent::{Change, ObjectName, PolicyKind, Source};
 
 const PODS: &str = "api/v1/pods";
@@ -32,7 +32,17 @@ impl Drop for Reader {
 impl Reader {
     fn start(fake: &Fake) -> Self {
         let stop = CancellationToken::new();
-        Self { changes: watch::start(&fake.client(), "node-1", Settings::EVERYTHING, &stop), seen: Vec::new(), stop }
+        Self {
+            changes: watch::start(
+                &fake.client(),
+                "node-1",
+                Settings::EVERYTHING,
+                EndpointsWatch { until: &stop, required: false },
+                &stop,
+            ),
+            seen: Vec::new(),
+            stop,
+        }
     }
 
     /// Reads until `last` was told.
@@ -60,6 +70,7 @@ impl Reader {
             Source::LocalRedirects,
             Source::Identities,
             Source::Slices,
+            Source::Endpoints,
             Source::Nodes,
         ];
         for source in policies.into_iter().chain(others) {

@@ -6,16 +6,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_k8s::endpoint::{self, Propagation};
 use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
 use weft_k8s::lease::{Candidate, Standing};
 use weft_k8s::slice::{NODE_LABEL, Writer};
+use weft_k8s::watch::EndpointsWatch;
 use weft_k8s::{node, pod};
 use weft_model::id::Identity;
 use weft_model::intent::{IdentityLabels, ObjectName, RemoteEndpoint};
 use weft_model::label::LabelSet;
 
 const SLICES: &str = "apis/cilium.io/v2alpha1/ciliumendpointslices";
+const ENDPOINTS: &str = "apis/cilium.io/v2/ciliumendpoints";
 const IDENTITIES: &str = "apis/cilium.io/v2/ciliumidentities";
 const CILIUM_NODES: &str = "apis/cilium.io/v2/ciliumnodes";
 const NODES: &str = "api/v1/nodes";
@@ -34,6 +37,14 @@ fn endpoints(count: usize, identity: u32) -> BTreeMap<ObjectName, RemoteEndpoint
     (0..count).map(endpoint).map(|endpoint| (endpoint.name.clone(), endpoint)).collect()
 }
 
+fn own(count: usize, identity: u32) -> BTreeMap<ObjectName, endpoint::Own> {
+    let own = |(name, endpoint)| {
+        let labels = vec!["k8s:app=a".to_owned()];
+        (name, endpoint::Own { endpoint, id: 7, labels, service_account: "default".to_owned() })
+    };
+    endpoints(count, identity).into_iter().map(own).collect()
+}
+
 async fn announced(writer: &Writer, generation: u64) {
     let mut progress = writer.announced();
     let wait = progress.wait_for(|now| now.generation >= generation && now.problem.is_none());
@@ -48,7 +59,7 @@ fn held(fake: &Fake) -> usize {
 async fn slices_follow_the_set_and_bursts_are_one_write() {
     let fake = Fake::new();
     let stop = CancellationToken::new();
-    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
     for n in 1..=50 {
         writer.set(endpoints(n, 300));
     }
@@ -72,7 +83,7 @@ async fn refusals_conflicts_and_strangers_are_overcome() {
     let foreign = json!({"metadata": {"name": "theirs", "labels": {NODE_LABEL: "node-2"}}, "namespace": "n", "endpoints": [{"name": "x"}]});
     fake.put(SLICES, foreign);
     let stop = CancellationToken::new();
-    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
     fake.refuse(&[500, 503]);
     announced(&writer, writer.set(endpoints(3, 300))).await;
     let own = |fake: &Fake| {
@@ -99,16 +110,82 @@ async fn refusals_conflicts_and_strangers_are_overcome() {
 async fn a_restart_adopts_and_writes_only_differences() {
     let fake = Fake::new();
     let stop = CancellationToken::new();
-    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
     announced(&writer, writer.set(endpoints(120, 300))).await;
     stop.cancel();
     let before: Vec<serde_json::Value> = fake.all(SLICES);
     let writes = fake.writes().len();
     let stop = CancellationToken::new();
-    let writer = Writer::start(fake.client(), "node-1", stop.clone());
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
     announced(&writer, writer.set(endpoints(120, 300))).await;
     assert_eq!(fake.all(SLICES), before);
     assert_eq!(fake.writes().len(), writes, "nothing to write");
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn race_4_an_object_of_a_successor_on_another_node_is_spared() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let written = |writer: &endpoint::Writer, generation: u64| {
+        let mut announced = writer.announced();
+        async move {
+            let wait = announced.wait_for(|announced| announced.generation >= generation);
+            tokio::time::timeout(Duration::from_secs(10), wait).await.expect("in time").expect("runs").clone()
+        }
+    };
+    let old = endpoint::Writer::start(fake.client(), "node-1", stop.clone());
+    written(&old, old.set(own(1, 300))).await;
+    let made = fake.all(ENDPOINTS).remove(0);
+    assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "uid-0");
+    let status = &made["status"];
+    assert_eq!((&status["identity"]["id"], &status["state"]), (&json!(300), &json!("ready")));
+    assert_eq!(status["networking"]["addressing"], json!([{"ipv4": "10.244.1.2", "ipv6": "fd44::2"}]));
+    assert_eq!(status["identity"]["labels"], json!(["k8s:app=a"]));
+    // The pod is made anew elsewhere, under the same name; the old node has not heard yet.
+    let mut successor = own(1, 301);
+    successor.values_mut().for_each(|own| own.endpoint.pod_uid = "uid-new".to_owned());
+    fake.put("api/v1/pods", json!({"metadata": {"name": "pod-0", "namespace": "n", "uid": "uid-new"}}));
+    let new = endpoint::Writer::start(fake.client(), "node-2", stop.clone());
+    written(&new, new.set(successor)).await;
+    written(&old, old.set(BTreeMap::new())).await;
+    let left = fake.all(ENDPOINTS);
+    assert_eq!((left.len(), &left[0]["metadata"]["ownerReferences"][0]["uid"]), (1, &json!("uid-new")));
+    // Nor does it bring the old one back.
+    written(&old, old.set(own(1, 300))).await;
+    assert_eq!(fake.all(ENDPOINTS), left);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn removals_wait_for_company_but_not_for_ever() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", Duration::from_millis(600), stop.clone());
+    announced(&writer, writer.set(endpoints(3, 300))).await;
+    let began = Instant::now();
+    announced(&writer, writer.set(endpoints(2, 300))).await;
+    assert!(began.elapsed() >= Duration::from_millis(600), "nobody waits for a removal");
+    assert_eq!((held(&fake), fake.writes().len()), (2, 2));
+    // A removal rides along with what comes.
+    writer.set(endpoints(1, 300));
+    announced(&writer, writer.set(endpoints(5, 301))).await;
+    assert_eq!((held(&fake), fake.writes().len()), (5, 3));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn what_is_withdrawn_is_not_added_to() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
+    announced(&writer, writer.set(endpoints(3, 300))).await;
+    announced(&writer, writer.withdraw_but(endpoints(5, 300))).await;
+    assert_eq!(held(&fake), 3, "two more are made known in another way");
+    announced(&writer, writer.withdraw_but(endpoints(1, 300))).await;
+    assert_eq!(held(&fake), 1);
+    announced(&writer, writer.withdraw_but(BTreeMap::new())).await;
+    assert!(fake.all(SLICES).is_empty());
     stop.cancel();
 }
 
@@ -148,6 +225,7 @@ async fn the_node_is_announced_and_made_schedulable() {
         name: "node-1".to_owned(),
         addresses: vec!["172.31.0.11".parse().expect("v4"), "fd31::11".parse().expect("v6")],
         pod_cidrs: vec!["10.244.0.0/24".parse().expect("a prefix")],
+        propagation: Propagation::CesNode,
         boot_id: Some("b".to_owned()),
     };
     node::announce(&client, &announcement).await.expect("announced");
@@ -237,8 +315,14 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     let stop = CancellationToken::new();
     let taint = json!([{"key": node::NOT_READY_TAINT, "effect": "NoSchedule"}]);
     fake.put(NODES, json!({"metadata": {"name": "node-1"}, "spec": {"taints": taint}}));
-    let mut changes = weft_k8s::watch::start(&client, "node-1", weft_k8s::convert::Settings::EVERYTHING, &stop);
-    let writer = Writer::start(client.clone(), "node-1", stop.clone());
+    let mut changes = weft_k8s::watch::start(
+        &client,
+        "node-1",
+        weft_k8s::convert::Settings::EVERYTHING,
+        EndpointsWatch { until: &stop, required: false },
+        &stop,
+    );
+    let writer = Writer::start(client.clone(), "node-1", Duration::ZERO, stop.clone());
     announced(&writer, writer.set(endpoints(1, 300))).await;
     announced(&writer, writer.set(endpoints(1, 301))).await;
     // A slice that comes to be behind our back is looked at.
@@ -249,10 +333,29 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     announced(&writer, writer.set(BTreeMap::new())).await;
     fake.put(SLICES, json!({"metadata": {"name": name}, "namespace": "n", "endpoints": []}));
     announced(&writer, writer.set(endpoints(1, 300))).await;
+    // Endpoints as objects of their own, in a cluster whose definition keeps the status apart.
+    fake.keep_status_apart(ENDPOINTS);
+    let objects = endpoint::Writer::start(client.clone(), "node-1", stop.clone());
+    let written = |generation: u64| {
+        let mut announced = objects.announced();
+        async move {
+            let wait = announced.wait_for(|announced| announced.generation >= generation);
+            tokio::time::timeout(Duration::from_secs(10), wait).await.expect("in time").expect("runs").clone()
+        }
+    };
+    fake.put("api/v1/pods", json!({"metadata": {"name": "pod-0", "namespace": "n", "uid": "uid-0"}}));
+    let other =
+        json!({"metadata": {"name": "pod-0", "namespace": "n", "ownerReferences": [{"kind": "Pod", "uid": "old"}]}});
+    fake.put(ENDPOINTS, other);
+    written(objects.set(own(1, 300))).await;
+    written(objects.set(own(1, 301))).await;
+    written(objects.set(BTreeMap::new())).await;
+    assert!(fake.all(ENDPOINTS).is_empty());
     let announcement = |boot: &str| node::Announcement {
         name: "node-1".to_owned(),
         addresses: Vec::new(),
         pod_cidrs: Vec::new(),
+        propagation: Propagation::CesNode,
         boot_id: Some(boot.to_owned()),
     };
     node::announce(&client, &announcement("a")).await.expect("announced");
@@ -277,11 +380,11 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
     warn(&client, &about, "PolicyInvalid", "spec: x", "weft-agent").await.expect("told");
     let mut watched = 0;
-    while watched < 13 {
+    while watched < 14 {
         let batch = changes.recv().await.expect("told");
         watched += batch.iter().filter(|change| matches!(change, weft_model::intent::Change::Synced(_))).count();
     }
-    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 13).await;
+    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 14).await;
     assert_eq!(fake.asked(), Fake::granted("weft-agent"));
     stop.cancel();
 }

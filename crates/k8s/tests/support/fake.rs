@@ -37,6 +37,8 @@ struct State {
     refusals: VecDeque<u16>,
     /// Collections that the server does not know.
     unknown: BTreeSet<String>,
+    /// Collections whose status is written apart from the object.
+    status_apart: BTreeSet<String>,
     /// Every event is sent twice.
     duplicate: bool,
     /// `VERB path` of all successful writes.
@@ -141,6 +143,11 @@ impl Fake {
         } else {
             state.unknown.insert(collection.to_owned())
         };
+    }
+
+    /// From here on the status of these objects is written on its own.
+    pub fn keep_status_apart(&self, collection: &str) {
+        self.lock().status_apart.insert(collection.to_owned());
     }
 
     pub fn duplicate(&self) {
@@ -330,6 +337,9 @@ impl State {
                 if !namespace.is_empty() {
                     body["metadata"]["namespace"] = json!(namespace);
                 }
+                if self.status_apart.contains(plural) {
+                    body.as_object_mut().map(|body| body.remove("status"));
+                }
                 let (namespace, name) = names(&body);
                 if self.objects.contains_key(&(plural.to_owned(), namespace, name)) {
                     return status(409, "AlreadyExists", "exists");
@@ -354,6 +364,8 @@ impl State {
                     let status = patched["status"].take();
                     patched = object;
                     patched["status"] = status;
+                } else if self.status_apart.contains(plural) {
+                    patched["status"] = object["status"].clone();
                 }
                 answer(200, &self.put(plural, patched))
             }
@@ -361,6 +373,10 @@ impl State {
                 let wanted = &body["preconditions"]["resourceVersion"];
                 if !wanted.is_null() && *wanted != object["metadata"]["resourceVersion"] {
                     return status(409, "Conflict", "precondition failed");
+                }
+                let wanted = &body["preconditions"]["uid"];
+                if !wanted.is_null() && *wanted != object["metadata"]["uid"] {
+                    return status(409, "Conflict", "precondition failed: UID");
                 }
                 self.remove(&key);
                 answer(200, &json!({"kind": "Status", "status": "Success"}))

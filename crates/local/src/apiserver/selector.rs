@@ -179,6 +179,12 @@ impl FieldSelector {
         self.0.is_empty()
     }
 
+    /// The value that a field must have, where one is asked for.
+    pub fn value_of(&self, field: &str) -> Option<&str> {
+        let is = |path: &[String]| path.iter().map(String::as_str).eq(field.split('.'));
+        self.0.iter().find(|(path, _, equal)| *equal && is(path)).map(|(_, value, _)| value.as_str())
+    }
+
     /// Whether the object fits. A missing field is an empty one.
     pub fn matches(&self, object: &Value) -> bool {
         self.0.iter().all(|(path, wanted, equal)| {

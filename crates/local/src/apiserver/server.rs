@@ -21,6 +21,8 @@ use tokio_util::task::TaskTracker;
 const CONNECTIONS_MAX: usize = 4096;
 /// Time for the TLS handshake, and for the head of a request.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes on their way within the process, each direction of a connection.
+const PIPE_BYTES: usize = 256 << 10;
 /// Time for connections to end after the server was told to.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -95,6 +97,46 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         tracing::debug!(left = tasks.len(), "connections are cut");
     }
     Ok(())
+}
+
+/// The API for clients of the same process: HTTP/2 over pipes in memory, the same handlers, no TLS.
+#[derive(Clone, Debug)]
+pub struct InProcess {
+    handler: Arc<Handler>,
+    stop: CancellationToken,
+}
+
+impl InProcess {
+    /// Over an API, until `stop`.
+    #[must_use]
+    pub fn new(api: Api, run_dir: PathBuf, stop: CancellationToken) -> Self {
+        Self { handler: Arc::new(Handler::new(api, run_dir, stop.clone())), stop }
+    }
+
+    /// A connection on behalf of `user`; its other end is served.
+    #[must_use]
+    pub fn connect(&self, user: &str) -> tokio::io::DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let user = Arc::new(User { name: user.to_owned(), groups: vec!["system:masters".to_owned()] });
+        let (handler, stop) = (self.handler.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let (handler, user) = (handler.clone(), user.clone());
+                async move { Ok::<_, Infallible>(handler.answer(request, Some(&user)).await) }
+            });
+            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            builder.timer(TokioTimer::new()).max_concurrent_streams(1000);
+            tokio::select! {
+                ended = builder.serve_connection(TokioIo::new(ours), service) => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection");
+                    }
+                }
+                () = stop.cancelled() => {}
+            }
+        });
+        theirs
+    }
 }
 
 async fn connection(

@@ -5,19 +5,19 @@
 //! revision jumps ahead, so that a revision which a client has from the former life is recognised as expired.
 
 mod database;
+mod history;
 
 use bytes::Bytes;
 use serde_json::Value;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use tokio::sync::{oneshot, watch};
 
 pub use database::StoreError;
-
-/// Changes that watchers can still be told of.
-const HISTORY_MAX: usize = 20_000;
+use history::History;
+pub use history::{Compacted, Follower, Topic};
 
 /// How far the revision jumps at a restart.
 const RESTART_JUMP: u64 = 1_000_000;
@@ -79,13 +79,26 @@ pub struct Event {
     pub object: Arc<Stored>,
     /// The object before it.
     pub previous: Option<Arc<Stored>>,
+    /// The change as lines of watches, written out when the first watcher needs it.
+    lines: [OnceLock<Bytes>; 3],
 }
 
-/// The history does not reach back to the revision asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compacted {
-    /// Oldest revision from which one can go on.
-    pub oldest: u64,
+impl Event {
+    /// The line of a watch that tells `effect` with the object as it is stored. Many watchers share it.
+    pub fn line(&self, effect: Effect) -> Bytes {
+        let (slot, kind) = match effect {
+            Effect::Added => (0, "ADDED"),
+            Effect::Modified => (1, "MODIFIED"),
+            Effect::Deleted => (2, "DELETED"),
+        };
+        let line = self.lines[slot].get_or_init(|| {
+            let mut line = format!("{{\"type\":\"{kind}\",\"object\":").into_bytes();
+            line.extend_from_slice(&self.object.bytes);
+            line.extend_from_slice(b"}\n");
+            Bytes::from(line)
+        });
+        line.clone()
+    }
 }
 
 struct Inner {
@@ -93,9 +106,7 @@ struct Inner {
     /// Last revision given out.
     revision: u64,
     /// Changes on disk, in order.
-    history: VecDeque<Event>,
-    /// One can go on from this revision and later ones.
-    oldest: u64,
+    history: History,
     /// Changes not yet on disk.
     queue: Vec<Event>,
     waiters: Vec<oneshot::Sender<()>>,
@@ -162,8 +173,7 @@ impl Store {
         let inner = Inner {
             objects,
             revision,
-            history: VecDeque::new(),
-            oldest: revision,
+            history: History::new(revision),
             queue: Vec::new(),
             waiters: Vec::new(),
             broken: false,
@@ -224,24 +234,25 @@ impl Store {
         revision: u64,
         max: usize,
         wanted: impl Fn(&Event) -> bool,
-    ) -> Result<(Vec<Event>, u64), Compacted> {
+    ) -> Result<(Vec<Arc<Event>>, u64), Compacted> {
         let inner = self.lock();
-        if revision < inner.oldest || revision > inner.revision {
-            return Err(Compacted { oldest: inner.oldest });
+        if revision > inner.revision {
+            return Err(Compacted { oldest: inner.history.oldest() });
         }
-        let start = inner.history.partition_point(|e| e.revision <= revision);
-        let mut reached = revision;
-        let mut events = Vec::new();
-        for event in inner.history.range(start..) {
-            if events.len() >= max {
-                break;
-            }
-            reached = event.revision;
-            if wanted(event) {
-                events.push(event.clone());
-            }
+        inner.history.since(revision, max, wanted)
+    }
+
+    /// Follows one topic from `revision` on.
+    ///
+    /// # Errors
+    /// [`Compacted`] when changes behind `revision` are forgotten, or when there is no such revision yet.
+    pub fn follow(&self, topic: Topic, revision: u64) -> Result<Follower, Compacted> {
+        let mut inner = self.lock();
+        if revision > inner.revision {
+            return Err(Compacted { oldest: inner.history.oldest() });
         }
-        Ok((events, reached))
+        let changed = inner.history.follow(&topic, revision)?;
+        Ok(Follower { store: self.clone(), topic, reached: revision, changed })
     }
 
     /// Reads and writes in one step; nothing is written when `work` fails.
@@ -296,15 +307,7 @@ impl Shared {
             self.lock().broken = true;
             return Err(error);
         }
-        {
-            let mut inner = self.lock();
-            inner.history.extend(events);
-            while inner.history.len() > HISTORY_MAX {
-                if let Some(event) = inner.history.pop_front() {
-                    inner.oldest = event.revision;
-                }
-            }
-        }
+        self.lock().history.extend(events, last);
         self.published.send_replace(last);
         for waiter in waiters {
             let _ = waiter.send(());
@@ -369,7 +372,7 @@ impl Transaction<'_> {
         super::object::set(&mut value, &["metadata"], "resourceVersion", revision.to_string());
         let bytes = Bytes::from(value.to_string());
         let object = Arc::new(Stored { value, bytes, revision });
-        self.staged.push(Event { revision, key, effect, object: object.clone(), previous });
+        self.staged.push(Event { revision, key, effect, object: object.clone(), previous, lines: Default::default() });
         object
     }
 }

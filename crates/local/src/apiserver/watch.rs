@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::request::Form;
 use super::resource::Resource;
 use super::response::{Body, Chunks, chunked};
-use super::store::{Effect, Event, Stored};
+use super::store::{Compacted, Effect, Event, Stored, Topic};
 use super::{api, table};
 use bytes::Bytes;
 use http::Response;
@@ -95,46 +95,65 @@ impl Watcher {
         if self.request.initial_events && self.request.bookmarks && self.bookmark(revision, true).await.is_err() {
             return;
         }
-        let mut published = self.api.store().subscribe();
-        let mut reached = revision;
         let mut next_bookmark = tokio::time::Instant::now() + BOOKMARK_INTERVAL;
-        let group_resource = self.request.resource.group_resource();
+        let mut follower = match self.api.store().follow(self.topic(), revision) {
+            Ok(follower) => follower,
+            Err(gone) => return self.expired(revision, gone).await,
+        };
         loop {
-            let wanted = |e: &Event| {
-                *e.key.resource == *group_resource
-                    && (self.request.namespace.is_empty() || e.key.namespace == self.request.namespace)
-            };
-            match self.api.store().since(reached, BATCH_MAX, wanted) {
-                Err(gone) => {
-                    let error = ApiError::expired(format!("too old resource version: {reached} ({})", gone.oldest));
-                    let _ = self.line(&json!({"type": "ERROR", "object": error.status()})).await;
-                    return;
-                }
-                Ok((events, up_to)) => {
+            match follower.next(BATCH_MAX) {
+                Err(gone) => return self.expired(follower.reached(), gone).await,
+                Ok(events) => {
                     let full = events.len() >= BATCH_MAX;
-                    for event in &events {
-                        if self.event(event).await.is_err() {
-                            return;
-                        }
+                    if self.events(&events).await.is_err() {
+                        return;
                     }
-                    reached = up_to;
                     if full {
                         continue;
                     }
                 }
             }
             tokio::select! {
-                changed = published.changed() => if changed.is_err() { return },
+                open = follower.changed() => if !open { return },
                 () = self.chunks.closed() => return,
                 () = tokio::time::sleep_until(end) => return,
                 () = tokio::time::sleep_until(next_bookmark), if self.request.bookmarks => {
                     next_bookmark = tokio::time::Instant::now() + BOOKMARK_INTERVAL;
-                    if self.bookmark(reached, false).await.is_err() {
+                    // Only after all that was there before it.
+                    let told = match follower.next(BATCH_MAX) {
+                        Ok(events) if events.is_empty() => self.bookmark(follower.reached(), false).await,
+                        Ok(events) => self.events(&events).await,
+                        Err(gone) => return self.expired(follower.reached(), gone).await,
+                    };
+                    if told.is_err() {
                         return;
                     }
                 }
             }
         }
+    }
+
+    /// What the client's selectors allow to follow: as little as possible.
+    fn topic(&self) -> Topic {
+        let resource = self.request.resource.group_resource();
+        match self.request.selection.fields.value_of("spec.nodeName") {
+            Some(node) if *resource == *"pods" && !node.is_empty() => Topic::PodsOf(node.into()),
+            _ => Topic::Resource(Arc::from(&*resource)),
+        }
+    }
+
+    async fn expired(&self, revision: u64, gone: Compacted) {
+        let error = ApiError::expired(format!("too old resource version: {revision} ({})", gone.oldest));
+        let _ = self.line(&json!({"type": "ERROR", "object": error.status()})).await;
+    }
+
+    async fn events(&mut self, events: &[Arc<Event>]) -> Result<(), Gone> {
+        for event in events {
+            if self.request.namespace.is_empty() || event.key.namespace == self.request.namespace {
+                self.event(event).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells a change as it looks through the selectors.
@@ -144,9 +163,9 @@ impl Watcher {
         let before = event.previous.as_ref().is_some_and(|p| fits(&p.value));
         let after = event.effect != Effect::Deleted && fits(&event.object.value);
         match (before, after) {
-            (false, true) => self.tell("ADDED", &event.object.value).await,
-            (true, true) => self.tell("MODIFIED", &event.object.value).await,
-            (true, false) if event.effect == Effect::Deleted => self.tell("DELETED", &event.object.value).await,
+            (false, true) => self.share(event, Effect::Added).await,
+            (true, true) => self.share(event, Effect::Modified).await,
+            (true, false) if event.effect == Effect::Deleted => self.share(event, Effect::Deleted).await,
             (true, false) => {
                 // The client is told the state that it knew, under the revision of the change.
                 let mut last = event.previous.as_ref().map_or(Value::Null, |p| p.value.clone());
@@ -155,6 +174,23 @@ impl Watcher {
             }
             (false, false) => Ok(()),
         }
+    }
+
+    /// Tells a change in the form that most watchers want, which is written out once for all of them.
+    async fn share(&mut self, event: &Event, effect: Effect) -> Result<(), Gone> {
+        let resource = &self.request.resource;
+        let object = &event.object.value;
+        let plain = matches!(self.request.form, Form::Plain | Form::Aggregated)
+            && api::in_version(resource, &self.request.version, object).is_none();
+        if plain {
+            return self.chunks.send(event.line(effect)).await.map_err(|_| Gone);
+        }
+        let kind = match effect {
+            Effect::Added => "ADDED",
+            Effect::Modified => "MODIFIED",
+            Effect::Deleted => "DELETED",
+        };
+        self.tell(kind, object).await
     }
 
     async fn tell(&mut self, kind: &str, object: &Value) -> Result<(), Gone> {

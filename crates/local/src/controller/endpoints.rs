@@ -86,7 +86,7 @@ fn key(object: &Value) -> Name {
 }
 
 /// The services that changes may concern.
-fn concerned(api: &Api, events: &[Event]) -> BTreeSet<Name> {
+fn concerned(api: &Api, events: &[Arc<Event>]) -> BTreeSet<Name> {
     let mut found = BTreeSet::new();
     let mut pods: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for event in events {

@@ -1,0 +1,120 @@
+//! One node: the agent as `weft-agent` puts it together, but for the kernel, the machine and the local socket.
+
+use crate::recorder::Recorder;
+use anyhow::Context as _;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use tokio_util::sync::CancellationToken;
+use weft_agent::attach::Attachments;
+use weft_agent::cluster::{self, ApiServer};
+use weft_agent::core::thread::{self, Handle};
+use weft_agent::core::{Core, Settings};
+use weft_agent::health::Health;
+use weft_agent::ports::{Cluster, Links};
+use weft_agent::state::StateDir;
+use weft_agent::{propagation, restart};
+use weft_k8s::Client;
+use weft_k8s::endpoint::Propagation;
+
+/// An agent that runs.
+pub struct Node {
+    /// CNI.
+    pub attachments: Attachments,
+    /// Its tables.
+    pub core: Handle,
+    stop: CancellationToken,
+}
+
+/// Name of a node.
+#[must_use]
+pub fn name(index: usize) -> String {
+    format!("node-{index}")
+}
+
+/// Its addresses.
+#[must_use]
+pub fn addresses(index: usize) -> [IpAddr; 2] {
+    let [high, low] = u16::try_from(index).unwrap_or(u16::MAX).to_be_bytes();
+    let v6 = Ipv6Addr::new(0xfd31, 0, 0, 0, 0, 0, 1, u16::from_be_bytes([high, low]));
+    [Ipv4Addr::new(172, 16, high, low).into(), v6.into()]
+}
+
+/// Its pod prefixes, as text.
+#[must_use]
+pub fn pod_cidrs(index: usize) -> [String; 2] {
+    let [high, low] = u16::try_from(index).unwrap_or(u16::MAX).to_be_bytes();
+    [format!("10.{high}.{low}.0/24"), format!("fd44:0:0:{index:x}::/64")]
+}
+
+impl Node {
+    /// Starts the agent of node `index`.
+    ///
+    /// # Errors
+    /// It cannot begin.
+    pub async fn start(
+        index: usize,
+        mode: Propagation,
+        client: Client,
+        recorder: Recorder,
+        dir: &Path,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let stop = stop.child_token();
+        let state = StateDir::open(dir).context("state")?;
+        let links: Arc<dyn Links> = Arc::new(recorder.clone());
+        let mut core = Core::new(settings(index), state, Box::new(recorder));
+        restart::take_over(&mut core, &*links)?;
+        core.set_node_ready(None);
+        let progress = core.progress();
+        let (core, _) = thread::spawn(core).context("thread")?;
+        let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
+        let writers = propagation::Writers::start(&client, &name(index), &stop);
+        let (elsewhere, found) = tokio::sync::watch::channel(propagation::Elsewhere::new());
+        let conversion = weft_k8s::convert::Settings::EVERYTHING;
+        let own = (name(index), mode);
+        let watched = (core.clone(), client.clone(), Health::new(&name(index), progress.clone()));
+        tokio::spawn(propagation::watch(watched, own.clone(), conversion, writers.clone(), elsewhere, stop.clone()));
+        tokio::spawn(propagation::announce(core.clone(), mode, writers, found, stop.clone()));
+        tokio::spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
+        tokio::spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
+        tokio::spawn(cluster::announce_node(core.clone(), client, own, progress.clone(), stop.clone()));
+        let mtu = Arc::new(AtomicU32::new(1500));
+        let attachments = Attachments::new(core.clone(), links, api, progress.clone(), mtu);
+        Ok(Self { attachments, core, stop })
+    }
+
+    /// Waits until pods may come.
+    ///
+    /// # Errors
+    /// The agent has ended.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let mut progress = self.core.call(|core| core.progress()).await?;
+        progress.wait_for(|progress| progress.ready).await?;
+        Ok(())
+    }
+
+    /// As if the machine were switched off.
+    pub fn lose(&self) {
+        self.stop.cancel();
+    }
+}
+
+fn settings(index: usize) -> Settings {
+    Settings {
+        node_name: name(index),
+        cluster_name: "default".to_owned(),
+        ipv4: true,
+        ipv6: true,
+        tunnel: false,
+        no_masquerade: Vec::new(),
+        host_firewall: true,
+        audit: false,
+        api_server: BTreeSet::new(),
+        node_ports: 30000..=32767,
+        forwarding: weft_model::intent::Forwarding::Snat,
+        maglev_table_size: 16_381,
+    }
+}

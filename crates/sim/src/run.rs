@@ -1,0 +1,157 @@
+//! One run: everything is started, filled, churned and counted.
+
+use crate::node::{self, Node};
+use crate::options::Run;
+use crate::recorder::Recorder;
+use crate::report::{Report, Spread, asked};
+use crate::script::{Cluster, Dice, set_up};
+use crate::tracker::Tracker;
+use crate::wire::{Meter, connect};
+use anyhow::Context as _;
+use clap::Parser as _;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use weft_k8s::endpoint::Propagation;
+use weft_local::apiserver::InProcess;
+use weft_local::apiserver::api::{Api, Settings};
+use weft_local::apiserver::store::Store;
+
+/// Clients that stand for the kubelets' connections.
+const KUBELETS: usize = 16;
+/// How long the cluster may take to be filled.
+const FILL_MAX: Duration = Duration::from_secs(900);
+
+/// Runs it.
+///
+/// # Errors
+/// It cannot begin, or does not come up.
+pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
+    // In memory, where there is room for it: the database's syncs would measure this machine's disk.
+    let shm = std::path::Path::new("/dev/shm");
+    let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.context("directory")?;
+    let stop = CancellationToken::new();
+    let _end = stop.clone().drop_guard();
+    let store = Store::open(&dir.path().join("objects.redb")).context("store")?;
+    let api = Api::new(
+        store,
+        Settings { service_cidrs: vec!["10.96.0.0/16".parse()?, "fd96::/108".parse()?], ..Settings::default() },
+    );
+    let server = InProcess::new(api, dir.path().join("run"), stop.clone());
+    let meter = Meter::default();
+
+    let setup = connect(&server, "setup", &meter).await?;
+    weft_k8s::crd::install_missing(&setup).await?;
+    set_up(&options, &setup).await?;
+    let flags = ["weft-operator", "--pod-cidr", "10.0.0.0/8,fd44::/48", "--endpoint-propagation", mode.as_str()];
+    let config = weft_operator::config::Config::read(weft_operator::config::Flags::try_parse_from(flags)?)?;
+    let operator = connect(&server, "operator", &meter).await?;
+    let operator = tokio::spawn(weft_operator::run(config, operator, stop.clone()));
+
+    let tracker = Arc::new(Tracker::default());
+    tracker.set_agents(options.nodes);
+    let before = resident_kib();
+    let mut nodes = Vec::with_capacity(options.nodes);
+    for index in 0..options.nodes {
+        let client = connect(&server, "agent", &meter).await?;
+        let dir = dir.path().join(node::name(index));
+        nodes.push(Node::start(index, mode, client, Recorder::new(tracker.clone(), false), &dir, &stop).await?);
+    }
+    for node in &nodes {
+        tokio::time::timeout(FILL_MAX, node.ready()).await.context("an agent does not become ready")??;
+    }
+    let mut kubelets = Vec::new();
+    for _ in 0..KUBELETS {
+        kubelets.push(connect(&server, "kubelet", &meter).await?);
+    }
+
+    let mut dice = Dice::new(options.seed);
+    let cluster = Arc::new(Cluster::new(options.clone(), mode, nodes, kubelets, tracker.clone()));
+    let began = Instant::now();
+    cluster.fill(&mut dice).await;
+    while tracker.incomplete() > 0 {
+        anyhow::ensure!(began.elapsed() < FILL_MAX, "{} addresses are not known to all", tracker.incomplete());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let fill_seconds = began.elapsed().as_secs_f64();
+    let memory = resident_kib().saturating_sub(before) as f64 / options.nodes.max(1) as f64;
+
+    cluster.starts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    meter.reset();
+    tracker.measure(true);
+    let (began, cpu) = (Instant::now(), cpu_seconds());
+    cluster.churn(&mut dice).await;
+    let churn_seconds = began.elapsed().as_secs_f64();
+    let cpus = (cpu_seconds() - cpu) / churn_seconds;
+    tracker.measure(false);
+    let end = Instant::now() + Duration::from_secs_f64(options.drain);
+    while tracker.waiting() > 0 && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (mut known, late, not_measured) = tracker.take();
+    let unknown_at_end = late.len();
+    known.extend(late);
+
+    let (api, api_latency) = asked(&meter);
+    let starts = std::mem::take(&mut *cluster.starts.lock().unwrap_or_else(PoisonError::into_inner));
+    let pods = starts.len().max(1) as f64;
+    let ours = || api.iter().filter(|row| row.who == "agent" || row.who == "operator");
+    let is_write = |verb: &str| !matches!(verb, "get" | "list" | "watch");
+    let failures = cluster.failures.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let report = Report {
+        mode: mode.as_str().to_owned(),
+        conditions: conditions(),
+        api_bytes_per_pod: ours().map(|row| row.sent_bytes + row.received_bytes).sum::<u64>() as f64 / pods,
+        events_per_pod: ours().filter(|row| row.who == "agent").map(|row| row.events).sum::<u64>() as f64 / pods,
+        writes_per_pod: ours().filter(|row| is_write(&row.verb)).map(|row| row.requests).sum::<u64>() as f64 / pods,
+        api_latency,
+        pod_start: Spread::of(starts),
+        propagation: Spread::of(known),
+        unknown_at_end,
+        not_measured,
+        holes: tracker.holes(),
+        cpus,
+        churn_seconds,
+        fill_seconds,
+        memory_per_agent_kib: memory,
+        failures: failures.len(),
+        first_failures: failures.into_iter().take(3).collect(),
+        api,
+        options,
+    };
+    stop.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(5), operator).await;
+    Ok(report)
+}
+
+/// What must be said beside the figures.
+#[must_use]
+pub fn conditions() -> Vec<String> {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    vec![
+        format!("one process on {cpus} CPUs: agents, operator, API server and kubelets compete for them"),
+        "agents are the real ones but for the kernel: maps and links are a recorder".to_owned(),
+        "HTTP/2 over pipes in memory, one connection per agent; no TLS, no network".to_owned(),
+        "the embedded API server, its database on a file system in memory".to_owned(),
+        "cep: a CiliumEndpoint is written once when its pod is in force and deleted once; clients are not rate limited \
+         (known agents write it more often, and are)"
+            .to_owned(),
+        "pods are bound and started by the script: no scheduler, no kubelet but for create, status and delete of pods"
+            .to_owned(),
+    ]
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().split(' ').next()).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// CPU time of this process so far.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after = text.rsplit(')').next().unwrap_or_default();
+    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    // USER_HZ is 100 on every architecture that we build for.
+    ticks as f64 / 100.0
+}

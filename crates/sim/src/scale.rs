@@ -1,0 +1,152 @@
+//! Several runs beside each other: every mode at every size, each in a process of its own, as a table and as plots.
+
+use crate::options::Run;
+use crate::plot;
+use crate::report::Report;
+use anyhow::Context as _;
+use clap::Args;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use weft_k8s::endpoint::Propagation;
+
+/// What is compared.
+#[derive(Args, Clone, Debug)]
+#[group(id = "comparison")]
+pub struct Options {
+    /// The size of the comparison; the others follow from it, with as many pods per node.
+    #[command(flatten)]
+    pub run: Run,
+    /// Sizes for the growth, in nodes.
+    #[arg(long, value_delimiter = ',', default_value = "100,300,1000")]
+    pub growth: Vec<usize>,
+    /// Where results go.
+    #[arg(long, default_value = "target/bench")]
+    pub out: PathBuf,
+}
+
+const MODES: [Propagation; 3] = [Propagation::Cep, Propagation::CesOperator, Propagation::CesNode];
+
+/// Runs all.
+///
+/// # Errors
+/// A run failed, or results cannot be written.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&options.out).with_context(|| format!("out {}", options.out.display()))?;
+    let mut reports = Vec::new();
+    let mut sizes: Vec<usize> = options.growth.clone();
+    sizes.push(options.run.nodes);
+    sizes.sort_unstable();
+    sizes.dedup();
+    for nodes in sizes {
+        let pods = options.run.pods * nodes / options.run.nodes.max(1);
+        for mode in MODES {
+            let run = Run { nodes, pods, ..options.run.clone() };
+            eprintln!("{}: {nodes} nodes, {pods} pods", mode.as_str());
+            let report = one(&run, mode, &options.out)?;
+            print!("{}", report.text());
+            reports.push(report);
+            let json = serde_json::to_vec_pretty(&reports)?;
+            std::fs::write(options.out.join("scale.json"), json).context("scale.json")?;
+        }
+    }
+    println!("{}", table(&reports, options.run.nodes));
+    let sizes: Vec<usize> = options.growth.clone();
+    let series = |value: &dyn Fn(&Report) -> f64| -> Vec<(String, Vec<(f64, f64)>)> {
+        let of = |mode: Propagation| {
+            let mine = reports.iter().filter(|r| r.mode == mode.as_str() && sizes.contains(&r.options.nodes));
+            (mode.as_str().to_owned(), mine.map(|r| (r.options.nodes as f64, value(r))).collect())
+        };
+        MODES.map(of).into()
+    };
+    let propagation = series(&|report| report.propagation.p99_ms);
+    let bytes = series(&|report| report.api_bytes_per_pod / 1024.0);
+    for (file, title, unit, series) in [
+        ("scale-propagation.svg", "Propagation p99", "ms", propagation),
+        ("scale-bytes.svg", "API bodies per started pod", "KiB", bytes),
+    ] {
+        let svg = plot::svg(title, "nodes", unit, &series);
+        std::fs::write(options.out.join(file), svg).with_context(|| file.to_owned())?;
+    }
+    Ok(())
+}
+
+/// In a process of its own, so that its memory is its own.
+fn one(run: &Run, mode: Propagation, out: &Path) -> anyhow::Result<Report> {
+    let file = out.join(format!("sim-{}-{}.json", mode.as_str(), run.nodes));
+    let program = std::env::current_exe().context("this program's path")?;
+    let numbers = [
+        ("--nodes", run.nodes.to_string()),
+        ("--pods", run.pods.to_string()),
+        ("--deployments", run.deployments.to_string()),
+        ("--namespaces", run.namespaces.to_string()),
+        ("--policies", run.policies.to_string()),
+        ("--rate", run.rate.to_string()),
+        ("--seconds", run.seconds.to_string()),
+        ("--scale-to-zero", run.scale_to_zero.to_string()),
+        ("--lost-nodes", run.lost_nodes.to_string()),
+        ("--drain", run.drain.to_string()),
+        ("--seed", run.seed.to_string()),
+    ];
+    let mut command = Command::new(program);
+    command.args(["run", "--mode", mode.as_str(), "--quiet", "--json"]).arg(&file);
+    for (flag, value) in numbers {
+        command.args([flag, &value]);
+    }
+    let status = command.status().context("start a run")?;
+    anyhow::ensure!(status.success(), "{} with {} nodes failed: {status}", mode.as_str(), run.nodes);
+    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| file.display().to_string())
+}
+
+/// The modes of one size beside each other, and how much better they are than `cep`.
+#[must_use]
+pub fn table(reports: &[Report], nodes: usize) -> String {
+    let of = |mode: Propagation| reports.iter().find(|r| r.options.nodes == nodes && r.mode == mode.as_str());
+    let Some(base) = of(Propagation::Cep) else { return "no run of cep at this size".to_owned() };
+    let options = &base.options;
+    let mut text = format!(
+        "\n{} nodes, {} pods; {} pods/s rolled out for {} s, {} % scaled to zero, {} nodes lost; seed {}\n\n",
+        nodes, options.pods, options.rate, options.seconds, options.scale_to_zero, options.lost_nodes, options.seed
+    );
+    text += &format!(
+        "{:<13}{:>24}{:>24}{:>30}{:>11}{:>10}{:>7}\n",
+        "", "API latency p50/p99 ms", "pod start p50/p99 ms", "propagation p50/p99/max ms", "KiB/pod", "events", "CPUs"
+    );
+    for report in MODES.into_iter().filter_map(of) {
+        let (api, start, all) = (&report.api_latency, &report.pod_start, &report.propagation);
+        text += &format!(
+            "{:<13}{:>24}{:>24}{:>30}{:>11.1}{:>10.0}{:>7.2}\n",
+            report.mode,
+            format!("{:.1} / {:.1}", api.p50_ms, api.p99_ms),
+            format!("{:.1} / {:.1}", start.p50_ms, start.p99_ms),
+            format!("{:.0} / {:.0} / {:.0}", all.p50_ms, all.p99_ms, all.max_ms),
+            report.api_bytes_per_pod / 1024.0,
+            report.events_per_pod,
+            report.cpus,
+        );
+    }
+    if let (Some(node), Some(operator)) = (of(Propagation::CesNode), of(Propagation::CesOperator)) {
+        let less = |ours: f64, theirs: f64| 100.0 * (1.0 - ours / theirs.max(f64::MIN_POSITIVE));
+        text += &format!(
+            "\nces-node against cep, p99: API latency {:.0} % less (goal: 50), pod start {:.0} % less (goal: 60), \
+             propagation {:.0} % less (goal: 80)\nces-node against ces-operator: propagation p50 {:.1} times, p99 {:.1} \
+             times faster (goal: 5)\n",
+            less(node.api_latency.p99_ms, base.api_latency.p99_ms),
+            less(node.pod_start.p99_ms, base.pod_start.p99_ms),
+            less(node.propagation.p99_ms, base.propagation.p99_ms),
+            operator.propagation.p50_ms / node.propagation.p50_ms.max(f64::MIN_POSITIVE),
+            operator.propagation.p99_ms / node.propagation.p99_ms.max(f64::MIN_POSITIVE),
+        );
+        text += &format!(
+            "ces-node against cep, p50: API latency {:.0} % less, pod start {:.0} % less, propagation {:.0} % less\n",
+            less(node.api_latency.p50_ms, base.api_latency.p50_ms),
+            less(node.pod_start.p50_ms, base.pod_start.p50_ms),
+            less(node.propagation.p50_ms, base.propagation.p50_ms),
+        );
+    }
+    text += "\nConditions:\n";
+    for condition in &base.conditions {
+        text += &format!("- {condition}\n");
+    }
+    text
+}
