@@ -48,7 +48,6 @@ test: root
 	cargo build --quiet $(PROGRAMS)
 	cargo test --quiet --no-fail-fast
 
-# One cluster at a time: what they look at is lost connections.
 test-services: root
 	scripts/setup.sh test
 	cargo xtask build-ebpf

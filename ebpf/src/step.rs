@@ -8,7 +8,8 @@ use weft_abi::{DropReason, FlowEntry};
 
 use crate::packet::{Scratch, Skb};
 use crate::{
-    Hook, decide as judged, direct, forward, icmp, nat, notify, policy as policies, refuse, route as routes, service,
+    Hook, decide as judged, direct, forward, icmp, nat, notify, own, policy as policies, refuse, route as routes,
+    service,
 };
 use crate::{track, tunnel};
 
@@ -90,6 +91,10 @@ steps! {
     translate(hook: Hook, existing: *mut FlowEntry) = weft_step_translate: service::translate;
     /// See [`service::enter`].
     enter() = weft_step_enter: service::enter;
+    /// See [`own::leave`].
+    leave() = weft_step_leave: own::leave;
+    /// See [`own::depart`].
+    depart() = weft_step_depart: own::depart;
     /// See [`service::apply`].
     apply() = weft_step_apply: service::apply;
     /// See [`service::back`].
@@ -112,4 +117,6 @@ steps! {
     again() = weft_step_again: direct::again;
     /// See [`refuse::answer`].
     refuse() = weft_step_refuse: refuse::answer;
+    /// See [`refuse::reset`].
+    reset() = weft_step_reset: refuse::reset;
 }
