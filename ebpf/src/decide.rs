@@ -77,7 +77,9 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -
     s.path.in_ifindex = s.packet.ifindex;
     // Only pods are masqueraded, and clients outside; the verifier need not look into it for the other programs.
     if matches!(hook, Hook::FromPod) && s.path.action == path_action::MASQUERADE
-        || outside && matches!(s.path.action, path_action::MASQUERADE | path_action::TUNNEL)
+        || outside
+            && s.entry.flags & flow_flags::TELLS == 0
+            && matches!(s.path.action, path_action::MASQUERADE | path_action::TUNNEL)
     {
         step::reserve(skb, s)?;
     }

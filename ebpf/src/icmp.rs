@@ -209,7 +209,7 @@ pub fn follow(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
         s.edit.hairpin = u8::from(entry.flags & flow_flags::HAIRPIN != 0);
         frontend_back(skb, s)?;
     } else if masqueraded && matches!(hook, Hook::FromDevice) {
-        s.entry.flags = entry.flags & flow_flags::TRANSLATED;
+        s.entry.flags = entry.flags & (flow_flags::TRANSLATED | flow_flags::TELLS);
     }
     step::route(skb, s, hook, !to_origin)?;
     // Nothing more is to be done to it.

@@ -5,6 +5,7 @@
 //! | `weft_from_pod` | tcx ingress of a pod's link, host side | everything a pod sends |
 //! | `weft_to_pod` | tcx egress of the same | what the node's stack sends to the pod |
 //! | `weft_from_device` | tcx ingress of the node's device | everything from the network, tunnels included |
+//! | `weft_edge` | XDP of the same | the same before the kernel does, if connections at the edge are accelerated |
 //! | `weft_to_device` | tcx egress of the same | what the node's own stack sends: to services, as a backend, under policies |
 //! | `weft_from_tunnel`, `weft_to_tunnel` | tcx of the VXLAN device | what the device unwraps, what the stack sends to pods elsewhere |
 //! | `weft_connect4`, ... | calls of sockets in the node's control group | services: the table in `sock.rs` |
@@ -17,6 +18,8 @@
 mod balance;
 mod collect;
 mod decide;
+mod direct;
+mod edge;
 mod forward;
 mod host;
 mod icmp;
@@ -38,12 +41,12 @@ mod tunnel;
 
 use aya_ebpf::bindings::{BPF_F_ZERO_CSUM_TX, TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key};
 use aya_ebpf::helpers::generated::{bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
-use aya_ebpf::macros::classifier;
+use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use weft_abi::{Addr, DropReason, identity, ipcache_flags};
 
-use packet::{ICMP_ERROR, Scratch, Skb, UDP, UNMASQUERADED};
+use packet::{ICMP_ERROR, Scratch, Skb, UDP, UNMASQUERADED, translated};
 
 /// Which program looks at the packet.
 #[derive(Clone, Copy)]
@@ -204,6 +207,9 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     } else if !for_node && (is_multicast(&s.packet.destination) || neighbour::is_discovery(s)) {
         return s.act(PASS);
     }
+    if s.packet.flags & packet::FRONTEND_OPTION != 0 {
+        step::arrive(skb, s)?;
+    }
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice)? {
         return step::send(skb, s);
     }
@@ -211,13 +217,19 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let nobody = host::is_subject(config)
         && s.packet.flags & (UNMASQUERADED | packet::TUNNELLED) == 0
         && decide::endpoint(&s.packet.destination).is_none();
-    if s.translated != 0 {
+    if s.translated & translated::FORWARD != 0 {
         return step::behind(skb, s, Hook::FromDevice);
     }
     if (for_node || nobody) && !host::is_judged(skb, s, config) {
         return s.act(PASS);
     }
     track::track(skb, s, Hook::FromDevice, config)
+}
+
+/// See the table above.
+#[xdp]
+pub fn weft_edge(ctx: XdpContext) -> u32 {
+    edge::run(ctx.ctx)
 }
 
 /// See the table above.
@@ -305,10 +317,13 @@ fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             step::enter(skb, s)?;
         }
     }
+    if s.packet.flags & packet::FRONTEND_OPTION != 0 {
+        step::arrive(skb, s)?;
+    }
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice)? {
         return step::send(skb, s);
     }
-    if s.translated != 0 {
+    if s.translated & translated::FORWARD != 0 {
         return step::behind(skb, s, Hook::FromDevice);
     }
     if for_node && !host::is_judged(skb, s, config) {

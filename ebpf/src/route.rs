@@ -84,7 +84,7 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(),
     s.next_hop = Addr::NONE;
     s.path.action = path_action::DEVICE;
     if through {
-        if forward && !of_node {
+        if forward && !of_node && s.entry.flags & flow_flags::TELLS == 0 {
             // So that answers come back here.
             s.path.action = path_action::MASQUERADE;
         }

@@ -20,7 +20,7 @@ use crate::packet::{
     ETH, SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNKNOWN_PORTS, UNMASQUERADED, clear, translated,
 };
 use crate::track::{canonical, closing, config, exchange, now_s, tuple};
-use crate::{Hook, balance, host, nat, own, refuse, step};
+use crate::{Hook, balance, direct, host, nat, own, refuse, step};
 
 /// Answers of [`translate`]: the packet is as it was.
 pub const NOTHING: u32 = 0;
@@ -39,12 +39,16 @@ const UDP_IDLE_S: u32 = 3;
 #[inline(always)]
 pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -> Result<(), DropReason> {
     s.answer = NOTHING;
-    if !matches!(s.packet.protocol, TCP | UDP | SCTP) || s.packet.flags & UNMASQUERADED != 0 {
+    if !matches!(s.packet.protocol, TCP | UDP | SCTP)
+        || s.packet.flags & UNMASQUERADED != 0
+        || s.translated & translated::DIRECT != 0
+    {
         return Ok(());
     }
     let low = s.low;
     s.service.low = low;
     s.service.remembered = 0;
+    s.service.direct = 0;
     s.service.bound = 0;
     s.service.outside = u8::from(matches!(hook, Hook::FromDevice));
     if !existing.is_null() {
@@ -58,6 +62,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
             }
             if usable(s, old) {
                 s.service.remembered = 1;
+                s.service.direct = u8::from(old.flags & flow_flags::TELLS != 0);
                 s.service.backend.addr = old.nat_addr;
                 s.service.backend.port_be = old.nat_port_be;
                 s.service.backend.id = old.destination_identity;
@@ -100,6 +105,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     if !free {
         return Err(DropReason::NoNatMapping);
     }
+    s.service.direct = u8::from(direct::is_wanted(s));
     if !existing.is_null() && s.answer == NOTHING {
         // A connection to the address from before it was a frontend's.
         // SAFETY: as above.
@@ -137,8 +143,10 @@ pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 #[inline(always)]
 pub fn is_foreign(s: &Scratch, entry: &FlowEntry, forward: bool) -> bool {
     let by_service = s.translated & translated::FORWARD != 0;
-    let wanted = if by_service { flow_flags::TRANSLATED } else { 0 };
-    forward && (entry.flags & flow_flags::TRANSLATED != wanted || by_service && !is_frontend(s, entry))
+    // What other nodes translated fits either way.
+    let other = if by_service { 0 } else { flow_flags::TRANSLATED };
+    let found = entry.flags & (flow_flags::TRANSLATED | flow_flags::DIRECT);
+    forward && (found == other || by_service && !is_frontend(s, entry))
 }
 
 /// Whether the entry belongs to the frontend that the packet was sent to.
@@ -242,7 +250,7 @@ pub fn find(s: &mut Scratch) -> bool {
 
 /// Whether the client may use the frontend.
 #[inline(never)]
-fn admit(s: &mut Scratch) -> Result<(), DropReason> {
+pub fn admit(s: &mut Scratch) -> Result<(), DropReason> {
     if s.service.outside == 0 {
         return Ok(());
     }
@@ -392,7 +400,14 @@ fn destination(skb: Skb, s: &mut Scratch, address: &Addr, port_be: u16) -> Resul
 #[inline(never)]
 pub fn mark(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
     if s.translated & translated::FORWARD == 0 {
-        if forward && s.entry.flags & flow_flags::TRANSLATED != 0 && matches!(hook, Hook::FromPod | Hook::FromDevice) {
+        if forward && s.translated & translated::DIRECT != 0 {
+            s.entry.flags |= flow_flags::TRANSLATED | flow_flags::DIRECT;
+            s.entry.frontend = s.frontend;
+            s.entry.frontend_port_be = s.frontend_port;
+            return Ok(());
+        }
+        let here = s.entry.flags & (flow_flags::TRANSLATED | flow_flags::DIRECT) == flow_flags::TRANSLATED;
+        if forward && here && matches!(hook, Hook::FromPod | Hook::FromDevice) {
             // The same ports, but not by the service: answers could not be told apart.
             return Err(DropReason::NoNatMapping);
         }
@@ -412,6 +427,9 @@ pub fn mark(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason
     }
     s.entry.flags &= !flow_flags::HAIRPIN;
     s.entry.flags |= flow_flags::TRANSLATED;
+    if s.service.direct == 1 && s.entry.flags & flow_flags::MASQUERADED == 0 {
+        s.entry.flags |= flow_flags::TELLS;
+    }
     if s.translated & translated::HAIRPIN != 0 {
         s.entry.flags |= flow_flags::HAIRPIN;
     }
@@ -464,7 +482,8 @@ pub fn remember(s: &mut Scratch) -> Result<(), DropReason> {
     s.nat_entry.last_seen_s = now_s();
     s.nat_entry.flags = flow_flags::SERVICE
         | if s.service.low == 1 { flow_flags::ORIGIN_LOW } else { 0 }
-        | if s.translated & translated::HAIRPIN != 0 { flow_flags::HAIRPIN } else { 0 };
+        | if s.translated & translated::HAIRPIN != 0 { flow_flags::HAIRPIN } else { 0 }
+        | s.entry.flags & flow_flags::TELLS;
     s.nat_entry.nat_addr = s.service.backend.addr;
     s.nat_entry.nat_port_be = s.service.backend.port_be;
     s.nat_entry.destination_identity = s.service.backend.id;

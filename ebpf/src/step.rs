@@ -8,7 +8,8 @@ use weft_abi::{DropReason, FlowEntry};
 
 use crate::packet::{Scratch, Skb};
 use crate::{
-    Hook, decide as judged, forward, icmp, nat, notify, own, policy as policies, refuse, route as routes, service,
+    Hook, decide as judged, direct, forward, icmp, nat, notify, own, policy as policies, refuse, route as routes,
+    service,
 };
 use crate::{track, tunnel};
 
@@ -106,6 +107,14 @@ steps! {
     inner(sender: u32) = weft_step_inner: tunnel::inner;
     /// See [`notify::dropped`].
     dropped(hook: Hook, reason: u32) = weft_step_dropped: notify::dropped;
+    /// See [`direct::prepare`].
+    prepare(entry: *mut FlowEntry) = weft_step_prepare: direct::prepare;
+    /// See [`direct::tell`].
+    tell() = weft_step_tell: direct::tell;
+    /// See [`direct::arrive`].
+    arrive() = weft_step_arrive: direct::arrive;
+    /// See [`direct::again`].
+    again() = weft_step_again: direct::again;
     /// See [`refuse::answer`].
     refuse() = weft_step_refuse: refuse::answer;
     /// See [`refuse::reset`].

@@ -463,7 +463,7 @@ fn what_passes_and_what_drops_is_counted_and_events_are_bounded() {
 fn the_verifier_has_room_left() {
     on_node(Routing::Native, |kernel| {
         let verified = kernel.verified()?;
-        assert_eq!(verified.len(), 7);
+        assert_eq!(verified.len(), 8);
         for (name, instructions) in verified {
             println!("{name}: {instructions}");
             assert!(instructions < 150_000, "{name}: {instructions} of a million");

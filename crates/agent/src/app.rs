@@ -173,7 +173,7 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         audit: config.policy_audit_mode,
         api_server,
         node_ports: config.node_ports.clone(),
-        forwarding: weft_model::intent::Forwarding::Snat,
+        forwarding: config.node_port_mode,
         maglev_table_size: config.maglev_table_size,
     }
 }

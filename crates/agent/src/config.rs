@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use weft_datapath::sockets::Protocols;
 use weft_k8s::endpoint::Propagation;
-use weft_model::intent::Covers;
+use weft_model::intent::{Covers, Forwarding};
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
 #[derive(Parser, Deserialize, Clone, Debug, Default)]
@@ -96,6 +96,16 @@ pub struct Options {
     /// Ports of Services at the nodes' addresses: first and last. As the API server's `--service-node-port-range`.
     #[arg(long, env = "WEFT_NODE_PORT_RANGE")]
     pub node_port_range: Option<String>,
+    /// How clients outside reach backends of other nodes, unless a Service says otherwise: `snat` (default: with the
+    /// node's address, and answers come back through it) or `dsr` (with their own, and the backend's node answers; the
+    /// network must let nodes send with addresses that are not theirs).
+    #[arg(long, env = "WEFT_NODE_PORT_MODE")]
+    pub node_port_mode: Option<String>,
+    /// Whether decided connections of clients outside to backends of other nodes pass through the node at its device
+    /// (XDP), in native routing: `disabled` (default), `native` (the device's driver must be able to) or `best-effort`
+    /// (where it is able to).
+    #[arg(long, env = "WEFT_NODE_PORT_ACCELERATION")]
+    pub node_port_acceleration: Option<String>,
     /// Entries of the tables of Services with consistent hashing, the same on all nodes: a prime, best over a hundred
     /// times the backends of a Service: 251, 509, 1021, 2039, 4093, 8191, 16381 (default), 32749, 65521 or 131071.
     #[arg(long, env = "WEFT_MAGLEV_TABLE_SIZE")]
@@ -131,6 +141,17 @@ impl Routing {
             Self::Vxlan => "vxlan",
         }
     }
+}
+
+/// Whether decided connections at the edge pass before the kernel's network stack (XDP).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Acceleration {
+    /// They do not.
+    Disabled,
+    /// They must.
+    Native,
+    /// Where the device's driver is able to.
+    BestEffort,
 }
 
 /// Sizes of tables that Maglev works with: primes next to powers of two.
@@ -189,6 +210,10 @@ pub struct Config {
     pub close_removed_backends: Protocols,
     /// Ports of Services at the nodes' addresses.
     pub node_ports: RangeInclusive<u16>,
+    /// How clients outside reach backends of other nodes.
+    pub node_port_mode: Forwarding,
+    /// Whether they pass through the node at its device.
+    pub node_port_acceleration: Acceleration,
     /// Entries of the tables of Services with consistent hashing.
     pub maglev_table_size: u32,
     /// Where load balancers ask whether the node is well.
@@ -268,6 +293,8 @@ impl Options {
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
             close_removed_backends: self.close_removed_backends.or(other.close_removed_backends),
             node_port_range: self.node_port_range.or(other.node_port_range),
+            node_port_mode: self.node_port_mode.or(other.node_port_mode),
+            node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
             healthz_bind_address: self.healthz_bind_address.or(other.healthz_bind_address),
             log: self.log.or(other.log),
@@ -291,6 +318,9 @@ impl Options {
         let least = if ipv6 { 1280 } else { 576 };
         if let Some(mtu) = self.mtu.filter(|mtu| !(least..=65_535).contains(mtu)) {
             return Err(value("mtu", "576 (with IPv6: 1280) to 65535", &mtu.to_string()));
+        }
+        if self.node_port_acceleration.as_deref() == Some("native") && self.routing.as_deref() == Some("vxlan") {
+            return Err(value("node-port-acceleration", "`disabled` or `best-effort` with routing `vxlan`", "native"));
         }
         Ok(Config {
             node_name,
@@ -322,6 +352,19 @@ impl Options {
             cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             close_removed_backends: protocols(self.close_removed_backends.as_deref().unwrap_or("udp"))?,
             node_ports: ports("node-port-range", self.node_port_range.as_deref().unwrap_or("30000-32767"))?,
+            node_port_mode: match self.node_port_mode.as_deref().unwrap_or("snat") {
+                "snat" => Forwarding::Snat,
+                "dsr" => Forwarding::Dsr,
+                other => return Err(value("node-port-mode", "`snat` or `dsr`", other)),
+            },
+            node_port_acceleration: match self.node_port_acceleration.as_deref().unwrap_or("disabled") {
+                "disabled" => Acceleration::Disabled,
+                "native" => Acceleration::Native,
+                "best-effort" => Acceleration::BestEffort,
+                other => {
+                    return Err(value("node-port-acceleration", "`disabled`, `native` or `best-effort`", other));
+                }
+            },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
             healthz_bind_address: bind_address(self.healthz_bind_address)?,
             log: self.log.unwrap_or_else(|| "info".into()),
@@ -479,6 +522,15 @@ mod tests {
             (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),
+            (&["--node-name", "n", "--node-port-mode", "DSR"], "node-port-mode: expected `snat` or `dsr`, found DSR"),
+            (
+                &["--node-name", "n", "--node-port-acceleration", "native", "--routing", "vxlan"],
+                "node-port-acceleration: expected `disabled` or `best-effort` with routing `vxlan`, found native",
+            ),
+            (
+                &["--node-name", "n", "--node-port-acceleration", "generic"],
+                "node-port-acceleration: expected `disabled`, `native` or `best-effort`, found generic",
+            ),
             (&["--node-name", "n", "--maglev-table-size", "16384"], "maglev-table-size: expected 251, 509"),
             (&["--node-name", "n", "--healthz-bind-address", "10256"], "healthz-bind-address: expected an address"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),

@@ -30,6 +30,7 @@ impl Core {
             ipam: self.routes.usage(),
             drops: Vec::new(),
             events_suppressed: 0,
+            accelerated: 0,
         }
     }
 
