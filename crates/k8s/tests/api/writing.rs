@@ -175,6 +175,25 @@ async fn removals_wait_for_company_but_not_for_ever() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_given_again_is_its_former_pods_no_longer() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", Duration::from_secs(3600), stop.clone());
+    announced(&writer, writer.set(endpoints(2, 300))).await;
+    // The first one goes, and a pod of another namespace, whose slice is another, has its address.
+    let mut now = endpoints(2, 300);
+    let (name, mut next) = now.pop_first().expect("two");
+    next.name = ObjectName { namespace: "other".to_owned(), ..name };
+    next.pod_uid = "next".to_owned();
+    let address = next.addresses[0];
+    now.insert(next.name.clone(), next);
+    announced(&writer, writer.set(now)).await;
+    let said = format!("{:?}", fake.all(SLICES));
+    assert_eq!(said.matches(&format!("\"{address}\"")).count(), 1, "{said}");
+    stop.cancel();
+}
+
+#[tokio::test]
 async fn what_is_withdrawn_is_not_added_to() {
     let fake = Fake::new();
     let stop = CancellationToken::new();
