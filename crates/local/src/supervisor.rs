@@ -210,10 +210,13 @@ fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
     service.option("--cni-bin-dir", dir.join("cni/bin"));
     service.option("--cni-conf-dir", dir.join("cni/conf"));
     service.option("--cluster-name", &config.name);
-    let peer = dir.join("peer");
-    service.option("--peer-certificate", peer.join("agent.crt"));
-    service.option("--peer-key", peer.join("agent.key"));
-    service.option("--peer-authority", peer.join("ca.crt"));
+    // The authority is the embedded API server's.
+    if config.kubeconfig.is_none() {
+        let peer = dir.join("peer");
+        service.option("--peer-certificate", peer.join("agent.crt"));
+        service.option("--peer-key", peer.join("agent.key"));
+        service.option("--peer-authority", peer.join("ca.crt"));
+    }
     for (key, value) in &config.agent {
         service.option(&format!("--{key}"), value);
     }

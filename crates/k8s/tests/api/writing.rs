@@ -30,7 +30,10 @@ fn endpoints(count: usize, identity: u32) -> BTreeMap<ObjectName, RemoteEndpoint
         name: ObjectName { namespace: "n".to_owned(), name: format!("pod-{n}") },
         pod_uid: format!("uid-{n}"),
         identity: Identity::from_raw(identity),
-        addresses: vec!["10.244.1.2".parse().expect("v4"), "fd44::2".parse().expect("v6")],
+        addresses: vec![
+            format!("10.244.1.{}", n + 2).parse().expect("v4"),
+            format!("fd44::{:x}", n + 2).parse().expect("v6"),
+        ],
         node: "172.31.0.11".parse().expect("v4"),
         named_ports: Vec::new(),
     };
