@@ -5,7 +5,7 @@
 //! | `weft_from_pod` | tcx ingress of a pod's link, host side | everything a pod sends |
 //! | `weft_to_pod` | tcx egress of the same | what the node's stack sends to the pod |
 //! | `weft_from_device` | tcx ingress of the node's device | everything from the network, tunnels included |
-//! | `weft_to_device` | tcx egress of the same | what leaves the node: of interest while the node itself has policies |
+//! | `weft_to_device` | tcx egress of the same | what the node's own stack sends: to services, as a backend, under policies |
 //! | `weft_from_tunnel`, `weft_to_tunnel` | tcx of the VXLAN device | what the device unwraps, what the stack sends to pods elsewhere |
 //! | `weft_connect4`, ... | calls of sockets in the node's control group | services: the table in `sock.rs` |
 //! | `weft_collect` | run by the agent | expired connections |
@@ -24,6 +24,7 @@ mod maps;
 mod nat;
 mod neighbour;
 mod notify;
+mod own;
 mod packet;
 mod policy;
 mod refuse;
@@ -72,6 +73,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.audited = 0;
     s.known = 0;
     s.host = 0;
+    s.own = u8::from(matches!(hook, Hook::ToDevice));
     s.translated = 0;
     s.refusal = 0;
     s.source_identity = 0;
@@ -90,7 +92,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
             if step::dropped(skb, s, hook, reason).is_err() {
                 return TC_ACT_SHOT as i32;
             }
-            let refuses = matches!(hook, Hook::FromPod | Hook::FromDevice) && s.refusal != 0;
+            let refuses = !matches!(hook, Hook::ToPod) && s.refusal != 0;
             if refuses && step::refuse(skb, s).is_ok() { s.action } else { TC_ACT_SHOT as i32 }
         }
     }
@@ -136,6 +138,9 @@ fn from_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 /// See the table above.
 #[classifier]
 pub fn weft_to_pod(ctx: TcContext) -> i32 {
+    if own::is_decided(ctx.skb.skb) {
+        return PASS;
+    }
     run(ctx.skb.skb, Hook::ToPod, to_pod)
 }
 
@@ -159,6 +164,9 @@ fn to_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 /// See the table above.
 #[classifier]
 pub fn weft_from_device(ctx: TcContext) -> i32 {
+    if own::comes_back(ctx.skb.skb) {
+        return PASS;
+    }
     run(ctx.skb.skb, Hook::FromDevice, from_device)
 }
 
@@ -215,10 +223,13 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 /// See the table above.
 #[classifier]
 pub fn weft_to_device(ctx: TcContext) -> i32 {
-    // Unless policies say otherwise the node's own traffic is the node's own business; pods' packets were judged before
-    // they came here.
+    let skb = ctx.skb.skb;
+    if own::is_decided(skb) {
+        return PASS;
+    }
+    // Pods' packets were judged before they came here.
     match track::config() {
-        Some(config) if host::is_subject(config) => run(ctx.skb.skb, Hook::ToDevice, to_device),
+        Some(config) if host::is_subject(config) || own::is_made_here(skb) => run(skb, Hook::ToDevice, to_device),
         _ => PASS,
     }
 }
@@ -231,7 +242,19 @@ fn to_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     }
     packet::parse(skb, s, ethertype)?;
     let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
-    host::outbound(skb, s, config)
+    if own::is_made_here(skb) {
+        if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::ToDevice)? {
+            return s.act(PASS);
+        }
+        step::leave(skb, s)?;
+        if s.translated != 0 {
+            let hook = own::hook(s);
+            step::behind(skb, s, hook)?;
+            return step::depart(skb, s);
+        }
+    }
+    // Unless policies say otherwise the node's own traffic is the node's own business.
+    if host::is_subject(config) { host::outbound(skb, s, config) } else { s.act(PASS) }
 }
 
 /// See the table above.
@@ -278,9 +301,15 @@ fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if for_node && s.packet.flags & ICMP_ERROR == 0 {
         step::unmasquerade(skb, s)?;
         for_node = s.packet.flags & UNMASQUERADED == 0;
+        if for_node {
+            step::enter(skb, s)?;
+        }
     }
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice)? {
         return step::send(skb, s);
+    }
+    if s.translated != 0 {
+        return step::behind(skb, s, Hook::FromDevice);
     }
     if for_node && !host::is_judged(skb, s, config) {
         return s.act(PASS);

@@ -9,8 +9,8 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use weft_abi::{
-    Addr, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, FrontendInfo,
-    FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
+    Addr, AffinityKey, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue,
+    FrontendInfo, FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
 };
 
 use crate::maps::FRAGMENTS;
@@ -151,7 +151,8 @@ pub struct Scratch {
     pub translated: u8,
     /// 1: the source is the low end of `key`. Here, since the verifier would walk all that follows for either.
     pub low: u8,
-    pub pad: u8,
+    /// 1: the node's own stack sent the packet.
+    pub own: u8,
     /// Where the originator sends to, if `translated` is not 0.
     pub frontend: Addr,
     pub frontend_port: u16,
@@ -204,9 +205,13 @@ pub struct Service {
     pub remembered: u8,
     /// 1: the client is outside.
     pub outside: u8,
-    pub pad: u8,
+    /// 1: this packet bound its client to the backend.
+    pub bound: u8,
     /// What an ICMP error quotes.
     pub quote: [u8; crate::refuse::QUOTE],
+    /// Whom the client is bound to as it was looked at, see [`crate::balance::packed`]; 0: nobody.
+    pub observed: u64,
+    pub affinity: AffinityKey,
 }
 
 /// Zeroes a value where it lies: a temporary would take more stack than there is.

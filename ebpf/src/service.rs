@@ -20,7 +20,7 @@ use crate::packet::{
     ETH, SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNKNOWN_PORTS, UNMASQUERADED, clear, translated,
 };
 use crate::track::{canonical, closing, config, exchange, now_s, tuple};
-use crate::{Hook, balance, host, nat, refuse, step};
+use crate::{Hook, balance, host, nat, own, refuse, step};
 
 /// Answers of [`translate`]: the packet is as it was.
 pub const NOTHING: u32 = 0;
@@ -31,6 +31,9 @@ pub const TRANSLATED: u32 = 2;
 
 /// How often a backend is chosen again because the client speaks to it by the same ports already.
 const TRIES: u32 = 4;
+/// Seconds after which the ports of one service's datagrams are another's: a client gets a port again that it had not
+/// long before. If the first one speaks again after all, it has them back.
+const UDP_IDLE_S: u32 = 3;
 
 /// Translates the packet if it is for a service. `existing` is the entry under its own tuple, if there is one.
 #[inline(always)]
@@ -42,6 +45,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     let low = s.low;
     s.service.low = low;
     s.service.remembered = 0;
+    s.service.bound = 0;
     s.service.outside = u8::from(matches!(hook, Hook::FromDevice));
     if !existing.is_null() {
         // SAFETY: not null: a value of FLOWS, readable for the length of the program.
@@ -104,15 +108,22 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     step::apply(skb, s)
 }
 
-/// Translates a packet that came by the device to an address of the node, if it is for a service.
+/// Translates a packet that came by the device to an address of the node, if it is for a service; or notes that it
+/// answers the node's own, in `s.translated`.
 #[inline(always)]
 pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     s.answer = NOTHING;
-    if s.packet.flags & (UNKNOWN_PORTS | crate::packet::TUNNELLED) != 0 {
+    if s.packet.flags & UNKNOWN_PORTS != 0 {
         return Ok(());
+    }
+    if is_hairpin_address(&s.packet.source) {
+        return Err(DropReason::InvalidSourceIp);
     }
     s.low = u8::from(canonical(&s.packet, flow_kind::FLOW, &mut s.key));
     let mut existing = FLOWS.get_ptr_mut(&s.key).unwrap_or(core::ptr::null_mut());
+    if own::answers(s, existing) || s.packet.flags & crate::packet::TUNNELLED != 0 {
+        return Ok(());
+    }
     // SAFETY: not null: a value of FLOWS, readable for the length of the program.
     if !existing.is_null() && unsafe { (*existing).flags } & flow_flags::SERVICE == 0 {
         // The node's own, under policies.
@@ -121,11 +132,19 @@ pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     step::translate(skb, s, Hook::FromDevice, existing)
 }
 
-/// Whether a client's packet came to this entry by a service and the entry is not a service's, or the other way round.
+/// Whether a client's packet came to this entry by a service and the entry is not this service's, or the other way
+/// round.
 #[inline(always)]
 pub fn is_foreign(s: &Scratch, entry: &FlowEntry, forward: bool) -> bool {
-    let wanted = if s.translated & translated::FORWARD != 0 { flow_flags::TRANSLATED } else { 0 };
-    forward && entry.flags & flow_flags::TRANSLATED != wanted
+    let by_service = s.translated & translated::FORWARD != 0;
+    let wanted = if by_service { flow_flags::TRANSLATED } else { 0 };
+    forward && (entry.flags & flow_flags::TRANSLATED != wanted || by_service && !is_frontend(s, entry))
+}
+
+/// Whether the entry belongs to the frontend that the packet was sent to.
+#[inline(always)]
+fn is_frontend(s: &Scratch, entry: &FlowEntry) -> bool {
+    entry.frontend == s.frontend && entry.frontend_port_be == s.frontend_port
 }
 
 /// Whether the packet may begin a connection.
@@ -202,7 +221,8 @@ pub fn find(s: &mut Scratch) -> bool {
     // SAFETY: values are replaced, never changed in place; copied at once.
     let mut found = unsafe { FRONTENDS.get(&s.service.frontend) };
     if found.is_none() {
-        if !host::is_own(&s.packet.destination, config) {
+        // What the node sends to itself does not come here.
+        if s.own == 1 || !host::is_own(&s.packet.destination, config) {
             return false;
         }
         s.service.frontend.addr = if s.packet.version == 4 { FrontendKey::ANY_V4 } else { FrontendKey::ANY_V6 };
@@ -258,7 +278,11 @@ fn sender(s: &Scratch, config: &NodeConfig) -> u32 {
 #[inline(always)]
 pub fn choose(_skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     balance::choose(s)?;
-    if taken(s) { Err(DropReason::NoNatMapping) } else { Ok(()) }
+    if taken(s) {
+        balance::forget(s);
+        return Err(DropReason::NoNatMapping);
+    }
+    Ok(())
 }
 
 /// Whether another connection has the ports that the packet would have behind the service: answers could not be told
@@ -281,10 +305,11 @@ fn taken(s: &mut Scratch) -> bool {
     {
         return false;
     }
+    let idle = if s.packet.protocol == UDP { UDP_IDLE_S } else { config.other_s };
     let over = if s.packet.protocol == TCP {
         closing(entry.flags)
     } else {
-        now_s().wrapping_sub(last).wrapping_sub(config.other_s) < u32::MAX / 2
+        now_s().wrapping_sub(last).wrapping_sub(idle) < u32::MAX / 2
     };
     // SAFETY: a field of a map value.
     if over && unsafe { exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last {
@@ -381,7 +406,8 @@ pub fn mark(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason
         }
         return Ok(());
     }
-    if !forward {
+    let anothers = s.entry.flags & flow_flags::TRANSLATED != 0 && !is_frontend(s, &s.entry);
+    if !forward || anothers && s.packet.protocol != UDP {
         return Err(DropReason::NoNatMapping);
     }
     s.entry.flags &= !flow_flags::HAIRPIN;
@@ -403,6 +429,9 @@ fn is_hairpin_address(address: &Addr) -> bool {
 #[inline(never)]
 pub fn hairpin(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
     let pod = if forward { s.packet.destination } else { s.packet.source };
+    if matches!(hook, Hook::ToDevice) {
+        return own::hairpin(s, &pod);
+    }
     let info = match endpoint(&pod) {
         Some(info) if matches!(hook, Hook::FromPod) && info.ifindex == s.packet.ifindex => info,
         _ => return Err(DropReason::InvalidSourceIp),

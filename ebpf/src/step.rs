@@ -7,7 +7,9 @@ use core::arch::asm;
 use weft_abi::{DropReason, FlowEntry};
 
 use crate::packet::{Scratch, Skb};
-use crate::{Hook, decide as judged, forward, icmp, nat, notify, policy as policies, refuse, route as routes, service};
+use crate::{
+    Hook, decide as judged, forward, icmp, nat, notify, own, policy as policies, refuse, route as routes, service,
+};
 use crate::{track, tunnel};
 
 /// The answer of a step as the kernel wants it: a plain number.
@@ -88,6 +90,10 @@ steps! {
     translate(hook: Hook, existing: *mut FlowEntry) = weft_step_translate: service::translate;
     /// See [`service::enter`].
     enter() = weft_step_enter: service::enter;
+    /// See [`own::leave`].
+    leave() = weft_step_leave: own::leave;
+    /// See [`own::depart`].
+    depart() = weft_step_depart: own::depart;
     /// See [`service::apply`].
     apply() = weft_step_apply: service::apply;
     /// See [`service::back`].
@@ -102,4 +108,6 @@ steps! {
     dropped(hook: Hook, reason: u32) = weft_step_dropped: notify::dropped;
     /// See [`refuse::answer`].
     refuse() = weft_step_refuse: refuse::answer;
+    /// See [`refuse::reset`].
+    reset() = weft_step_reset: refuse::reset;
 }

@@ -26,6 +26,7 @@ pub const REDIRECT: u32 = 7;
 /// Size of `struct __sk_buff` and the offsets of the fields that a test sets.
 const SKB: usize = 192;
 const SKB_MARK: usize = 8;
+const SKB_INGRESS_IFINDEX: usize = 36;
 const SKB_IFINDEX: usize = 40;
 
 /// What a program did with a frame.
@@ -37,6 +38,8 @@ pub struct Outcome {
     pub frame: Vec<u8>,
     /// Nanoseconds per run.
     pub ns: u64,
+    /// The packet's mark after it.
+    pub mark: u32,
 }
 
 /// The programs and their maps. Nothing is pinned or attached: all of it goes with the value.
@@ -177,22 +180,40 @@ impl Kernel {
     /// # Errors
     /// If the kernel will not run it.
     pub fn repeat(&self, program: &str, ifindex: u32, frame: &[u8], repeat: u32, mark: u32) -> Result<Outcome> {
+        self.on(program, (0, ifindex), frame, repeat, mark)
+    }
+
+    /// The same of a frame that came by one device (0: it was made here) and is at another.
+    ///
+    /// # Errors
+    /// If the kernel will not run it.
+    pub fn on(
+        &self,
+        program: &str,
+        (from, ifindex): (u32, u32),
+        frame: &[u8],
+        repeat: u32,
+        mark: u32,
+    ) -> Result<Outcome> {
         let program: &SchedClassifier =
             self.ebpf.program(program).with_context(|| format!("the object has no program {program}"))?.try_into()?;
         let mut skb = [0_u8; SKB];
+        skb[SKB_INGRESS_IFINDEX..SKB_INGRESS_IFINDEX + 4].copy_from_slice(&from.to_ne_bytes());
         skb[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
         skb[SKB_MARK..SKB_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
-        let mut out = vec![0_u8; frame.len() + 256];
+        let (mut out, mut skb_out) = (vec![0_u8; frame.len() + 256], [0_u8; SKB]);
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
             ctx_in: Some(&skb),
+            ctx_out: Some(&mut skb_out),
             repeat,
             ..TestRunOptions::new()
         })?;
         out.truncate(result.data_size_out as usize);
         let ns = u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX);
-        Ok(Outcome { action: result.return_value, frame: out, ns })
+        let mark = skb_out.get(SKB_MARK..SKB_MARK + 4).context("the mark")?;
+        Ok(Outcome { action: result.return_value, frame: out, ns, mark: u32::from_ne_bytes(mark.try_into()?) })
     }
 
     /// Instructions that the verifier looked at, by program.
