@@ -8,6 +8,7 @@ RELEASE := target/release
 NAME ?= weft
 UP ?=
 SECONDS ?= 60
+SCALE ?= --nodes 500 --pods 10000
 
 help:
 	echo "make up     a 3-node cluster on this machine (UP='--nodes 5 --routing vxlan' for another; root)"
@@ -69,11 +70,11 @@ bench-services: root build
 	$(RELEASE)/weft-bench services-scale
 	$(RELEASE)/weft-bench services $(BENCH)
 
-# The sizes of the growth are part of it; SCALE='--nodes 1000 --pods 25000' for another comparison.
+# The sizes of the growth are part of it; SCALE='--nodes 1000 --pods 25000' for another comparison, where memory allows.
 bench-scale:
 	cargo xtask build-ebpf
 	cargo build --quiet --release -p weft-sim
-	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale --nodes 500 --pods 10000 $(SCALE)
+	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale --seconds 20 $(SCALE)
 
 check:
 	scripts/setup.sh check

@@ -1,5 +1,6 @@
 //! What the agent is told: file < environment (`WEFT_*`) < flags, checked once into [`Config`].
 
+use crate::peer;
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -114,6 +115,19 @@ pub struct Options {
     /// kube-proxy's; without it: nowhere.
     #[arg(long, env = "WEFT_HEALTHZ_BIND_ADDRESS")]
     pub healthz_bind_address: Option<String>,
+    /// Certificate of this agent, PEM, with which it asks other agents whose an address is that nobody told of yet, and
+    /// answers them: for organisation `weft:agents` and the node's name (DNS). Without it, nobody is asked.
+    #[arg(long, env = "WEFT_PEER_CERTIFICATE")]
+    pub peer_certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, env = "WEFT_PEER_KEY")]
+    pub peer_key: Option<PathBuf>,
+    /// Certificates of the authority that signs those of agents, PEM.
+    #[arg(long, env = "WEFT_PEER_AUTHORITY")]
+    pub peer_authority: Option<PathBuf>,
+    /// TCP port at which agents ask each other [default: 4241]: the same on all nodes.
+    #[arg(long, env = "WEFT_PEER_PORT")]
+    pub peer_port: Option<u16>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -218,6 +232,8 @@ pub struct Config {
     pub maglev_table_size: u32,
     /// Where load balancers ask whether the node is well.
     pub healthz_bind_address: Option<SocketAddr>,
+    /// How agents ask each other; `None`: they do not.
+    pub peer: Option<peer::Settings>,
     /// Log directives.
     pub log: String,
 }
@@ -297,6 +313,10 @@ impl Options {
             node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
             healthz_bind_address: self.healthz_bind_address.or(other.healthz_bind_address),
+            peer_certificate: self.peer_certificate.or(other.peer_certificate),
+            peer_key: self.peer_key.or(other.peer_key),
+            peer_authority: self.peer_authority.or(other.peer_authority),
+            peer_port: self.peer_port.or(other.peer_port),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -315,6 +335,7 @@ impl Options {
         if tunnel_port == 0 {
             return Err(value("tunnel-port", "1 to 65535", "0"));
         }
+        let peer = peer(self.peer_certificate, self.peer_key, self.peer_authority, self.peer_port)?;
         let least = if ipv6 { 1280 } else { 576 };
         if let Some(mtu) = self.mtu.filter(|mtu| !(least..=65_535).contains(mtu)) {
             return Err(value("mtu", "576 (with IPv6: 1280) to 65535", &mtu.to_string()));
@@ -367,8 +388,31 @@ impl Options {
             },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
             healthz_bind_address: bind_address(self.healthz_bind_address)?,
+            peer,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
+    }
+}
+
+/// All three files or none.
+fn peer(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    authority: Option<PathBuf>,
+    port: Option<u16>,
+) -> Result<Option<peer::Settings>, ConfigError> {
+    let port = port.unwrap_or(peer::PORT);
+    if port == 0 {
+        return Err(value("peer-port", "1 to 65535", "0"));
+    }
+    match (certificate, key, authority) {
+        (None, None, None) => Ok(None),
+        (Some(certificate), Some(key), Some(authority)) => {
+            Ok(Some(peer::Settings { files: peer::tls::Files { certificate, key, authority }, port }))
+        }
+        (None, ..) => Err(value("peer-certificate", "a file, as peer-key and peer-authority are given", "nothing")),
+        (_, None, _) => Err(value("peer-key", "a file, as peer-certificate is given", "nothing")),
+        (_, _, None) => Err(value("peer-authority", "a file, as peer-certificate is given", "nothing")),
     }
 }
 
