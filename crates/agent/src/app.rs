@@ -12,7 +12,7 @@ use crate::local::{Local, Names};
 use crate::peer::{self, Unknown};
 use crate::ports::{Cluster, Links};
 use crate::state::StateDir;
-use crate::{install, machine, propagation, restart, server};
+use crate::{install, ipam, machine, propagation, restart, server};
 use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -74,6 +74,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
     // The cluster.
     let client = Client::connect(&options).await.context("API server")?;
+    let client_again = client.clone();
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
     let writers = propagation::Writers::start(&client, &config.node_name, &stop);
     let mode = (config.node_name.clone(), config.endpoint_propagation);
@@ -101,6 +102,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         Some(peer) => Some(peer::start(peer, &core, &tasks, &stop).await?),
         None => None,
     };
+    tasks.spawn(ipam::run(core.clone(), client_again, config.clone(), stop.clone()));
 
     // What the kernel sees, and its housekeeping.
     let observer = Observer::new(config.node_name.as_str(), EVENTS_KEPT, Arc::new(Names::new(core.clone())));
@@ -174,6 +176,8 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         ipv4: config.ipv4,
         ipv6: config.ipv6,
         tunnel: config.routing == crate::config::Routing::Vxlan,
+        ipam: config.ipam,
+        pod_ranges: config.pod_ranges.clone(),
         no_masquerade: config.no_masquerade.clone(),
         host_firewall: config.host_firewall,
         audit: config.policy_audit_mode,

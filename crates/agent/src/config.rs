@@ -1,5 +1,10 @@
 //! What the agent is told: file < environment (`WEFT_*`) < flags, checked once into [`Config`].
 
+mod ipam;
+
+pub use ipam::IpamMode;
+
+use crate::core::ipam::Ipam;
 use crate::peer;
 use clap::Parser;
 use ipnet::IpNet;
@@ -77,6 +82,29 @@ pub struct Options {
     /// (default).
     #[arg(long, env = "WEFT_EXTENDED_PROTOCOLS")]
     pub extended_protocols: Option<String>,
+    /// Where pods get their addresses: `cluster-pool` (default: the node's pod CIDRs, which the operator gives),
+    /// `kubernetes` (the same, given by the cluster's controller manager), `multi-pool` (CiliumPodIPPools),
+    /// `azure-overlay`, `azure-pod-subnet`, `azure-pod-subnet-block`, `azure-node-subnet`, or `delegated` (another CNI
+    /// plugin, see --ipam-plugin).
+    #[arg(long, env = "WEFT_IPAM")]
+    pub ipam: Option<String>,
+    /// Configuration of the CNI plugin that gives addresses (JSON with `type`), for `delegated`.
+    #[arg(long, env = "WEFT_IPAM_PLUGIN")]
+    pub ipam_plugin: Option<String>,
+    /// Where pods of any node have their addresses, for the `azure` modes: comma separated prefixes. An address in them
+    /// that is not known yet is not taken for the outside.
+    #[arg(long, env = "WEFT_POD_CIDR")]
+    pub pod_cidr: Option<String>,
+    /// Most pods on this node: how many addresses it gets where that is settled beforehand (default: 250; 30 with
+    /// `azure-node-subnet`).
+    #[arg(long, env = "WEFT_MAX_PODS")]
+    pub max_pods: Option<u32>,
+    /// Addresses asked for at once, for `azure-pod-subnet` (default: 16).
+    #[arg(long, env = "WEFT_IPAM_BATCH")]
+    pub ipam_batch: Option<u32>,
+    /// Addresses held ahead of demand, for `multi-pool` (default: 8).
+    #[arg(long, env = "WEFT_IPAM_PREALLOCATE")]
+    pub ipam_preallocate: Option<u32>,
     /// How this node's endpoints become known to the others: `ces-node` (default: slices that the agent writes),
     /// `ces-operator` (a CiliumEndpoint per pod, from which the operator makes slices) or `cep` (a CiliumEndpoint per
     /// pod, which every agent watches). Set it as the operator's. It may be changed in a running cluster.
@@ -214,6 +242,12 @@ pub struct Config {
     pub cidr_covers: Covers,
     /// Protocols beside TCP, UDP, SCTP and ICMP.
     pub extended_protocols: bool,
+    /// How pods get their addresses.
+    pub ipam: Ipam,
+    /// Configuration of the plugin that gives them.
+    pub ipam_plugin: Option<serde_json::Value>,
+    /// Where pods of any node have theirs.
+    pub pod_ranges: Vec<IpNet>,
     /// How this node's endpoints become known.
     pub endpoint_propagation: Propagation,
     /// Services are translated at sockets.
@@ -304,6 +338,12 @@ impl Options {
             policy_audit_mode: self.policy_audit_mode.or(other.policy_audit_mode),
             policy_cidr_match_mode: self.policy_cidr_match_mode.or(other.policy_cidr_match_mode),
             extended_protocols: self.extended_protocols.or(other.extended_protocols),
+            ipam: self.ipam.or(other.ipam),
+            ipam_plugin: self.ipam_plugin.or(other.ipam_plugin),
+            pod_cidr: self.pod_cidr.or(other.pod_cidr),
+            max_pods: self.max_pods.or(other.max_pods),
+            ipam_batch: self.ipam_batch.or(other.ipam_batch),
+            ipam_preallocate: self.ipam_preallocate.or(other.ipam_preallocate),
             endpoint_propagation: self.endpoint_propagation.or(other.endpoint_propagation),
             socket_lb: self.socket_lb.or(other.socket_lb),
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
@@ -343,7 +383,29 @@ impl Options {
         if self.node_port_acceleration.as_deref() == Some("native") && self.routing.as_deref() == Some("vxlan") {
             return Err(value("node-port-acceleration", "`disabled` or `best-effort` with routing `vxlan`", "native"));
         }
+        let mode = self.ipam.as_deref().unwrap_or("cluster-pool");
+        let names = "`cluster-pool`, `kubernetes`, `multi-pool`, `azure-overlay`, `azure-pod-subnet`, \
+                     `azure-pod-subnet-block`, `azure-node-subnet` or `delegated`";
+        let mode = IpamMode::named(mode).ok_or_else(|| value("ipam", names, mode))?;
+        let max_pods = self.max_pods.unwrap_or(if mode == IpamMode::NodeSubnet { 30 } else { 250 });
+        let ipam = Ipam {
+            mode,
+            max_pods: within("max-pods", "1 to 4094", max_pods, 1..=4094)?,
+            batch: within("ipam-batch", "1 to 256", self.ipam_batch.unwrap_or(16), 1..=256)?,
+            preallocate: within("ipam-preallocate", "0 to 4096", self.ipam_preallocate.unwrap_or(8), 0..=4096)?,
+        };
+        if mode.native_only() && self.routing.as_deref() == Some("vxlan") {
+            return Err(value("routing", "`native`, with this ipam mode", "vxlan"));
+        }
+        let pod_ranges = prefixes("pod-cidr", self.pod_cidr.as_deref().unwrap_or_default())?;
+        if !pod_ranges.is_empty() && !mode.native_only() {
+            return Err(value("pod-cidr", "nothing, with this ipam mode", &self.pod_cidr.unwrap_or_default()));
+        }
+        let ipam_plugin = ipam::plugin(mode, self.ipam_plugin.as_deref())?;
         Ok(Config {
+            ipam,
+            ipam_plugin,
+            pod_ranges,
             node_name,
             kubeconfig: self.kubeconfig,
             socket: absolute("socket", self.socket.unwrap_or_else(|| "/run/weft/agent.sock".into()))?,
@@ -361,7 +423,7 @@ impl Options {
             cni_conf_dir: directory("cni-conf-dir", self.cni_conf_dir)?,
             cluster_name: cluster_name(self.cluster_name.unwrap_or_else(|| "default".into()))?,
             no_masquerade: prefixes("no-masquerade", self.no_masquerade.as_deref().unwrap_or_default())?,
-            masquerade: switch("masquerade", self.masquerade, true)?,
+            masquerade: switch("masquerade", self.masquerade, !mode.routable())?,
             mtu: self.mtu,
             tunnel_port,
             host_firewall: switch("host-firewall", self.host_firewall, true)?,
@@ -427,6 +489,15 @@ fn switch(field: &'static str, text: Option<String>, default: bool) -> Result<bo
         Some("false") => Ok(false),
         Some(other) => Err(value(field, "`true` or `false`", other)),
     }
+}
+
+fn within(
+    field: &'static str,
+    expected: &'static str,
+    number: u32,
+    range: std::ops::RangeInclusive<u32>,
+) -> Result<u32, ConfigError> {
+    if range.contains(&number) { Ok(number) } else { Err(value(field, expected, &number.to_string())) }
 }
 
 fn propagation(text: &str) -> Result<Propagation, ConfigError> {

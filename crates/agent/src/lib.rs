@@ -15,6 +15,7 @@ pub mod core;
 mod fakes;
 pub mod health;
 pub mod install;
+pub mod ipam;
 pub mod kernel;
 pub mod local;
 pub mod machine;

@@ -128,6 +128,7 @@ pub async fn add(world: &World, node: &Node, on: usize, number: usize) -> Vec<Ip
         pod_name: name,
         pod_uid: pod["metadata"]["uid"].as_str().map(str::to_owned),
         mtu: None,
+        addresses: None,
     };
     let added = node.attachments.add(request).await.expect("added");
     added.addresses.iter().map(|(text, _)| text.split('/').next().expect("address").parse().expect("address")).collect()
