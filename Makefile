@@ -13,7 +13,7 @@ help:
 	echo "make up     a 3-node cluster on this machine (UP='--nodes 5 --routing vxlan' for another; root)"
 	echo "make down   remove it, however it was left (root)"
 	echo "make test   all tests, whole clusters included (root)"
-	echo "make test-services  every kind of service from every client, rolling updates under load (root, a quiet machine)"
+	echo "make test-services  of them: every kind of service from every client, rolling updates under load (root)"
 	echo "make bench  benchmarks beside plain forwarding and the bridge CNI (root)"
 	echo "make bench-policy  10,000 rules, 20,000 identities, 250 endpoints in the kernel's maps (root)"
 	echo "make bench-services  services at sockets, packet by packet, at the edge, beside iptables (root)"
