@@ -8,12 +8,13 @@ RELEASE := target/release
 NAME ?= weft
 UP ?=
 SECONDS ?= 60
+SCALE ?= --nodes 500 --pods 10000
 
 help:
 	echo "make up     a 3-node cluster on this machine (UP='--nodes 5 --routing vxlan' for another; root)"
 	echo "make down   remove it, however it was left (root)"
 	echo "make test   all tests, whole clusters included (root)"
-	echo "make test-services  every kind of service from every client, rolling updates under load (root, a quiet machine)"
+	echo "make test-services  of them: every kind of service from every client, rolling updates under load (root)"
 	echo "make bench  benchmarks beside plain forwarding and the bridge CNI (root)"
 	echo "make bench-policy  10,000 rules, 20,000 identities, 250 endpoints in the kernel's maps (root)"
 	echo "make bench-ipam  0 to 250 pods on a node: addresses in batches beside a prefix of the node's own (root)"
@@ -49,7 +50,6 @@ test: root
 	cargo build --quiet $(PROGRAMS)
 	cargo test --quiet --no-fail-fast
 
-# One cluster at a time: what they look at is lost connections.
 test-services: root
 	scripts/setup.sh test
 	cargo xtask build-ebpf
@@ -75,11 +75,11 @@ bench-services: root build
 	$(RELEASE)/weft-bench services-scale
 	$(RELEASE)/weft-bench services $(BENCH)
 
-# The sizes of the growth are part of it; SCALE='--nodes 1000 --pods 25000' for another comparison.
+# The sizes of the growth are part of it; SCALE='--nodes 1000 --pods 25000' for another comparison, where memory allows.
 bench-scale:
 	cargo xtask build-ebpf
 	cargo build --quiet --release -p weft-sim
-	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale --nodes 500 --pods 10000 $(SCALE)
+	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale --seconds 20 $(SCALE)
 
 check:
 	scripts/setup.sh check

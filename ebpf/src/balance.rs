@@ -1,6 +1,7 @@
 //! Which backend of a service a client gets: the one it had before (affinity), or one of the set that counts for it, by
 //! Maglev's table or at random.
 
+use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
@@ -19,25 +20,142 @@ const OWN_MAX: u32 = 512;
 /// Leaves a backend for the packet in `s.service.backend`.
 #[inline(never)]
 pub fn choose(s: &mut Scratch) -> Result<(), DropReason> {
-    if s.service.info.affinity_s != 0 && had(s) || pick(s) {
-        return Ok(());
+    s.service.bound = 0;
+    let stays = s.service.info.affinity_s != 0;
+    // Once more if another CPU was faster: then there is something that the client had.
+    for _ in 0..2 {
+        if stays && had(s) {
+            return Ok(());
+        }
+        // The set may have been replaced since the frontend was read.
+        if !pick(s) && !(service::find(s) && pick(s)) {
+            return Err(DropReason::NoServiceBackend);
+        }
+        if !stays {
+            return Ok(());
+        }
+        match bind(&s.service.affinity, s.service.observed, s.service.backend.id) {
+            Bound::Now => {
+                s.service.bound = 1;
+                return Ok(());
+            }
+            Bound::NoPlace => return Ok(()),
+            Bound::Before => {}
+        }
     }
-    // The set may have been replaced since the frontend was read.
-    if service::find(s) && pick(s) { Ok(()) } else { Err(DropReason::NoServiceBackend) }
+    Ok(())
+}
+
+/// What came of binding a client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Bound {
+    /// It is bound to the backend.
+    Now,
+    /// Another CPU was faster, and what that chose counts.
+    Before,
+    /// There is no place to remember it: the client is served all the same.
+    NoPlace,
+}
+
+/// Two words as one, which is exchanged at once.
+#[inline(always)]
+pub const fn packed(backend: u32, last_used_s: u32) -> u64 {
+    (backend as u64) | (last_used_s as u64) << 32
+}
+
+/// The affinity as it is, in one word; null if there is none.
+#[inline(always)]
+pub fn affinity(key: &AffinityKey) -> (*mut u64, u64) {
+    const _: () = assert!(size_of::<AffinityValue>() == 8 && cfg!(target_endian = "little"), "as `packed` has it");
+    match AFFINITY.get_ptr_mut(key) {
+        // SAFETY: eight bytes of a map value, which the kernel aligns to eight.
+        Some(value) => (value.cast(), unsafe { core::ptr::read_volatile(value.cast::<u64>()) }),
+        None => (core::ptr::null_mut(), 0),
+    }
+}
+
+/// Whether the client was not served for so long.
+#[inline(always)]
+pub fn is_over(observed: u64, affinity_s: u32) -> bool {
+    let idle = now_s().wrapping_sub((observed >> 32) as u32);
+    // Another CPU may have refreshed it after this one looked at the clock.
+    idle > affinity_s && idle < u32::MAX / 2
+}
+
+/// Notes that the client was served again.
+#[inline(always)]
+pub fn refresh(value: *mut u64, observed: u64) {
+    let new = packed(observed as u32, now_s());
+    if new != observed {
+        // SAFETY: made by `affinity`. Who changed it meanwhile refreshed it as well.
+        unsafe { exchange(value, observed, new) };
+    }
+}
+
+/// Binds the client to the backend, if what it is bound to is still what was observed (0: nothing): of several first
+/// connections side by side only one chooses.
+#[inline(always)]
+pub fn bind(key: &AffinityKey, observed: u64, backend: u32) -> Bound {
+    const NOEXIST: u64 = 1;
+    const EEXIST: i32 = -17;
+    let now = now_s();
+    if observed != 0 {
+        let (value, _) = affinity(key);
+        if !value.is_null() {
+            // SAFETY: made by `affinity`.
+            let was = unsafe { exchange(value, observed, packed(backend, now)) };
+            return if was == observed { Bound::Now } else { Bound::Before };
+        }
+    }
+    match AFFINITY.insert(key, &AffinityValue { backend, last_used_s: now }, NOEXIST) {
+        Ok(()) => Bound::Now,
+        Err(error) if error as i32 == EEXIST => Bound::Before,
+        Err(_) => Bound::NoPlace,
+    }
+}
+
+/// Exchanges `*place` from `old` to `new`; returns what was there.
+///
+/// # Safety
+/// `place` points to eight bytes of a map value.
+#[inline(always)]
+unsafe fn exchange(place: *mut u64, old: u64, new: u64) -> u64 {
+    let found: u64;
+    // SAFETY: one atomic instruction on memory that the caller vouches for. Values of this map are changed in place
+    // alone: one that is replaced would be changed in vain.
+    unsafe {
+        asm!("r0 = cmpxchg_64(r1 + 0, r0, r2)", inout("r0") old => found, in("r1") place, in("r2") new);
+    }
+    found
+}
+
+/// Takes back what [`choose`] bound for this packet: it goes nowhere.
+#[inline(never)]
+pub fn forget(s: &mut Scratch) {
+    if s.service.bound == 0 {
+        return;
+    }
+    s.service.bound = 0;
+    let (_, now) = affinity(&s.service.affinity);
+    if now as u32 == s.service.backend.id {
+        let _ = AFFINITY.remove(&s.service.affinity);
+    }
 }
 
 /// The backend that the client had, if it still takes connections.
 #[inline(never)]
 fn had(s: &mut Scratch) -> bool {
-    let key = AffinityKey { client: s.packet.source, service: s.service.info.service };
-    // SAFETY: two words, copied at once.
-    let Some(AffinityValue { backend: id, last_used_s }) = (unsafe { AFFINITY.get(&key) }).copied() else {
-        return false;
-    };
-    let idle = now_s().wrapping_sub(last_used_s);
-    if idle > s.service.info.affinity_s && idle < u32::MAX / 2 {
+    s.service.affinity = AffinityKey { client: s.packet.source, service: s.service.info.service };
+    let (value, observed) = affinity(&s.service.affinity);
+    s.service.observed = observed;
+    if value.is_null() {
         return false;
     }
+    if is_over(observed, s.service.info.affinity_s) {
+        return false;
+    }
+    let id = observed as u32;
     // SAFETY: values are replaced, never changed in place; copied at once.
     let Some(backend) = (unsafe { BACKENDS.get(&id) }) else { return false };
     s.service.backend = *backend;
@@ -73,21 +191,15 @@ fn pick(s: &mut Scratch) -> bool {
     s.service.backend.service == s.service.info.service && s.service.backend.protocol == s.packet.protocol
 }
 
-/// Keeps the choice for the client's next connections.
+/// Notes that the client was served, once its connection was allowed.
 #[inline(always)]
 pub fn remember(s: &mut Scratch) {
     if s.service.info.affinity_s != 0 {
-        let key = AffinityKey { client: client(s), service: s.service.info.service };
-        let value = AffinityValue { backend: s.service.backend.id, last_used_s: now_s() };
-        // A full table forgets the oldest.
-        let _ = AFFINITY.insert(&key, &value, 0);
+        let (value, observed) = affinity(&s.service.affinity);
+        if !value.is_null() && observed as u32 == s.service.backend.id {
+            refresh(value, observed);
+        }
     }
-}
-
-/// The client of a packet that is translated already.
-#[inline(always)]
-fn client(s: &Scratch) -> weft_abi::Addr {
-    if s.service.low == 1 { s.service.key.low } else { s.service.key.high }
 }
 
 /// Whether the client is one of the set.

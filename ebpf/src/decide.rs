@@ -65,11 +65,11 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -
         return Err(reason);
     }
     let outside = matches!(hook, Hook::FromDevice) && s.translated & translated::FORWARD != 0;
-    if outside && s.path.action == path_action::STACK {
-        // The node itself as a backend: its answers would not be the service's.
+    if outside && s.path.action == path_action::STACK && !host::is_own(&s.packet.destination, config) {
         return Err(DropReason::Unroutable);
     }
-    if matches!(hook, Hook::FromDevice) && s.path.action == path_action::STACK && s.host == 0 {
+    let served = s.entry.flags & flow_flags::TRANSLATED != 0;
+    if matches!(hook, Hook::FromDevice) && s.path.action == path_action::STACK && s.host == 0 && !served {
         // Through this node, to nobody of ours: not tracked here.
         return Ok(());
     }
@@ -77,7 +77,9 @@ pub fn decide(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -
     s.path.in_ifindex = s.packet.ifindex;
     // Only pods are masqueraded, and clients outside; the verifier need not look into it for the other programs.
     if matches!(hook, Hook::FromPod) && s.path.action == path_action::MASQUERADE
-        || outside && matches!(s.path.action, path_action::MASQUERADE | path_action::TUNNEL)
+        || outside
+            && s.entry.flags & flow_flags::TELLS == 0
+            && matches!(s.path.action, path_action::MASQUERADE | path_action::TUNNEL)
     {
         step::reserve(skb, s)?;
     }

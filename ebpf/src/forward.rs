@@ -10,6 +10,18 @@ use crate::{nat, notify, refuse, step, tunnel as vxlan};
 /// Follows the path of the entry, or `s.path` where there is none.
 #[inline(always)]
 pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &NodeConfig) -> Result<(), DropReason> {
+    follow::<false>(skb, s, entry, config)
+}
+
+/// `SERVICE`: it may be a client's packet to a backend that answers by itself.
+#[inline(always)]
+fn follow<const SERVICE: bool>(
+    skb: Skb,
+    s: &mut Scratch,
+    mut entry: Option<&mut FlowEntry>,
+    config: &NodeConfig,
+) -> Result<(), DropReason> {
+    let known = entry.as_deref_mut().map_or(core::ptr::null_mut(), core::ptr::from_mut);
     let (path, outside, outside_port, flags) = match entry {
         Some(entry) => {
             let path = if s.reply == 0 { entry.forward } else { entry.reply };
@@ -75,7 +87,14 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
                 let own = if s.packet.version == 4 { config.node_v4 } else { config.node_v6 };
                 nat::outbound(skb, s, if tunnel { &own } else { &outside }, outside_port)?;
             }
+            let tells = SERVICE && flags & flow_flags::TELLS != 0 && s.reply == 0;
+            if tells {
+                step::prepare(skb, s, known)?;
+            }
             hop(skb, s)?;
+            if tells && s.tell != 0 {
+                step::tell(skb, s)?;
+            }
             if tunnel {
                 vxlan::push(skb, s, &path.target, config)?;
                 return neighbour(s, path.ifindex, &outside);
@@ -91,7 +110,7 @@ pub fn go(skb: Skb, s: &mut Scratch, entry: Option<&mut FlowEntry>, config: &Nod
 pub fn send(skb: Skb, s: &mut Scratch, entry: *mut FlowEntry) -> Result<(), DropReason> {
     let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     // SAFETY: a value of FLOWS, readable for the length of the program.
-    go(skb, s, unsafe { entry.as_mut() }, config)
+    follow::<true>(skb, s, unsafe { entry.as_mut() }, config)
 }
 
 /// To the neighbour of that address on that device.

@@ -151,11 +151,19 @@ fn find(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
             port_back(skb, s, quote.l4, old_port, port)?;
             s.packet.destination = backend;
             s.edit.found = CHANGED;
-        } else if !for_node {
+        } else if !for_node || is_service_of_node(&s.key) {
             s.edit.found = FOUND;
         }
     }
     Ok(())
+}
+
+/// Whether it is a connection behind a service: to the node itself an error about it says nothing, as it does not know
+/// the backend.
+#[inline(always)]
+fn is_service_of_node(key: &weft_abi::FlowKey) -> bool {
+    // SAFETY: read at once.
+    unsafe { FLOWS.get(key) }.is_some_and(|entry| entry.flags & flow_flags::TRANSLATED != 0)
 }
 
 /// Looks for the connection and its way; [`related`] says what for.
@@ -201,7 +209,7 @@ pub fn follow(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
         s.edit.hairpin = u8::from(entry.flags & flow_flags::HAIRPIN != 0);
         frontend_back(skb, s)?;
     } else if masqueraded && matches!(hook, Hook::FromDevice) {
-        s.entry.flags = entry.flags & flow_flags::TRANSLATED;
+        s.entry.flags = entry.flags & (flow_flags::TRANSLATED | flow_flags::TELLS);
     }
     step::route(skb, s, hook, !to_origin)?;
     // Nothing more is to be done to it.

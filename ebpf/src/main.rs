@@ -5,7 +5,8 @@
 //! | `weft_from_pod` | tcx ingress of a pod's link, host side | everything a pod sends |
 //! | `weft_to_pod` | tcx egress of the same | what the node's stack sends to the pod |
 //! | `weft_from_device` | tcx ingress of the node's device | everything from the network, tunnels included |
-//! | `weft_to_device` | tcx egress of the same | what leaves the node: of interest while the node itself has policies |
+//! | `weft_edge` | XDP of the same | the same before the kernel does, if connections at the edge are accelerated |
+//! | `weft_to_device` | tcx egress of the same | what the node's own stack sends: to services, as a backend, under policies |
 //! | `weft_from_tunnel`, `weft_to_tunnel` | tcx of the VXLAN device | what the device unwraps, what the stack sends to pods elsewhere |
 //! | `weft_connect4`, ... | calls of sockets in the node's control group | services: the table in `sock.rs` |
 //! | `weft_collect` | run by the agent | expired connections |
@@ -17,6 +18,8 @@
 mod balance;
 mod collect;
 mod decide;
+mod direct;
+mod edge;
 mod forward;
 mod host;
 mod icmp;
@@ -24,6 +27,7 @@ mod maps;
 mod nat;
 mod neighbour;
 mod notify;
+mod own;
 mod packet;
 mod policy;
 mod refuse;
@@ -37,12 +41,12 @@ mod tunnel;
 
 use aya_ebpf::bindings::{BPF_F_ZERO_CSUM_TX, TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key};
 use aya_ebpf::helpers::generated::{bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
-use aya_ebpf::macros::classifier;
+use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use weft_abi::{Addr, DropReason, identity, ipcache_flags};
 
-use packet::{ICMP_ERROR, Scratch, Skb, UDP, UNMASQUERADED};
+use packet::{ICMP_ERROR, Scratch, Skb, UDP, UNMASQUERADED, translated};
 
 /// Which program looks at the packet.
 #[derive(Clone, Copy)]
@@ -72,6 +76,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.audited = 0;
     s.known = 0;
     s.host = 0;
+    s.own = u8::from(matches!(hook, Hook::ToDevice));
     s.translated = 0;
     s.refusal = 0;
     s.source_identity = 0;
@@ -90,7 +95,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
             if step::dropped(skb, s, hook, reason).is_err() {
                 return TC_ACT_SHOT as i32;
             }
-            let refuses = matches!(hook, Hook::FromPod | Hook::FromDevice) && s.refusal != 0;
+            let refuses = !matches!(hook, Hook::ToPod) && s.refusal != 0;
             if refuses && step::refuse(skb, s).is_ok() { s.action } else { TC_ACT_SHOT as i32 }
         }
     }
@@ -136,6 +141,9 @@ fn from_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 /// See the table above.
 #[classifier]
 pub fn weft_to_pod(ctx: TcContext) -> i32 {
+    if own::is_decided(ctx.skb.skb) {
+        return PASS;
+    }
     run(ctx.skb.skb, Hook::ToPod, to_pod)
 }
 
@@ -159,6 +167,9 @@ fn to_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 /// See the table above.
 #[classifier]
 pub fn weft_from_device(ctx: TcContext) -> i32 {
+    if own::comes_back(ctx.skb.skb) {
+        return PASS;
+    }
     run(ctx.skb.skb, Hook::FromDevice, from_device)
 }
 
@@ -196,6 +207,9 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     } else if !for_node && (is_multicast(&s.packet.destination) || neighbour::is_discovery(s)) {
         return s.act(PASS);
     }
+    if s.packet.flags & packet::FRONTEND_OPTION != 0 {
+        step::arrive(skb, s)?;
+    }
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice)? {
         return step::send(skb, s);
     }
@@ -203,7 +217,7 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let nobody = host::is_subject(config)
         && s.packet.flags & (UNMASQUERADED | packet::TUNNELLED) == 0
         && decide::endpoint(&s.packet.destination).is_none();
-    if s.translated != 0 {
+    if s.translated & translated::FORWARD != 0 {
         return step::behind(skb, s, Hook::FromDevice);
     }
     if (for_node || nobody) && !host::is_judged(skb, s, config) {
@@ -213,12 +227,21 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 }
 
 /// See the table above.
+#[xdp]
+pub fn weft_edge(ctx: XdpContext) -> u32 {
+    edge::run(ctx.ctx)
+}
+
+/// See the table above.
 #[classifier]
 pub fn weft_to_device(ctx: TcContext) -> i32 {
-    // Unless policies say otherwise the node's own traffic is the node's own business; pods' packets were judged before
-    // they came here.
+    let skb = ctx.skb.skb;
+    if own::is_decided(skb) {
+        return PASS;
+    }
+    // Pods' packets were judged before they came here.
     match track::config() {
-        Some(config) if host::is_subject(config) => run(ctx.skb.skb, Hook::ToDevice, to_device),
+        Some(config) if host::is_subject(config) || own::is_made_here(skb) => run(skb, Hook::ToDevice, to_device),
         _ => PASS,
     }
 }
@@ -231,7 +254,19 @@ fn to_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     }
     packet::parse(skb, s, ethertype)?;
     let Some(config) = track::config() else { return Err(DropReason::NoConfig) };
-    host::outbound(skb, s, config)
+    if own::is_made_here(skb) {
+        if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::ToDevice)? {
+            return s.act(PASS);
+        }
+        step::leave(skb, s)?;
+        if s.translated != 0 {
+            let hook = own::hook(s);
+            step::behind(skb, s, hook)?;
+            return step::depart(skb, s);
+        }
+    }
+    // Unless policies say otherwise the node's own traffic is the node's own business.
+    if host::is_subject(config) { host::outbound(skb, s, config) } else { s.act(PASS) }
 }
 
 /// See the table above.
@@ -278,9 +313,18 @@ fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if for_node && s.packet.flags & ICMP_ERROR == 0 {
         step::unmasquerade(skb, s)?;
         for_node = s.packet.flags & UNMASQUERADED == 0;
+        if for_node {
+            step::enter(skb, s)?;
+        }
+    }
+    if s.packet.flags & packet::FRONTEND_OPTION != 0 {
+        step::arrive(skb, s)?;
     }
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice)? {
         return step::send(skb, s);
+    }
+    if s.translated & translated::FORWARD != 0 {
+        return step::behind(skb, s, Hook::FromDevice);
     }
     if for_node && !host::is_judged(skb, s, config) {
         return s.act(PASS);

@@ -45,6 +45,13 @@ pub fn forwarded(s: &Scratch) {
     count(0, s.egress == 1, s.packet.length);
 }
 
+/// Counts a packet that never reaches the kernel.
+#[inline(always)]
+pub fn accelerated(s: &Scratch) {
+    count(0, false, s.packet.length);
+    count(MetricKey::ACCELERATED, false, s.packet.length);
+}
+
 /// Counts and reports a drop.
 #[inline(always)]
 pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> Result<(), DropReason> {

@@ -9,8 +9,8 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use weft_abi::{
-    Addr, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue, FrontendInfo,
-    FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
+    Addr, AffinityKey, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue,
+    FrontendInfo, FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
 };
 
 use crate::maps::FRAGMENTS;
@@ -51,6 +51,12 @@ pub const UNMASQUERADED: u16 = 16;
 pub const TUNNELLED: u16 = 32;
 /// The first of several fragments.
 pub const FIRST_FRAGMENT: u16 = 64;
+/// It says which frontend its client sent to, see [`crate::direct`].
+pub const FRONTEND_OPTION: u16 = 128;
+
+/// Types of the option that says so.
+pub const OPTION_V4: u8 = 0x9a;
+pub const OPTION_V6: u8 = 0x1b;
 
 /// A parsed packet.
 #[repr(C)]
@@ -151,7 +157,10 @@ pub struct Scratch {
     pub translated: u8,
     /// 1: the source is the low end of `key`. Here, since the verifier would walk all that follows for either.
     pub low: u8,
-    pub pad: u8,
+    /// 1: the node's own stack sent the packet.
+    pub own: u8,
+    /// Bytes that the frontend takes in the packet; 0: it is not told.
+    pub tell: u32,
     /// Where the originator sends to, if `translated` is not 0.
     pub frontend: Addr,
     pub frontend_port: u16,
@@ -184,6 +193,8 @@ pub mod translated {
     pub const HAIRPIN: u8 = 2;
     /// It answers a client.
     pub const REPLY: u8 = 4;
+    /// It is from a client and had the backend's address when it came.
+    pub const DIRECT: u8 = 8;
 }
 
 /// The choice of a backend.
@@ -204,9 +215,16 @@ pub struct Service {
     pub remembered: u8,
     /// 1: the client is outside.
     pub outside: u8,
-    pub pad: u8,
+    /// 1: this packet bound its client to the backend.
+    pub bound: u8,
+    /// 1: the backend's node answers the client itself.
+    pub direct: u8,
+    pub pad: [u8; 7],
     /// What an ICMP error quotes.
     pub quote: [u8; crate::refuse::QUOTE],
+    /// Whom the client is bound to as it was looked at, see [`crate::balance::packed`]; 0: nobody.
+    pub observed: u64,
+    pub affinity: AffinityKey,
 }
 
 /// Zeroes a value where it lies: a temporary would take more stack than there is.
@@ -394,6 +412,9 @@ fn parse_v4(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     s.packet.source = Addr::v4(s.at(26));
     s.packet.destination = Addr::v4(s.at(30));
     s.packet.l4 = (ETH + header) as u16;
+    if header >= 28 && s.at::<u16>(34) == u16::from_ne_bytes([OPTION_V4, 8]) {
+        s.packet.flags |= FRONTEND_OPTION;
+    }
     if s.packet.protocol == ICMPV6 {
         return Err(DropReason::UnknownL4);
     }
@@ -441,6 +462,9 @@ fn parse_v6(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 fn extensions(skb: Skb, s: &mut Scratch, first: u8) -> Result<(), DropReason> {
     let mut next = first;
     let mut offset = ETH + 40;
+    if first == 60 && s.at::<[u8; 4]>(54)[1..] == [2, OPTION_V6, 20] {
+        s.packet.flags |= FRONTEND_OPTION;
+    }
     for _ in 0..4 {
         match next {
             // Hop-by-hop, routing, destination options.

@@ -6,21 +6,38 @@ use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_redirect, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
     bpf_skb_store_bytes,
 };
-use weft_abi::DropReason;
+use weft_abi::{Addr, DropReason};
 
-use crate::packet::{ETH, ICMP, ICMPV6, Scratch, Skb, TCP, UDP, load, skb_len};
-use crate::service;
+use crate::packet::{
+    ETH, FIRST_FRAGMENT, ICMP, ICMPV6, LATER_FRAGMENT, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
+    load, skb_len,
+};
+use crate::{own, service, step};
 
 /// Bytes of the packet that are quoted at most. A multiple of 8; enough for all that a sender looks at.
 pub const QUOTE: usize = 128;
 /// `BPF_ADJ_ROOM_MAC`.
 const MODE_MAC: u32 = 1;
+/// In the place of ICMP's type and code, which have none such: a reset of TCP.
+const RESET: u32 = 0xffff;
 
-/// Nobody stands behind the service: port unreachable (RFC 1122 3.2.2.1, RFC 4443 3.1), which clients of every protocol
-/// understand.
+/// Nobody stands behind the service. TCP is told by TCP, since a client inside its call of connect(2) may never hear of
+/// an ICMP error (Linux discards it while the call has the socket); others by port unreachable (RFC 1122 3.2.2.1,
+/// RFC 4443 3.1). A reset is not answered, nor is a fragment that is not the first.
 #[inline(always)]
 pub fn no_backend(s: &mut Scratch) -> Result<(), DropReason> {
-    s.refusal = if s.packet.version == 4 { 3 | 3 << 8 } else { 1 | 4 << 8 };
+    let v4 = s.packet.version == 4;
+    let tcp = s.packet.protocol == TCP;
+    let plain = u32::from(s.packet.l4) == ETH + if v4 { 20 } else { 40 } && s.packet.flags & FIRST_FRAGMENT == 0;
+    s.refusal = if s.packet.flags & LATER_FRAGMENT != 0 || tcp && s.packet.tcp_flags & TCP_RST != 0 {
+        0
+    } else if tcp && plain {
+        RESET
+    } else if v4 {
+        3 | 3 << 8
+    } else {
+        1 | 4 << 8
+    };
     Err(DropReason::NoServiceBackend)
 }
 
@@ -36,6 +53,9 @@ pub fn too_big(s: &mut Scratch, mtu: u32) -> Result<(), DropReason> {
 /// of the header << 16.
 #[inline(always)]
 pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    if s.refusal == RESET {
+        return step::reset(skb, s);
+    }
     service::undo(skb, s)?;
     let message = s.refusal;
     let v4 = s.packet.version == 4;
@@ -116,14 +136,113 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         {
             return Err(DropReason::WriteError);
         }
-        let action = if s.service.outside == 0 {
+    }
+    back(skb, s)
+}
+
+/// Sends what stands in the packet's place by the way that it came.
+#[inline(always)]
+fn back(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    if s.own == 1 {
+        return own::back(skb, s);
+    }
+    // SAFETY: no pointers.
+    let action = unsafe {
+        if s.service.outside == 0 {
             // Into the pod past its link's other program: this answer belongs to no connection.
             bpf_redirect_peer(s.packet.ifindex, 0)
         } else {
             bpf_redirect(s.packet.ifindex, 0)
-        };
-        s.act(action as i32)
+        }
+    };
+    s.act(action as i32)
+}
+
+/// Answers a segment as a host does that knows nothing of the connection (RFC 9293 3.10.7.1).
+#[inline(always)]
+pub fn reset(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let v4 = s.packet.version == 4;
+    let header = if v4 { 20_u32 } else { 40 };
+    let links: [[u8; 6]; 2] = load(skb, 0)?;
+    let segment: [u32; 5] = load(skb, ETH + header)?;
+    let flags = s.packet.tcp_flags;
+    let offset = u32::from(segment[3].to_ne_bytes()[0] >> 4) * 4;
+    let of_segment = s.packet.length.wrapping_sub(header);
+    let length = of_segment
+        .wrapping_sub(offset)
+        .wrapping_add(u32::from(flags & TCP_SYN != 0))
+        .wrapping_add(u32::from(flags & TCP_FIN != 0));
+    let mut tcp = if flags & TCP_ACK != 0 {
+        [0, segment[2], 0, u32::from_ne_bytes([0x50, TCP_RST, 0, 0]), 0]
+    } else {
+        let next = u32::from_be(segment[1]).wrapping_add(length);
+        [0, 0, next.to_be(), u32::from_ne_bytes([0x50, TCP_RST | TCP_ACK, 0, 0]), 0]
+    };
+    tcp[0] = segment[0].rotate_left(16);
+    // Where the device shall fill in the checksum, it will do so here too: the place is the same.
+    let partial = !fold(pseudo_sum(s, of_segment)) == segment[4] as u16;
+    let pseudo = pseudo_sum(s, 20);
+    tcp[4] = if partial {
+        u32::from(!fold(pseudo))
+    } else {
+        // SAFETY: 20 bytes of the stack.
+        u32::from(fold(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, tcp.as_mut_ptr(), 20, pseudo) } as u32))
+    };
+    let (source, destination) = (s.packet.source, s.packet.destination);
+    let head = &mut s.service.quote;
+    // SAFETY: the frame's first bytes, inside the buffer: links, IP, TCP.
+    unsafe {
+        let head = head.as_mut_ptr();
+        head.cast::<[[u8; 6]; 2]>().write_unaligned([links[1], links[0]]);
+        if v4 {
+            let mut ip = [0_u32; 5];
+            ip[0] = u32::from_ne_bytes([0x45, 0, 0, 40]);
+            ip[1] = u32::from_ne_bytes([0, 0, 0x40, 0]);
+            ip[2] = u32::from_ne_bytes([64, TCP, 0, 0]);
+            ip[3] = destination.0[3];
+            ip[4] = source.0[3];
+            let sum = fold(bpf_csum_diff(core::ptr::null_mut(), 0, ip.as_mut_ptr(), 20, 0) as u32);
+            ip[2] |= u32::from(sum) << 16;
+            head.add(12).cast::<u16>().write_unaligned(0x0800_u16.to_be());
+            head.add(14).cast::<[u32; 5]>().write_unaligned(ip);
+            head.add(34).cast::<[u32; 5]>().write_unaligned(tcp);
+        } else {
+            let ip = [u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([0, 20, TCP, 64])];
+            head.add(12).cast::<u16>().write_unaligned(0x86dd_u16.to_be());
+            head.add(14).cast::<[u32; 2]>().write_unaligned(ip);
+            head.add(22).cast::<[u32; 4]>().write_unaligned(destination.0);
+            head.add(38).cast::<[u32; 4]>().write_unaligned(source.0);
+            head.add(54).cast::<[u32; 5]>().write_unaligned(tcp);
+        }
+        let whole = if v4 { ETH + 40 } else { ETH + 60 };
+        if skb_len(skb) != whole && bpf_skb_change_tail(skb, whole, 0) != 0
+            || bpf_skb_store_bytes(skb, 0, head.cast(), whole, u64::from(BPF_F_RECOMPUTE_CSUM)) != 0
+        {
+            return Err(DropReason::WriteError);
+        }
     }
+    back(skb, s)
+}
+
+/// The sum over the pseudo-header of a TCP segment of that length between the packet's ends, either way.
+#[inline(never)]
+fn pseudo_sum(s: &Scratch, length: u32) -> u32 {
+    let word = |address: &Addr, n: usize| if s.packet.version == 4 { 0 } else { address.0[n] };
+    let (a, b) = (&s.packet.source, &s.packet.destination);
+    let mut pseudo = [
+        a.0[3],
+        b.0[3],
+        word(a, 0),
+        word(a, 1),
+        word(a, 2),
+        word(b, 0),
+        word(b, 1),
+        word(b, 2),
+        length.to_be(),
+        u32::from(s.packet.protocol).to_be(),
+    ];
+    // SAFETY: 40 bytes of the stack.
+    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, pseudo.as_mut_ptr(), 40, 0) as u32 }
 }
 
 /// The sum over what is quoted. A transport checksum that the sender leaves to its device is filled in after this
@@ -146,34 +265,17 @@ fn quote_sum(s: &mut Scratch, quoted: u32) -> u32 {
     }
     // SAFETY: in bounds, as was just looked at.
     let field = unsafe { s.service.quote.as_ptr().add(at as usize).cast::<u16>().read_unaligned() };
-    let mut pseudo = [0_u32; 10];
-    let length = s.packet.length.wrapping_sub(header);
-    pseudo[0] = s.packet.source.0[3];
-    pseudo[1] = s.packet.destination.0[3];
-    pseudo[2] = length.to_be();
-    pseudo[3] = u32::from(s.packet.protocol).to_be();
-    if !v4 {
-        pseudo[4] = s.packet.source.0[0];
-        pseudo[5] = s.packet.source.0[1];
-        pseudo[6] = s.packet.source.0[2];
-        pseudo[7] = s.packet.destination.0[0];
-        pseudo[8] = s.packet.destination.0[1];
-        pseudo[9] = s.packet.destination.0[2];
+    let sum = pseudo_sum(s, s.packet.length.wrapping_sub(header));
+    if !fold(sum) != field {
+        return whole;
     }
-    // SAFETY: 40 bytes of the stack; then 40 bytes of the scratch memory.
-    unsafe {
-        let sum = bpf_csum_diff(core::ptr::null_mut(), 0, pseudo.as_mut_ptr(), 40, 0) as u32;
-        if !fold(sum) != field {
-            return whole;
-        }
-        let completed = u32::from(!field);
-        if v4 {
-            // A right IPv4 header adds nothing.
-            completed
-        } else {
-            bpf_csum_diff(core::ptr::null_mut(), 0, s.service.quote.as_mut_ptr().cast(), 40, completed) as u32
-        }
+    let completed = u32::from(!field);
+    if v4 {
+        // A right IPv4 header adds nothing.
+        return completed;
     }
+    // SAFETY: 40 bytes of the scratch memory.
+    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, s.service.quote.as_mut_ptr().cast(), 40, completed) as u32 }
 }
 
 /// The Internet checksum (RFC 1071) of a sum, as it lies in the packet.

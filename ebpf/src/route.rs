@@ -17,7 +17,9 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(),
     let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
     s.path = STACK;
     s.next_hop = Addr::NONE;
-    if matches!(hook, Hook::ToPod | Hook::ToDevice) {
+    // The stack chose the way to the frontend; that of what the node sends to a backend is another one.
+    let of_node = matches!(hook, Hook::ToDevice) && forward && s.entry.flags & flow_flags::TRANSLATED != 0;
+    if matches!(hook, Hook::ToPod | Hook::ToDevice) && !of_node {
         return Ok(());
     }
     if let Some(info) = endpoint(&s.packet.destination) {
@@ -57,7 +59,7 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(),
         return Err(DropReason::Unroutable);
     }
     // A client outside and a backend elsewhere: both ways lead out of the device again.
-    let through = matches!(hook, Hook::FromDevice) && s.entry.flags & flow_flags::TRANSLATED != 0;
+    let through = matches!(hook, Hook::FromDevice) && s.entry.flags & flow_flags::TRANSLATED != 0 || of_node;
     if matches!(hook, Hook::FromDevice) && !through {
         // Not for a pod of this node: the stack's business, unless it is a pod's elsewhere.
         return if is_pod || s.packet.flags & TUNNELLED != 0 { Err(DropReason::Unroutable) } else { Ok(()) };
@@ -82,7 +84,7 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(),
     s.next_hop = Addr::NONE;
     s.path.action = path_action::DEVICE;
     if through {
-        if forward {
+        if forward && !of_node && s.entry.flags & flow_flags::TELLS == 0 {
             // So that answers come back here.
             s.path.action = path_action::MASQUERADE;
         }

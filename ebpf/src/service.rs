@@ -20,7 +20,7 @@ use crate::packet::{
     ETH, SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNKNOWN_PORTS, UNMASQUERADED, clear, translated,
 };
 use crate::track::{canonical, closing, config, exchange, now_s, tuple};
-use crate::{Hook, balance, host, nat, refuse, step};
+use crate::{Hook, balance, direct, host, nat, own, refuse, step};
 
 /// Answers of [`translate`]: the packet is as it was.
 pub const NOTHING: u32 = 0;
@@ -31,17 +31,25 @@ pub const TRANSLATED: u32 = 2;
 
 /// How often a backend is chosen again because the client speaks to it by the same ports already.
 const TRIES: u32 = 4;
+/// Seconds after which the ports of one service's datagrams are another's: a client gets a port again that it had not
+/// long before. If the first one speaks again after all, it has them back.
+const UDP_IDLE_S: u32 = 3;
 
 /// Translates the packet if it is for a service. `existing` is the entry under its own tuple, if there is one.
 #[inline(always)]
 pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -> Result<(), DropReason> {
     s.answer = NOTHING;
-    if !matches!(s.packet.protocol, TCP | UDP | SCTP) || s.packet.flags & UNMASQUERADED != 0 {
+    if !matches!(s.packet.protocol, TCP | UDP | SCTP)
+        || s.packet.flags & UNMASQUERADED != 0
+        || s.translated & translated::DIRECT != 0
+    {
         return Ok(());
     }
     let low = s.low;
     s.service.low = low;
     s.service.remembered = 0;
+    s.service.direct = 0;
+    s.service.bound = 0;
     s.service.outside = u8::from(matches!(hook, Hook::FromDevice));
     if !existing.is_null() {
         // SAFETY: not null: a value of FLOWS, readable for the length of the program.
@@ -54,6 +62,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
             }
             if usable(s, old) {
                 s.service.remembered = 1;
+                s.service.direct = u8::from(old.flags & flow_flags::TELLS != 0);
                 s.service.backend.addr = old.nat_addr;
                 s.service.backend.port_be = old.nat_port_be;
                 s.service.backend.id = old.destination_identity;
@@ -96,6 +105,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     if !free {
         return Err(DropReason::NoNatMapping);
     }
+    s.service.direct = u8::from(direct::is_wanted(s));
     if !existing.is_null() && s.answer == NOTHING {
         // A connection to the address from before it was a frontend's.
         // SAFETY: as above.
@@ -104,15 +114,22 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     step::apply(skb, s)
 }
 
-/// Translates a packet that came by the device to an address of the node, if it is for a service.
+/// Translates a packet that came by the device to an address of the node, if it is for a service; or notes that it
+/// answers the node's own, in `s.translated`.
 #[inline(always)]
 pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     s.answer = NOTHING;
-    if s.packet.flags & (UNKNOWN_PORTS | crate::packet::TUNNELLED) != 0 {
+    if s.packet.flags & UNKNOWN_PORTS != 0 {
         return Ok(());
+    }
+    if is_hairpin_address(&s.packet.source) {
+        return Err(DropReason::InvalidSourceIp);
     }
     s.low = u8::from(canonical(&s.packet, flow_kind::FLOW, &mut s.key));
     let mut existing = FLOWS.get_ptr_mut(&s.key).unwrap_or(core::ptr::null_mut());
+    if own::answers(s, existing) || s.packet.flags & crate::packet::TUNNELLED != 0 {
+        return Ok(());
+    }
     // SAFETY: not null: a value of FLOWS, readable for the length of the program.
     if !existing.is_null() && unsafe { (*existing).flags } & flow_flags::SERVICE == 0 {
         // The node's own, under policies.
@@ -121,11 +138,21 @@ pub fn enter(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     step::translate(skb, s, Hook::FromDevice, existing)
 }
 
-/// Whether a client's packet came to this entry by a service and the entry is not a service's, or the other way round.
+/// Whether a client's packet came to this entry by a service and the entry is not this service's, or the other way
+/// round.
 #[inline(always)]
 pub fn is_foreign(s: &Scratch, entry: &FlowEntry, forward: bool) -> bool {
-    let wanted = if s.translated & translated::FORWARD != 0 { flow_flags::TRANSLATED } else { 0 };
-    forward && entry.flags & flow_flags::TRANSLATED != wanted
+    let by_service = s.translated & translated::FORWARD != 0;
+    // What other nodes translated fits either way.
+    let other = if by_service { 0 } else { flow_flags::TRANSLATED };
+    let found = entry.flags & (flow_flags::TRANSLATED | flow_flags::DIRECT);
+    forward && (found == other || by_service && !is_frontend(s, entry))
+}
+
+/// Whether the entry belongs to the frontend that the packet was sent to.
+#[inline(always)]
+fn is_frontend(s: &Scratch, entry: &FlowEntry) -> bool {
+    entry.frontend == s.frontend && entry.frontend_port_be == s.frontend_port
 }
 
 /// Whether the packet may begin a connection.
@@ -202,7 +229,8 @@ pub fn find(s: &mut Scratch) -> bool {
     // SAFETY: values are replaced, never changed in place; copied at once.
     let mut found = unsafe { FRONTENDS.get(&s.service.frontend) };
     if found.is_none() {
-        if !host::is_own(&s.packet.destination, config) {
+        // What the node sends to itself does not come here.
+        if s.own == 1 || !host::is_own(&s.packet.destination, config) {
             return false;
         }
         s.service.frontend.addr = if s.packet.version == 4 { FrontendKey::ANY_V4 } else { FrontendKey::ANY_V6 };
@@ -222,7 +250,7 @@ pub fn find(s: &mut Scratch) -> bool {
 
 /// Whether the client may use the frontend.
 #[inline(never)]
-fn admit(s: &mut Scratch) -> Result<(), DropReason> {
+pub fn admit(s: &mut Scratch) -> Result<(), DropReason> {
     if s.service.outside == 0 {
         return Ok(());
     }
@@ -258,7 +286,11 @@ fn sender(s: &Scratch, config: &NodeConfig) -> u32 {
 #[inline(always)]
 pub fn choose(_skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     balance::choose(s)?;
-    if taken(s) { Err(DropReason::NoNatMapping) } else { Ok(()) }
+    if taken(s) {
+        balance::forget(s);
+        return Err(DropReason::NoNatMapping);
+    }
+    Ok(())
 }
 
 /// Whether another connection has the ports that the packet would have behind the service: answers could not be told
@@ -281,10 +313,11 @@ fn taken(s: &mut Scratch) -> bool {
     {
         return false;
     }
+    let idle = if s.packet.protocol == UDP { UDP_IDLE_S } else { config.other_s };
     let over = if s.packet.protocol == TCP {
         closing(entry.flags)
     } else {
-        now_s().wrapping_sub(last).wrapping_sub(config.other_s) < u32::MAX / 2
+        now_s().wrapping_sub(last).wrapping_sub(idle) < u32::MAX / 2
     };
     // SAFETY: a field of a map value.
     if over && unsafe { exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last {
@@ -367,7 +400,14 @@ fn destination(skb: Skb, s: &mut Scratch, address: &Addr, port_be: u16) -> Resul
 #[inline(never)]
 pub fn mark(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
     if s.translated & translated::FORWARD == 0 {
-        if forward && s.entry.flags & flow_flags::TRANSLATED != 0 && matches!(hook, Hook::FromPod | Hook::FromDevice) {
+        if forward && s.translated & translated::DIRECT != 0 {
+            s.entry.flags |= flow_flags::TRANSLATED | flow_flags::DIRECT;
+            s.entry.frontend = s.frontend;
+            s.entry.frontend_port_be = s.frontend_port;
+            return Ok(());
+        }
+        let here = s.entry.flags & (flow_flags::TRANSLATED | flow_flags::DIRECT) == flow_flags::TRANSLATED;
+        if forward && here && matches!(hook, Hook::FromPod | Hook::FromDevice) {
             // The same ports, but not by the service: answers could not be told apart.
             return Err(DropReason::NoNatMapping);
         }
@@ -381,11 +421,15 @@ pub fn mark(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason
         }
         return Ok(());
     }
-    if !forward {
+    let anothers = s.entry.flags & flow_flags::TRANSLATED != 0 && !is_frontend(s, &s.entry);
+    if !forward || anothers && s.packet.protocol != UDP {
         return Err(DropReason::NoNatMapping);
     }
     s.entry.flags &= !flow_flags::HAIRPIN;
     s.entry.flags |= flow_flags::TRANSLATED;
+    if s.service.direct == 1 && s.entry.flags & flow_flags::MASQUERADED == 0 {
+        s.entry.flags |= flow_flags::TELLS;
+    }
     if s.translated & translated::HAIRPIN != 0 {
         s.entry.flags |= flow_flags::HAIRPIN;
     }
@@ -403,6 +447,9 @@ fn is_hairpin_address(address: &Addr) -> bool {
 #[inline(never)]
 pub fn hairpin(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
     let pod = if forward { s.packet.destination } else { s.packet.source };
+    if matches!(hook, Hook::ToDevice) {
+        return own::hairpin(s, &pod);
+    }
     let info = match endpoint(&pod) {
         Some(info) if matches!(hook, Hook::FromPod) && info.ifindex == s.packet.ifindex => info,
         _ => return Err(DropReason::InvalidSourceIp),
@@ -435,7 +482,8 @@ pub fn remember(s: &mut Scratch) -> Result<(), DropReason> {
     s.nat_entry.last_seen_s = now_s();
     s.nat_entry.flags = flow_flags::SERVICE
         | if s.service.low == 1 { flow_flags::ORIGIN_LOW } else { 0 }
-        | if s.translated & translated::HAIRPIN != 0 { flow_flags::HAIRPIN } else { 0 };
+        | if s.translated & translated::HAIRPIN != 0 { flow_flags::HAIRPIN } else { 0 }
+        | s.entry.flags & flow_flags::TELLS;
     s.nat_entry.nat_addr = s.service.backend.addr;
     s.nat_entry.nat_port_be = s.service.backend.port_be;
     s.nat_entry.destination_identity = s.service.backend.id;

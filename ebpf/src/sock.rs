@@ -20,11 +20,12 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bp
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use weft_abi::{
-    Addr, AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, NodeConfig,
-    SlotKey, SocketKey, SocketValue, backend_flags, client_hash, service_flags, socket_kind,
+    Addr, AffinityKey, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, NodeConfig, SlotKey, SocketKey,
+    SocketValue, backend_flags, client_hash, service_flags, socket_kind,
 };
 
-use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOCKETS};
+use crate::balance::{self, Bound};
+use crate::maps::{BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOCKETS};
 use crate::packet::{TCP, UDP};
 use crate::{host, track};
 
@@ -314,9 +315,10 @@ fn choose(
 ) -> Option<BackendInfo> {
     let mut info = first;
     let client = AffinityKey::of_netns(netns, asked.addr.is_v4());
-    for _ in 0..ATTEMPTS {
+    for attempt in 1..=ATTEMPTS {
+        let mut observed = 0;
         if info.affinity_s != 0
-            && let Some(backend) = kept(&info, &client)
+            && let Some(backend) = kept(&info, &client, &mut observed)
         {
             return Some(backend);
         }
@@ -324,38 +326,38 @@ fn choose(
             return None;
         }
         if let Some(backend) = pick(&info, asked.protocol, &client, call) {
-            if info.affinity_s != 0 {
-                let value = AffinityValue { backend: backend.id, last_used_s: track::now_s() };
-                // Without a place for it the client is not bound; it is served all the same.
-                let _ = AFFINITY.insert(&affinity_key(&info, &client), &value, 0);
+            // Of first connections side by side one binds the client, and the others follow it; at last it is served.
+            if attempt == ATTEMPTS
+                || info.affinity_s == 0
+                || balance::bind(&affinity_key(&info, &client), observed, backend.id) != Bound::Before
+            {
+                return Some(backend);
             }
-            return Some(backend);
+        } else {
+            // The set went after the frontend was read: it has another one by now.
+            info = frontend(asked, netns, config)?;
         }
-        // The set went after the frontend was read: it has another one by now.
-        info = frontend(asked, netns, config)?;
     }
     None
 }
 
-/// The backend that this client's network namespace is bound to.
+/// The backend that this client's network namespace is bound to. What it is bound to, if to anything, is left in
+/// `observed`.
 #[inline(always)]
-fn kept(info: &FrontendInfo, client: &Addr) -> Option<BackendInfo> {
-    let key = affinity_key(info, client);
-    // SAFETY: copied at once.
-    let value = *unsafe { AFFINITY.get(&key) }?;
-    let now = track::now_s();
-    if now.wrapping_sub(value.last_used_s) > info.affinity_s {
+fn kept(info: &FrontendInfo, client: &Addr, observed: &mut u64) -> Option<BackendInfo> {
+    let (value, found) = balance::affinity(&affinity_key(info, client));
+    *observed = found;
+    if value.is_null() || balance::is_over(found, info.affinity_s) {
         return None;
     }
-    // SAFETY: as above.
-    let backend = *unsafe { BACKENDS.get(&value.backend) }?;
+    let number = found as u32;
+    // SAFETY: copied at once.
+    let backend = *unsafe { BACKENDS.get(&number) }?;
     let elsewhere = info.flags & service_flags::INTERNAL_LOCAL != 0 && backend.flags & backend_flags::LOCAL == 0;
     if backend.service != info.service || backend.flags & backend_flags::TERMINATING != 0 || elsewhere {
         return None;
     }
-    if value.last_used_s != now {
-        let _ = AFFINITY.insert(&key, &AffinityValue { last_used_s: now, ..value }, 0);
-    }
+    balance::refresh(value, found);
     Some(backend)
 }
 

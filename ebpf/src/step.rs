@@ -7,7 +7,10 @@ use core::arch::asm;
 use weft_abi::{DropReason, FlowEntry};
 
 use crate::packet::{Scratch, Skb};
-use crate::{Hook, decide as judged, forward, icmp, nat, notify, policy as policies, refuse, route as routes, service};
+use crate::{
+    Hook, decide as judged, direct, forward, icmp, nat, notify, own, policy as policies, refuse, route as routes,
+    service,
+};
 use crate::{track, tunnel};
 
 /// The answer of a step as the kernel wants it: a plain number.
@@ -88,6 +91,10 @@ steps! {
     translate(hook: Hook, existing: *mut FlowEntry) = weft_step_translate: service::translate;
     /// See [`service::enter`].
     enter() = weft_step_enter: service::enter;
+    /// See [`own::leave`].
+    leave() = weft_step_leave: own::leave;
+    /// See [`own::depart`].
+    depart() = weft_step_depart: own::depart;
     /// See [`service::apply`].
     apply() = weft_step_apply: service::apply;
     /// See [`service::back`].
@@ -100,6 +107,16 @@ steps! {
     inner(sender: u32) = weft_step_inner: tunnel::inner;
     /// See [`notify::dropped`].
     dropped(hook: Hook, reason: u32) = weft_step_dropped: notify::dropped;
+    /// See [`direct::prepare`].
+    prepare(entry: *mut FlowEntry) = weft_step_prepare: direct::prepare;
+    /// See [`direct::tell`].
+    tell() = weft_step_tell: direct::tell;
+    /// See [`direct::arrive`].
+    arrive() = weft_step_arrive: direct::arrive;
+    /// See [`direct::again`].
+    again() = weft_step_again: direct::again;
     /// See [`refuse::answer`].
     refuse() = weft_step_refuse: refuse::answer;
+    /// See [`refuse::reset`].
+    reset() = weft_step_reset: refuse::reset;
 }

@@ -9,7 +9,7 @@ use weft_abi::{
 
 use crate::maps::{CONFIG, FLOWS, GENERATIONS};
 use crate::packet::{Packet, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UNKNOWN_PORTS};
-use crate::{Hook, forward, notify, service, step};
+use crate::{Hook, balance, forward, notify, service, step};
 
 /// Exchanges `*place` from `old` to `new`; returns what was there.
 ///
@@ -172,10 +172,15 @@ pub fn follow<const BEHIND: bool>(
             _ => return step::behind(skb, s, hook),
         }
     }
-    step::decide(skb, s, hook, existing)?;
+    let decided = step::decide(skb, s, hook, existing);
     if BEHIND {
-        service::remember(s)?;
+        if decided.is_err() {
+            balance::forget(s);
+        } else {
+            service::remember(s)?;
+        }
     }
+    decided?;
     if config.flags & config_flags::OBSERVE != 0 && s.audited == 0 {
         notify::verdict(skb, s, hook);
     }

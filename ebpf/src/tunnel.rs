@@ -34,7 +34,9 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
     // SAFETY: no pointers but the context.
     let hash = unsafe { bpf_get_hash_recalc(skb) };
     let port = (49152 + (hash & 0x3fff)) as u16;
-    let vni = s.source_identity & identity::TUNNEL_MASK;
+    // Beyond this node it is not the host.
+    let from_host = s.source_identity == identity::HOST;
+    let vni = if from_host { identity::REMOTE_NODE } else { s.source_identity & identity::TUNNEL_MASK };
     let mut rest = [0_u8; INNER];
     let udp_length = (inner_ip as u16).wrapping_add(INNER as u16).to_be_bytes();
     let (port, to) = (port.to_be_bytes(), config.tunnel_port_be.to_ne_bytes());

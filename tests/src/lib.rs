@@ -4,4 +4,5 @@ pub mod cluster;
 pub mod containerd;
 pub mod node;
 pub mod packet;
+pub mod quiet;
 pub mod service;

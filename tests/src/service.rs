@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// Seconds that an attempt may take; what is dropped takes all of them.
 const PATIENCE: &str = "1.5";
 /// Milliseconds within which something counts as refused at once.
-const AT_ONCE_MS: f64 = 1300.0;
+const AT_ONCE_MS: f64 = 700.0;
 /// How long it may take until what was written to the API server is in force on all nodes.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(20);
 /// The outside's only host.

@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use weft_tests::cluster::{Cluster, Stream, eventually};
+use weft_tests::quiet;
 use weft_tests::service::{Client, target};
 
 /// Of the deployment that is rolled.
@@ -17,8 +18,12 @@ const RATE: usize = 500;
 const STREAMS: usize = 100;
 /// Seconds of load; the update must fit in.
 const LOAD_S: u64 = 60;
-/// How long a pod that shall end goes on.
-const GRACE_S: u64 = 6;
+/// How long a pod that shall end takes new connections, and how long it may take to end: as servers behind a service
+/// must, it goes on until everybody knows, also where many things wait for one disk.
+const DRAIN_S: u64 = 8;
+const GRACE_S: u64 = 12;
+/// A pod is ready once it listens, not once its process runs: else its first clients are refused, rightly.
+const READY: &str = "readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}";
 
 #[test]
 fn at_sockets() -> Result<()> {
@@ -35,7 +40,7 @@ fn deployment(name: &str, replicas: usize) -> String {
         "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: {name}}}, spec: {{replicas: {replicas}, \
          selector: {{matchLabels: {{part: {name}}}}}, strategy: {{rollingUpdate: {{maxUnavailable: 1, maxSurge: 2}}}}, \
          template: {{metadata: {{labels: {{part: {name}, app: web}}}}, spec: {{terminationGracePeriodSeconds: {GRACE_S}, \
-         containers: [{{name: toolbox, image: weft/toolbox, args: [serve, --drain, '2']}}]}}}}}}}}"
+         containers: [{{name: toolbox, image: weft/toolbox, args: [serve, --drain, '{DRAIN_S}'], {READY}}}]}}}}}}}}"
     )
 }
 
@@ -44,6 +49,7 @@ fn names(cluster: &Cluster, selector: &str, count: usize) -> Result<BTreeSet<Str
 }
 
 fn rollout(label: &str, at_sockets: bool) -> Result<()> {
+    let _quiet = quiet::alone()?;
     let cluster = Cluster::up(label, &["--nodes", "2", "--agent", &format!("socket-lb={at_sockets}")])?;
     cluster.apply(&format!("{}\n---\n{}", deployment("web", BACKENDS), deployment("steady", STEADY)))?;
     cluster.service("web", "selector: {app: web}, ports: [{port: 80, targetPort: 8080}]")?;

@@ -5,6 +5,7 @@
 use anyhow::{Context as _, Result, ensure};
 use std::net::IpAddr;
 use weft_tests::cluster::{Cluster, Pod, eventually};
+use weft_tests::quiet;
 use weft_tests::service::{Case, Client, Expect, OUTSIDE, addresses};
 
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
@@ -15,6 +16,11 @@ const NODE_PORT: u16 = 30_080;
 const LOCAL_PORT: u16 = 30_081;
 const NONE_PORT: u16 = 30_082;
 const HOST_PORT: u16 = 9080;
+/// Of the service whose backend is in node-1's own network, and where that one listens.
+const HOSTED_PORT: u16 = 30_083;
+const HOSTED_BACKEND: u16 = 9091;
+/// As whom a node speaks to itself by a service, packet by packet.
+const ITSELF: [&str; 2] = ["169.254.42.1", "100::2a:1"];
 
 #[test]
 fn native_at_sockets() -> Result<()> {
@@ -46,6 +52,7 @@ struct Stage {
     nodes: [[IpAddr; 2]; 2],
     web: [IpAddr; 2],
     none: [IpAddr; 2],
+    hosted: [IpAddr; 2],
     balancer: [IpAddr; 2],
     in_range: [IpAddr; 2],
     out_of_range: [IpAddr; 2],
@@ -101,10 +108,25 @@ impl Stage {
             format!("{{containerPort: 8080, hostPort: {HOST_PORT}, protocol: {upper}}}")
         });
         cluster.pod_with("server", "node-1", "role: server", &format!("ports: [{}]", ports.join(", ")))?;
+        let one = |protocol: &str| {
+            let upper = protocol.to_uppercase();
+            format!(
+                "{{name: {protocol}, port: 80, targetPort: {HOSTED_BACKEND}, protocol: {upper}, nodePort: {HOSTED_PORT}}}"
+            )
+        };
+        let hosted = format!("type: NodePort, selector: {{app: hosted}}, ports: [{}, {}]", one("tcp"), one("udp"));
+        cluster.service("hosted", &hosted)?;
+        cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: hosted, labels: {{app: hosted}}}}, \
+             spec: {{nodeName: node-1, hostNetwork: true, terminationGracePeriodSeconds: 1, containers: \
+             [{{name: toolbox, image: weft/toolbox, args: [serve, --port, '{HOSTED_BACKEND}']}}]}}}}"
+        ))?;
+        cluster.pods("app=hosted", 1)?;
         let near = cluster.pod("near", "node-1", "role: client")?;
         let far = cluster.pod("far", "node-2", "role: client")?;
         let nodes = [cluster.node_ips("node-1")?, cluster.node_ips("node-2")?];
         let (web, none) = (cluster.cluster_ips("web")?, cluster.cluster_ips("none")?);
+        let hosted = cluster.cluster_ips("hosted")?;
         let [balancer, in_range, out_of_range] = {
             let mut all = Vec::new();
             for service in ["web", "in-range", "out-of-range"] {
@@ -118,15 +140,12 @@ impl Stage {
         let cluster_ips = web.map(|address| address.to_string());
         cluster.carry(&[&cluster_ips[0], &cluster_ips[1]], "node-1")?;
         let native = routing == "native";
-        Ok(Self { cluster, native, at_sockets, near, far, nodes, web, none, balancer, in_range, out_of_range })
+        Ok(Self { cluster, native, at_sockets, near, far, nodes, web, none, hosted, balancer, in_range, out_of_range })
     }
 
-    /// Nodes themselves are clients at their sockets alone.
     fn clients(&self) -> Vec<Client> {
         let mut clients = vec![Client::Pod(self.near.clone()), Client::Pod(self.far.clone()), Client::Outside];
-        if self.at_sockets {
-            clients.extend(["node-1", "node-2"].map(|node| Client::Node(node.to_owned())));
-        }
+        clients.extend(["node-1", "node-2"].map(|node| Client::Node(node.to_owned())));
         clients
     }
 
@@ -161,10 +180,8 @@ impl Stage {
     fn cases(&self, client: &Client) -> Result<Vec<Case>> {
         let outside = *client == Client::Outside;
         let mut cases = Vec::new();
-        // This kernel has no sockets of SCTP that a node could use.
         let is_node = matches!(client, Client::Node(_));
-        let protocols = PROTOCOLS.into_iter().filter(|protocol| !is_node || *protocol != "sctp");
-        for protocol in protocols {
+        for protocol in PROTOCOLS {
             for family in 0..2 {
                 let mut add = |what: &str, to: IpAddr, port: u16, expect: Expect| {
                     cases.push(Case::new(what, protocol, to, port, expect));
@@ -175,6 +192,13 @@ impl Stage {
 
                 add("ClusterIP", self.web[family], 80, or(server(own), Expect::Timeout));
                 for (number, node) in self.nodes.iter().enumerate() {
+                    if is_node
+                        && client.node() == Some(["node-1", "node-2"][number])
+                        && (protocol == "sctp" || !self.at_sockets)
+                    {
+                        // What a node sends to its own addresses never leaves its stack.
+                        continue;
+                    }
                     let seen = self.seen_through(client, number, family)?;
                     add("NodePort", node[family], NODE_PORT, server(seen));
                     let host_port = if number == 0 { server(seen) } else { Expect::Refused };
@@ -195,11 +219,40 @@ impl Stage {
                 }
             }
         }
+        cases.extend(self.hosted(client)?);
+        Ok(cases)
+    }
+
+    /// To the backend in node-1's own network.
+    fn hosted(&self, client: &Client) -> Result<Vec<Case>> {
+        let mut cases = Vec::new();
+        for (protocol, family) in [("tcp", 0), ("tcp", 1), ("udp", 0), ("udp", 1)] {
+            let own = self.own(client, family)?;
+            let at_home = *client == Client::Node("node-1".to_owned());
+            let tunnels = matches!(client, Client::Pod(pod) if pod.node == "node-2") && !self.native;
+            // A pod goes to another node in its own node's name where it would need the tunnel.
+            let seen = if tunnels { self.nodes[1][family] } else { own };
+            // Such a pod has its node's name.
+            let mut add = |what: &str, to: IpAddr, port: u16, peer: IpAddr| {
+                cases.push(Case::new(what, protocol, to, port, Expect::from("node-1", peer)));
+            };
+            if *client != Client::Outside {
+                let itself = if at_home && !self.at_sockets { ITSELF[family].parse()? } else { seen };
+                add("ClusterIP, a process of a node", self.hosted[family], 80, itself);
+            }
+            if !at_home {
+                add("NodePort, a process of this node", self.nodes[0][family], HOSTED_PORT, seen);
+            }
+            if *client == Client::Outside {
+                add("NodePort, a process of another node", self.nodes[1][family], HOSTED_PORT, self.nodes[1][family]);
+            }
+        }
         Ok(cases)
     }
 }
 
 fn matrix(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
+    let _quiet = quiet::alone()?;
     let stage = Stage::up(label, routing, at_sockets)?;
     // A raw socket hears of every error about its peer, of whichever port: those who are refused by SCTP come by
     // themselves.

@@ -5,10 +5,13 @@ use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use weft_tests::cluster::{Cluster, Pod, eventually};
+use weft_tests::quiet;
 use weft_tests::service::{Case, Client, Expect, addresses, target};
 
 /// Connections that show how backends are chosen: of two backends, all the same one is 1 in 2^39 by chance.
 const TIMES: usize = 40;
+/// Services to each of which a client connects for the first time.
+const SERVICES: usize = 10;
 
 #[test]
 fn native_at_sockets() -> Result<()> {
@@ -27,10 +30,10 @@ struct Stage {
     b: Pod,
     near: Pod,
     far: Pod,
-    at_sockets: bool,
 }
 
 fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
+    let _quiet = quiet::alone()?;
     let setting = format!("socket-lb={at_sockets}");
     let cluster = Cluster::up(label, &["--nodes", "2", "--routing", routing, "--agent", &setting])?;
     let a = cluster.pod_with("a", "node-1", "role: server", "ports: [{name: web, containerPort: 8080}]")?;
@@ -38,9 +41,10 @@ fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
     let b = cluster.pod_with("b", "node-2", "role: server", other_port)?;
     let near = cluster.pod("near", "node-1", "role: client")?;
     let far = cluster.pod("far", "node-2", "role: client")?;
-    let stage = Stage { cluster, a, b, near, far, at_sockets };
+    let stage = Stage { cluster, a, b, near, far };
     names_of_ports(&stage).context("ports by name")?;
     affinity(&stage).context("session affinity")?;
+    first_connections(&stage).context("first connections side by side")?;
     internal_local(&stage).context("internalTrafficPolicy")?;
     families(&stage).context("ipFamilyPolicy")?;
     readiness(&stage).context("readiness")?;
@@ -62,10 +66,8 @@ impl Stage {
         Client::Pod(self.far.clone())
     }
 
-    /// Nodes themselves are clients at their sockets alone.
     fn nodes(&self, names: &[&str]) -> Vec<Client> {
-        let nodes = names.iter().map(|name| Client::Node((*name).to_owned()));
-        nodes.filter(|_| self.at_sockets).collect()
+        names.iter().map(|name| Client::Node((*name).to_owned())).collect()
     }
 
     /// A case per protocol and family.
@@ -116,6 +118,34 @@ fn affinity(stage: &Stage) -> Result<()> {
         }
     }
     cluster.kubectl(&["delete", "service", "sticky"]).map(drop)
+}
+
+/// Of first connections side by side none goes elsewhere than the others.
+fn first_connections(stage: &Stage) -> Result<()> {
+    let Stage { cluster, b, .. } = stage;
+    let name = |n: usize| format!("first-{n}");
+    for n in 0..SERVICES {
+        cluster.service(
+            &name(n),
+            "selector: {role: server}, ports: [{port: 80, targetPort: web}], sessionAffinity: ClientIP",
+        )?;
+    }
+    let all: Vec<[IpAddr; 2]> = (0..SERVICES).map(|n| cluster.cluster_ips(&name(n))).collect::<Result<_>>()?;
+    // Both nodes have them; who looks is none of the clients below.
+    for prober in [&stage.a, b] {
+        let cases = all.iter().flat_map(|to| stage.both("affinity", &["tcp"], *to, 80, &Expect::from_any(&["a", "b"])));
+        cluster.meets(&[(Client::Pod(prober.clone()), cases.collect())])?;
+    }
+    for client in [stage.near(), stage.far()].into_iter().chain(stage.nodes(&["node-1", "node-2"])) {
+        for to in all.iter().flatten() {
+            let pods = cluster.answering(&client, &target("tcp", *to, 80), TIMES)?;
+            ensure!(pods.len() == 1, "{} -> {to}: {TIMES} first connections went to {pods:?}", client.name());
+        }
+    }
+    for n in 0..SERVICES {
+        cluster.kubectl(&["delete", "service", &name(n), "--wait=false"])?;
+    }
+    Ok(())
 }
 
 /// Only the client's own node counts; where it has no backend, the client is refused at once.

@@ -1,9 +1,10 @@
 //! Packets through the real kernel programs, one by one: verdicts, rewritten bytes, what the maps hold afterwards.
 
 use anyhow::{Context, Result};
+use aya::programs::Program;
 use std::net::IpAddr;
 use weft_abi::{Addr, DropReason, FlowEntry, IpcacheInfo, MetricKey, flow_flags, flow_kind, identity, path_action};
-use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT};
+use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT, object};
 use weft_tests::packet::site::{
     FAMILIES, Family, HOST_MAC_B, ID_A, ID_B, ID_C, MAC_B, POD_A, POD_B, Routing, addr, allow, allow_port, cidr, deny,
     from_a, from_b, from_wire, isolate, on_node, put_cidr, put_policy,
@@ -462,13 +463,33 @@ fn what_passes_and_what_drops_is_counted_and_events_are_bounded() {
 fn the_verifier_has_room_left() {
     on_node(Routing::Native, |kernel| {
         let verified = kernel.verified()?;
-        assert_eq!(verified.len(), 7);
+        assert_eq!(verified.len(), 8);
         for (name, instructions) in verified {
             println!("{name}: {instructions}");
             assert!(instructions < 150_000, "{name}: {instructions} of a million");
         }
         Ok(())
     });
+}
+
+#[test]
+fn the_verifier_takes_the_programs_at_sockets() -> Result<()> {
+    let mut ebpf = aya::EbpfLoader::new().load(&object()?)?;
+    let mut verified = 0;
+    for (name, program) in ebpf.programs_mut() {
+        match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            _ => continue,
+        }
+        .with_context(|| format!("load {name}"))?;
+        let instructions = program.info()?.verified_instruction_count().context("the kernel counts")?;
+        println!("{name}: {instructions}");
+        assert!(instructions < 50_000, "{name}: {instructions}");
+        verified += 1;
+    }
+    assert_eq!(verified, 11);
+    Ok(())
 }
 
 #[test]

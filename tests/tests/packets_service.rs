@@ -10,7 +10,7 @@ use weft_tests::packet::site::{
     DEVICE, FAMILIES, Family, HOST_MAC_A, HOST_MAC_B, ID_A, ID_B, MAC_A, MAC_B, Routing, V4, addr, allow_port, from_a,
     from_b, from_wire, isolate, on_node, put_policy,
 };
-use weft_tests::packet::{ACK, ETH, FIN, RST, Read, SCTP, SYN, TCP, UDP, ip, quoted, read};
+use weft_tests::packet::{ACK, ETH, FIN, RST, Read, SCTP, SYN, TCP, UDP, ip, read};
 
 fn both(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
     on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
@@ -239,6 +239,44 @@ fn a_client_stays_with_its_backend_as_long_as_the_service_says() {
 }
 
 #[test]
+fn of_first_packets_on_two_cpus_one_chooses_for_both() {
+    both(|kernel, f| {
+        let backends: Vec<_> = (0..20).map(|n| (n + 1, f.b, 8000 + n as u16)).collect();
+        let key = frontend(vip(f), 80, UDP);
+        let mut info = put_cluster_ip(kernel, 3, key, &backends)?;
+        info.affinity_s = 100;
+        kernel.frontends.insert(key, info, 0)?;
+        for round in 0..200 {
+            // A client that was never seen, or one that was bound for too long ago.
+            for key in kernel.affinity.keys().collect::<Result<Vec<_>, _>>()? {
+                let mut value = kernel.affinity.get(&key, 0)?;
+                kernel.affinity.remove(&key)?;
+                if round % 2 == 1 {
+                    value.last_used_s = value.last_used_s.wrapping_sub(1000);
+                    kernel.affinity.insert(key, value, 0)?;
+                }
+            }
+            let begin = std::sync::Barrier::new(2);
+            let (kernel, begin) = (&*kernel, &begin);
+            let ask = |cpu: usize| -> Result<u16> {
+                let mut only = nix::sched::CpuSet::new();
+                only.set(cpu % std::thread::available_parallelism()?)?;
+                nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only)?;
+                let frame = ip(f.a, vip(f)).udp(1000 + 2 * round + cpu as u16, 80, b"first");
+                begin.wait();
+                Ok(passed(&from_a(kernel, &frame)?).destination_port())
+            };
+            let (one, other) = std::thread::scope(|scope| {
+                let other = scope.spawn(|| ask(1));
+                (ask(0), other.join().expect("the other one"))
+            });
+            assert_eq!(one?, other?, "round {round}");
+        }
+        forget(kernel)
+    });
+}
+
+#[test]
 fn a_denied_client_leaves_no_affinity() {
     both(|kernel, f| {
         let key = frontend(vip(f), 80, UDP);
@@ -300,64 +338,6 @@ fn a_set_that_is_replaced_meanwhile_is_looked_for_once_more() {
         let outcome = from_a(kernel, &ip(f.a, vip(f)).tcp(1, 80, SYN, b""))?;
         dropped(kernel, &outcome, DropReason::NoServiceBackend);
         remove_set(kernel, 77)?;
-        assert!(kernel.connections()?.is_empty());
-        Ok(())
-    });
-}
-
-#[test]
-fn a_service_without_backends_refuses_at_once() {
-    both(|kernel, f| {
-        let there = ip(f.a, vip(f));
-        for protocol in [TCP, UDP, SCTP] {
-            put_cluster_ip(kernel, 1, frontend(vip(f), 80, protocol), &[])?;
-        }
-        let frames = [
-            there.tcp(40000, 80, SYN, b""),
-            there.tcp(40000, 80, ACK, &[7; 700]),
-            there.udp(40000, 80, b""),
-            there.udp(40000, 80, b"odd"),
-            there.udp(40000, 80, &[9; 1400]),
-            there.sctp(40000, 80),
-        ];
-        for frame in &frames {
-            kernel.drain();
-            let before = kernel.counted(Some(DropReason::NoServiceBackend))?;
-            let outcome = from_a(kernel, frame)?;
-            let answer = passed(&outcome);
-            assert_eq!((answer.source, answer.destination), (parsed(vip(f)), parsed(f.a)));
-            assert_eq!(
-                (answer.destination_mac, answer.source_mac),
-                (frame[6..12].try_into()?, frame[0..6].try_into()?)
-            );
-            assert_eq!(answer.rest[..2], if f.v6 { [1, 4] } else { [3, 3] });
-            assert_eq!(answer.rest[4..8], [0; 4]);
-            let quote = quoted(&answer);
-            assert_eq!(quote.len(), frame.len().min(ETH + 128));
-            assert_eq!(quote[ETH..], frame[ETH..quote.len()]);
-            let event = kernel.drain().pop().context("an event")?;
-            assert_eq!(event.reason, DropReason::NoServiceBackend as u8);
-            assert_eq!(kernel.counted(Some(DropReason::NoServiceBackend))?, before + 1);
-        }
-        // A checksum that the device shall fill in stands for the sum over the pseudo-header: filled in, inside the
-        // quote, the whole is right.
-        for (frame, at) in [(&frames[0], 16), (&frames[3], 6)] {
-            let l4 = read(frame).l4;
-            let mut partial = frame.clone();
-            partial[l4 + at..l4 + at + 2].fill(0);
-            let complete = &frame[l4 + at..l4 + at + 2];
-            // The sum over the segment without its checksum, taken from what is complete.
-            let segment = weft_tests::packet::checksum(&[&partial[l4..]]);
-            let total = u32::from(!u16::from_be_bytes([complete[0], complete[1]]));
-            let pseudo = total + 0xffff - u32::from(!segment);
-            let pseudo = (pseudo & 0xffff) + (pseudo >> 16);
-            partial[l4 + at..l4 + at + 2].copy_from_slice(&(pseudo as u16).to_be_bytes());
-            let mut outcome = from_a(kernel, &partial)?;
-            let shift = if f.v6 { 48 } else { 28 };
-            outcome.frame[shift + l4 + at..shift + l4 + at + 2].copy_from_slice(complete);
-            let answer = read(&outcome.frame);
-            assert_eq!(quoted(&answer)[ETH..], frame[ETH..]);
-        }
         assert!(kernel.connections()?.is_empty());
         Ok(())
     });
@@ -507,6 +487,35 @@ fn the_same_ports_behind_two_services_are_told_apart_or_refused() {
             found += usize::from(outcome.action == REDIRECT && read(&outcome.frame).destination_port() == 8081);
         }
         assert!(found >= 19, "{found} of 20");
+        forget(kernel)
+    });
+}
+
+#[test]
+fn ports_of_datagrams_that_rest_are_another_services_until_the_first_one_speaks_again() {
+    both(|kernel, f| {
+        for (n, address) in [(1, vip(f)), (2, second_vip(f))] {
+            put_cluster_ip(kernel, n, frontend(address, 53, UDP), &[(n, f.b, 5353)])?;
+        }
+        let ask = |kernel: &Kernel, to: &str| from_a(kernel, &ip(f.a, to).udp(7, 53, b"q"));
+        let answered = |kernel: &Kernel| -> Result<IpAddr> {
+            Ok(passed(&from_b(kernel, &ip(f.b, f.a).udp(5353, 7, b"a"))?).source)
+        };
+        passed(&ask(kernel, vip(f))?);
+        kernel.drain();
+        let outcome = ask(kernel, second_vip(f))?;
+        dropped(kernel, &outcome, DropReason::NoNatMapping);
+        assert_eq!(answered(kernel)?, parsed(vip(f)));
+        let rest = |kernel: &mut Kernel| -> Result<()> {
+            let (key, mut entry) = kernel.connection(flow_kind::FLOW, parsed(f.a), parsed(f.b))?.context("an entry")?;
+            entry.last_seen_s = entry.last_seen_s.wrapping_sub(4);
+            Ok(kernel.flows.insert(key, entry, 0)?)
+        };
+        rest(kernel)?;
+        passed(&ask(kernel, second_vip(f))?);
+        assert_eq!(answered(kernel)?, parsed(second_vip(f)));
+        passed(&ask(kernel, vip(f))?);
+        assert_eq!(answered(kernel)?, parsed(vip(f)));
         forget(kernel)
     });
 }

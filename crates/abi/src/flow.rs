@@ -164,6 +164,12 @@ pub mod flow_flags {
     pub const TRANSLATED: u16 = 256;
     /// The originator is the responder itself, and speaks to itself from [`crate::HAIRPIN_V4`] or [`crate::HAIRPIN_V6`].
     pub const HAIRPIN: u16 = 512;
+    /// The originator's packets come from the node that it sent to, with its own address; the answers go to it from here.
+    pub const DIRECT: u16 = 1024;
+    /// The other half of that: its packets go on with its own address, and the answers do not come by here.
+    pub const TELLS: u16 = 2048;
+    /// With [`TELLS`]: the backend's node was told the frontend.
+    pub const TOLD: u16 = 4096;
 }
 
 /// A fragmented datagram: RFC 791 3.2, RFC 8200 4.5.
@@ -200,6 +206,9 @@ impl MetricKey {
     pub const MAX: u32 = 512;
     /// In place of a reason: what passed though a policy in audit mode denies it. It is counted as forwarded, too.
     pub const AUDITED: u8 = 1;
+    /// In place of a reason: what passed through the node before the kernel saw it (XDP); direction 0. It is counted as
+    /// forwarded, too.
+    pub const ACCELERATED: u8 = 2;
     /// In place of a reason: events that were not reported, for the rate limit or a full ring buffer; direction 0.
     pub const SUPPRESSED: u8 = 255;
 

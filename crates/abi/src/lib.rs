@@ -31,8 +31,9 @@ pub use policy::{
 };
 
 pub use service::{
-    AffinityKey, AffinityValue, BackendInfo, FrontendInfo, FrontendKey, HAIRPIN_V4, HAIRPIN_V6, MaglevKey, MaglevPart,
-    RangeKey, SlotKey, SocketKey, SocketValue, backend_flags, client_hash, service_flags, socket_kind,
+    AffinityKey, AffinityValue, BackendInfo, DIRECT_BACKENDS_MAX, FrontendInfo, FrontendKey, HAIRPIN_V4, HAIRPIN_V6,
+    MaglevKey, MaglevPart, RangeKey, SlotKey, SocketKey, SocketValue, backend_flags, client_hash, service_flags,
+    socket_kind,
 };
 
 /// Version of all layouts in this crate together. It is part of the pin directory's name.

@@ -219,6 +219,10 @@ pub struct SocketValue {
     pub backend: u32,
 }
 
+/// Backends that a service may have for clients outside to be answered by the backends' nodes themselves
+/// ([`service_flags::DSR`]); one with more is served as without. Those nodes look for their pod among all of them.
+pub const DIRECT_BACKENDS_MAX: u32 = 1024;
+
 /// Source of a pod's packets to itself by a service, so that its answers come to us: link-local (RFC 3927), but no
 /// neighbour's. In the first octet's place as in the packet.
 pub const HAIRPIN_V4: Addr = Addr::v4(u32::from_ne_bytes([169, 254, 42, 1]));

@@ -9,6 +9,7 @@ use crate::core::{Core, Settings};
 use crate::health::Health;
 use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
+use crate::peer::{self, Unknown};
 use crate::ports::{Cluster, Links};
 use crate::state::StateDir;
 use crate::{install, ipam, machine, propagation, restart, server};
@@ -97,6 +98,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tasks.spawn(propagation::announce(core.clone(), mode.1, writers, found_elsewhere, stop.clone()));
     tasks.spawn(cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
 
+    let unknown = match &config.peer {
+        Some(peer) => Some(peer::start(peer, &core, &tasks, &stop).await?),
+        None => None,
+    };
     tasks.spawn(ipam::run(core.clone(), client_again, config.clone(), stop.clone()));
 
     // What the kernel sees, and its housekeeping.
@@ -110,7 +115,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     });
     std::thread::Builder::new().name("weft-events".into()).spawn({
         let (observer, stop) = (observer.clone(), stop.clone());
-        move || read_events(events, &observer, &stop)
+        move || read_events(events, &observer, unknown.as_ref(), &stop)
     })?;
     std::thread::Builder::new().name("weft-collect".into()).spawn({
         let stop = stop.clone();
@@ -178,7 +183,7 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         audit: config.policy_audit_mode,
         api_server,
         node_ports: config.node_ports.clone(),
-        forwarding: weft_model::intent::Forwarding::Snat,
+        forwarding: config.node_port_mode,
         maglev_table_size: config.maglev_table_size,
     }
 }
@@ -196,13 +201,17 @@ async fn follow_observers(observer: Arc<Observer>, switch: ObserveSwitch, stop: 
     }
 }
 
-fn read_events(mut events: EventReader, observer: &Observer, stop: &CancellationToken) {
+fn read_events(mut events: EventReader, observer: &Observer, unknown: Option<&Unknown>, stop: &CancellationToken) {
     let mut batch = Vec::with_capacity(EVENTS_BATCH);
     while !stop.is_cancelled() {
         match events.wait(None) {
             Ok(true) => loop {
                 batch.clear();
                 let n = events.read(&mut batch, EVENTS_BATCH);
+                // First who waits for the answer, then who looks.
+                if let Some(unknown) = unknown {
+                    unknown.hear(&batch);
+                }
                 observer.push_all(&batch);
                 if n < EVENTS_BATCH {
                     break;

@@ -5,6 +5,7 @@ mod ipam;
 pub use ipam::IpamMode;
 
 use crate::core::ipam::Ipam;
+use crate::peer;
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -13,7 +14,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use weft_datapath::sockets::Protocols;
 use weft_k8s::endpoint::Propagation;
-use weft_model::intent::Covers;
+use weft_model::intent::{Covers, Forwarding};
 
 /// Everything that can be said, as it was said. The same names in the file (kebab-case).
 #[derive(Parser, Deserialize, Clone, Debug, Default)]
@@ -124,6 +125,16 @@ pub struct Options {
     /// Ports of Services at the nodes' addresses: first and last. As the API server's `--service-node-port-range`.
     #[arg(long, env = "WEFT_NODE_PORT_RANGE")]
     pub node_port_range: Option<String>,
+    /// How clients outside reach backends of other nodes, unless a Service says otherwise: `snat` (default: with the
+    /// node's address, and answers come back through it) or `dsr` (with their own, and the backend's node answers; the
+    /// network must let nodes send with addresses that are not theirs).
+    #[arg(long, env = "WEFT_NODE_PORT_MODE")]
+    pub node_port_mode: Option<String>,
+    /// Whether decided connections of clients outside to backends of other nodes pass through the node at its device
+    /// (XDP), in native routing: `disabled` (default), `native` (the device's driver must be able to) or `best-effort`
+    /// (where it is able to).
+    #[arg(long, env = "WEFT_NODE_PORT_ACCELERATION")]
+    pub node_port_acceleration: Option<String>,
     /// Entries of the tables of Services with consistent hashing, the same on all nodes: a prime, best over a hundred
     /// times the backends of a Service: 251, 509, 1021, 2039, 4093, 8191, 16381 (default), 32749, 65521 or 131071.
     #[arg(long, env = "WEFT_MAGLEV_TABLE_SIZE")]
@@ -132,6 +143,19 @@ pub struct Options {
     /// kube-proxy's; without it: nowhere.
     #[arg(long, env = "WEFT_HEALTHZ_BIND_ADDRESS")]
     pub healthz_bind_address: Option<String>,
+    /// Certificate of this agent, PEM, with which it asks other agents whose an address is that nobody told of yet, and
+    /// answers them: for organisation `weft:agents` and the node's name (DNS). Without it, nobody is asked.
+    #[arg(long, env = "WEFT_PEER_CERTIFICATE")]
+    pub peer_certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, env = "WEFT_PEER_KEY")]
+    pub peer_key: Option<PathBuf>,
+    /// Certificates of the authority that signs those of agents, PEM.
+    #[arg(long, env = "WEFT_PEER_AUTHORITY")]
+    pub peer_authority: Option<PathBuf>,
+    /// TCP port at which agents ask each other [default: 4241]: the same on all nodes.
+    #[arg(long, env = "WEFT_PEER_PORT")]
+    pub peer_port: Option<u16>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -159,6 +183,17 @@ impl Routing {
             Self::Vxlan => "vxlan",
         }
     }
+}
+
+/// Whether decided connections at the edge pass before the kernel's network stack (XDP).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Acceleration {
+    /// They do not.
+    Disabled,
+    /// They must.
+    Native,
+    /// Where the device's driver is able to.
+    BestEffort,
 }
 
 /// Sizes of tables that Maglev works with: primes next to powers of two.
@@ -223,10 +258,16 @@ pub struct Config {
     pub close_removed_backends: Protocols,
     /// Ports of Services at the nodes' addresses.
     pub node_ports: RangeInclusive<u16>,
+    /// How clients outside reach backends of other nodes.
+    pub node_port_mode: Forwarding,
+    /// Whether they pass through the node at its device.
+    pub node_port_acceleration: Acceleration,
     /// Entries of the tables of Services with consistent hashing.
     pub maglev_table_size: u32,
     /// Where load balancers ask whether the node is well.
     pub healthz_bind_address: Option<SocketAddr>,
+    /// How agents ask each other; `None`: they do not.
+    pub peer: Option<peer::Settings>,
     /// Log directives.
     pub log: String,
 }
@@ -308,8 +349,14 @@ impl Options {
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
             close_removed_backends: self.close_removed_backends.or(other.close_removed_backends),
             node_port_range: self.node_port_range.or(other.node_port_range),
+            node_port_mode: self.node_port_mode.or(other.node_port_mode),
+            node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
             healthz_bind_address: self.healthz_bind_address.or(other.healthz_bind_address),
+            peer_certificate: self.peer_certificate.or(other.peer_certificate),
+            peer_key: self.peer_key.or(other.peer_key),
+            peer_authority: self.peer_authority.or(other.peer_authority),
+            peer_port: self.peer_port.or(other.peer_port),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -328,9 +375,13 @@ impl Options {
         if tunnel_port == 0 {
             return Err(value("tunnel-port", "1 to 65535", "0"));
         }
+        let peer = peer(self.peer_certificate, self.peer_key, self.peer_authority, self.peer_port)?;
         let least = if ipv6 { 1280 } else { 576 };
         if let Some(mtu) = self.mtu.filter(|mtu| !(least..=65_535).contains(mtu)) {
             return Err(value("mtu", "576 (with IPv6: 1280) to 65535", &mtu.to_string()));
+        }
+        if self.node_port_acceleration.as_deref() == Some("native") && self.routing.as_deref() == Some("vxlan") {
+            return Err(value("node-port-acceleration", "`disabled` or `best-effort` with routing `vxlan`", "native"));
         }
         let mode = self.ipam.as_deref().unwrap_or("cluster-pool");
         let names = "`cluster-pool`, `kubernetes`, `multi-pool`, `azure-overlay`, `azure-pod-subnet`, \
@@ -384,10 +435,46 @@ impl Options {
             cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             close_removed_backends: protocols(self.close_removed_backends.as_deref().unwrap_or("udp"))?,
             node_ports: ports("node-port-range", self.node_port_range.as_deref().unwrap_or("30000-32767"))?,
+            node_port_mode: match self.node_port_mode.as_deref().unwrap_or("snat") {
+                "snat" => Forwarding::Snat,
+                "dsr" => Forwarding::Dsr,
+                other => return Err(value("node-port-mode", "`snat` or `dsr`", other)),
+            },
+            node_port_acceleration: match self.node_port_acceleration.as_deref().unwrap_or("disabled") {
+                "disabled" => Acceleration::Disabled,
+                "native" => Acceleration::Native,
+                "best-effort" => Acceleration::BestEffort,
+                other => {
+                    return Err(value("node-port-acceleration", "`disabled`, `native` or `best-effort`", other));
+                }
+            },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
             healthz_bind_address: bind_address(self.healthz_bind_address)?,
+            peer,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
+    }
+}
+
+/// All three files or none.
+fn peer(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    authority: Option<PathBuf>,
+    port: Option<u16>,
+) -> Result<Option<peer::Settings>, ConfigError> {
+    let port = port.unwrap_or(peer::PORT);
+    if port == 0 {
+        return Err(value("peer-port", "1 to 65535", "0"));
+    }
+    match (certificate, key, authority) {
+        (None, None, None) => Ok(None),
+        (Some(certificate), Some(key), Some(authority)) => {
+            Ok(Some(peer::Settings { files: peer::tls::Files { certificate, key, authority }, port }))
+        }
+        (None, ..) => Err(value("peer-certificate", "a file, as peer-key and peer-authority are given", "nothing")),
+        (_, None, _) => Err(value("peer-key", "a file, as peer-certificate is given", "nothing")),
+        (_, _, None) => Err(value("peer-authority", "a file, as peer-certificate is given", "nothing")),
     }
 }
 
@@ -550,6 +637,15 @@ mod tests {
             (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),
+            (&["--node-name", "n", "--node-port-mode", "DSR"], "node-port-mode: expected `snat` or `dsr`, found DSR"),
+            (
+                &["--node-name", "n", "--node-port-acceleration", "native", "--routing", "vxlan"],
+                "node-port-acceleration: expected `disabled` or `best-effort` with routing `vxlan`, found native",
+            ),
+            (
+                &["--node-name", "n", "--node-port-acceleration", "generic"],
+                "node-port-acceleration: expected `disabled`, `native` or `best-effort`, found generic",
+            ),
             (&["--node-name", "n", "--maglev-table-size", "16384"], "maglev-table-size: expected 251, 509"),
             (&["--node-name", "n", "--healthz-bind-address", "10256"], "healthz-bind-address: expected an address"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),

@@ -107,6 +107,7 @@ impl Local {
                 }
                 // What passed, in audit mode or not.
                 None if matches!(counter.reason, 0 | MetricKey::AUDITED) => {}
+                None if counter.reason == MetricKey::ACCELERATED => status.accelerated += counter.packets,
                 None => {
                     status.drops.push((format!("reason {}", counter.reason), direction, counter.packets, counter.bytes))
                 }

@@ -1,7 +1,7 @@
 //! The machine under the pods: its device and addresses, forwarding, the VXLAN device, routes. Follows the nodes of
 //! the cluster for as long as the agent runs, and mends what somebody else undid.
 
-use crate::config::{Config, Routing};
+use crate::config::{Acceleration, Config, Routing};
 use crate::core::describe;
 use crate::core::thread::Handle;
 use ipnet::IpNet;
@@ -71,6 +71,8 @@ async fn set_up(
     blocking(move || {
         let failed = |error: &dyn std::error::Error| format!("attach programs: {}", describe(error));
         hooks_there.attach_device(&device.name, device.ifindex).map_err(|error| failed(&error))?;
+        edge(&for_sockets, &hooks_there, &device)
+            .map_err(|error| format!("node-port-acceleration: {}: {}", device.name, describe(&error)))?;
         if let Some(ifindex) = tunnel {
             hooks_there.attach_tunnel(TUNNEL_DEVICE, ifindex).map_err(|error| failed(&error))?;
         }
@@ -79,6 +81,21 @@ async fn set_up(
     .await?;
     *configured = Some(settings);
     Ok(())
+}
+
+/// What passes through the node at its device, where it shall.
+fn edge(config: &Config, hooks: &Hooks, device: &NodeDevice) -> std::io::Result<()> {
+    // By tunnel all of it is left to the programs behind.
+    if config.node_port_acceleration == Acceleration::Disabled || config.routing == Routing::Vxlan {
+        return hooks.detach_edge().map(drop);
+    }
+    match hooks.attach_edge(&device.name, device.ifindex) {
+        Err(error) if config.node_port_acceleration == Acceleration::BestEffort => {
+            tracing::warn!(device = device.name, error = describe(&error), "no acceleration at the edge");
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// Services at the sockets of the node and its pods, where they shall be.

@@ -125,6 +125,9 @@ pub struct Status {
     pub drops: Vec<(String, String, u64, u64)>,
     /// Events that were not reported, for the rate limit.
     pub events_suppressed: u64,
+    /// Packets of clients outside that passed through the node at its device (XDP), since boot.
+    #[serde(default)]
+    pub accelerated: u64,
 }
 
 /// A local endpoint.

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 const SERVER_PORT: u16 = 7000;
 /// Where the services are reached.
 const SERVICE_PORT: u16 = 80;
-/// The port of the nodes.
-const NODE_PORT: u16 = 30_700;
+/// Ports of the nodes: with the node's address, and with the client's.
+const NODE_PORTS: [(&str, u16); 2] = [("snat", 30_700), ("dsr", 30_701)];
 /// How many services the iptables rules are for.
 const SERVICES: [(&str, u32); 3] = [("i", 100), ("j", 1000), ("k", 10_000)];
 const METRICS: [Metric; 3] = [Metric::TcpRr, Metric::UdpRr, Metric::TcpCrr];
@@ -53,9 +53,15 @@ pub fn run(bin_dir: &Path, settings: &Settings) -> Result<Report> {
     }
     let mut clusters = Vec::new();
     if ["service-near", "service-far", "service-edge"].iter().any(|group| settings.may_want(group)) {
-        let cluster = Cluster::up_with(bin_dir, "s", &["--nodes", "2", "--ip-forwarding"])?;
+        let cluster = Cluster::up_with(bin_dir, "s", &["--nodes", "2", "--fabric-ip-forwarding"])?;
         scenarios.extend(inside(&cluster)?);
-        scenarios.push(at_the_edge(&cluster)?);
+        scenarios.extend(at_the_edge(&cluster, "")?);
+        clusters.push(cluster);
+    }
+    if settings.may_want("service-edge") {
+        let options = ["--nodes", "2", "--fabric-ip-forwarding", "--agent", "node-port-acceleration=native"];
+        let cluster = Cluster::up_with(bin_dir, "x", &options)?;
+        scenarios.extend(at_the_edge(&cluster, "-xdp")?);
         clusters.push(cluster);
     }
     rounds(&Scenario::wanted(scenarios, settings), &METRICS, settings)
@@ -80,18 +86,19 @@ fn cgroup(cluster: &Cluster, node: &str, pod: &Pod) -> Result<PathBuf> {
 }
 
 /// A service of the name of its pods.
-fn service(app: &str, node_port: Option<u16>) -> Value {
+fn service(app: &str, outside: Option<(&str, u16)>) -> Value {
     let port = |protocol: &str| {
         let mut port = json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": SERVICE_PORT,
             "targetPort": SERVER_PORT});
-        if let Some(number) = node_port {
+        if let Some((_, number)) = outside {
             port["nodePort"] = number.into();
         }
         port
     };
-    let kind = if node_port.is_some() { "NodePort" } else { "ClusterIP" };
+    let kind = if outside.is_some() { "NodePort" } else { "ClusterIP" };
+    let annotations = outside.map_or(json!({}), |(mode, _)| json!({"service.cilium.io/forwarding-mode": mode}));
     json!({"apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": app, "namespace": "default"},
+        "metadata": {"name": app, "namespace": "default", "annotations": annotations},
         "spec": {"type": kind, "ipFamilyPolicy": "RequireDualStack", "selector": {"app": app},
             "ports": [port("TCP"), port("UDP")]}})
 }
@@ -152,20 +159,26 @@ fn inside(cluster: &Cluster) -> Result<Vec<Scenario>> {
     Ok(scenarios)
 }
 
-/// From outside through a port of node-1 to a pod on node-2.
-fn at_the_edge(cluster: &Cluster) -> Result<Scenario> {
+/// From outside through ports of node-1 to pods on node-2. `how`: end of the scenarios' names.
+fn at_the_edge(cluster: &Cluster, how: &str) -> Result<Vec<Scenario>> {
     let outside = PathBuf::from(format!("/run/netns/weft-{}-outside", cluster.name()));
     room_for_connections(&outside)?;
     let node = get(cluster, "node", "node-1")?;
     let internal = node["status"]["addresses"].as_array().context("addresses")?.iter();
     let node = both(internal.filter(|one| one["type"] == "InternalIP").filter_map(|one| one["address"].as_str()))?;
-    let server = cluster.pods(&[("edge", "node-2")])?.pop().context("a pod was asked for")?;
-    cluster.apply(&[service("edge", Some(NODE_PORT))])?;
-    let mut scenario = Scenario::new("service-edge", "base-edge", outside, server.ns.clone(), server.addresses);
-    scenario.port = SERVER_PORT;
-    scenario.through = Some(node.map(|ip| SocketAddr::new(ip, NODE_PORT)));
-    answers(&scenario)?;
-    Ok(scenario)
+    let mut scenarios = Vec::new();
+    for (mode, port) in NODE_PORTS {
+        let app = format!("edge-{mode}");
+        let server = cluster.pods(&[(&app, "node-2")])?.pop().context("a pod was asked for")?;
+        cluster.apply(&[service(&app, Some((mode, port)))])?;
+        let name = format!("service-edge/{mode}{how}");
+        let mut scenario = Scenario::new(&name, "base-edge", outside.clone(), server.ns.clone(), server.addresses);
+        scenario.port = SERVER_PORT;
+        scenario.through = Some(node.map(|ip| SocketAddr::new(ip, port)));
+        answers(&scenario)?;
+        scenarios.push(scenario);
+    }
+    Ok(scenarios)
 }
 
 /// Waits until the service is in force: until a first slice in each family succeeds.

@@ -98,6 +98,9 @@ fn print(status: &Status) -> Result<()> {
     for (reason, direction, packets, bytes) in &status.drops {
         writeln!(out, "dropped, {reason} ({direction}): {packets} packets, {bytes} bytes")?;
     }
+    if status.accelerated != 0 {
+        writeln!(out, "passed at the device (XDP): {} packets", status.accelerated)?;
+    }
     if status.events_suppressed != 0 {
         writeln!(out, "events not reported for the rate limit: {}", status.events_suppressed)?;
     }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod edge;
 mod sockets;
 
 const FROM_POD: &str = "weft_from_pod";
@@ -25,7 +26,7 @@ const COLLECT: &str = "weft_collect";
 /// Every program that the object must have.
 pub(crate) fn programs() -> impl Iterator<Item = &'static str> {
     let of_packets = [FROM_POD, TO_POD, FROM_DEVICE, TO_DEVICE, FROM_TUNNEL, TO_TUNNEL, COLLECT];
-    of_packets.into_iter().chain(sockets::HOOKS.iter().map(|hook| hook.program))
+    of_packets.into_iter().chain([edge::PROGRAM]).chain(sockets::HOOKS.iter().map(|hook| hook.program))
 }
 
 /// The programs, loaded.
@@ -147,6 +148,7 @@ impl Hooks {
                 any |= self.unpin(&role.pin(ifname, side))?;
             }
         }
+        any |= self.unpin(&edge::pin(ifname))?;
         Ok(any)
     }
 
@@ -155,7 +157,8 @@ impl Hooks {
     /// # Errors
     /// The pin directory cannot be read.
     pub fn attached(&self) -> io::Result<BTreeSet<String>> {
-        Ok(self.pins()?.iter().filter_map(|pin| Some(Role::parse(pin)?.0)).collect())
+        let device = |pin: &String| Role::parse(pin).map(|(name, ..)| name).or_else(|| edge::device(pin));
+        Ok(self.pins()?.iter().filter_map(device).collect())
     }
 
     /// Removes the pins of devices that are gone and not in `keep`. Returns their names. A device that is there keeps its
@@ -197,6 +200,7 @@ impl Hooks {
             let failed = |source| OpenError::path("take over the link", &path, source);
             let (program, alive): (_, fn(&OwnedFd) -> io::Result<bool>) = match Role::parse(&pin) {
                 Some((_, role, side)) => (role.program(side), has_device),
+                None if edge::device(&pin).is_some() => (edge::PROGRAM, edge::has_device),
                 None => match sockets::program(&pin) {
                     Some(program) => (program, sockets::has_group),
                     None => continue,

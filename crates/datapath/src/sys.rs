@@ -93,7 +93,7 @@ pub fn require_program(fd: BorrowedFd<'_>) -> io::Result<()> {
     require_kind(fd, "bpf-prog")
 }
 
-/// What a link is attached to.
+/// What a device's link is attached to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TcxLink {
     /// The device, 0: it is gone.
@@ -112,6 +112,19 @@ pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
     }
     // SAFETY: the type says that the kernel filled the `tcx` member.
     let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
+    Ok(Some(TcxLink { ifindex, program: info.prog_id }))
+}
+
+/// What the kernel says of an XDP link; `None` if it is a link of another kind.
+pub fn xdp_info(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
+    require_kind(fd, "bpf-link")?;
+    // SAFETY: `fd` is a link, so the kernel writes a `bpf_link_info`, which consists of integers.
+    let info: bpf_link_info = unsafe { object_info(fd) }?;
+    if info.type_ != aya_obj::generated::bpf_link_type::BPF_LINK_TYPE_XDP as u32 {
+        return Ok(None);
+    }
+    // SAFETY: the type says that the kernel filled the `xdp` member.
+    let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
     Ok(Some(TcxLink { ifindex, program: info.prog_id }))
 }
 
@@ -177,6 +190,19 @@ pub fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, side: Side) -> io::Resu
     attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
     attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
     attr.link_create.attach_type = kind as u32;
+    // SAFETY: no pointers.
+    owned(unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }?)
+}
+
+/// Attaches a program to the driver of a device of the calling thread's network namespace, which has none yet.
+pub fn xdp_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    /// `XDP_FLAGS_DRV_MODE`.
+    const NATIVE: u32 = 1 << 2;
+    let mut attr = attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
+    attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attr.link_create.attach_type = bpf_attach_type::BPF_XDP as u32;
+    attr.link_create.flags = NATIVE;
     // SAFETY: no pointers.
     owned(unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }?)
 }

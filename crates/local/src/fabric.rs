@@ -12,7 +12,7 @@ pub mod vnet;
 
 use crate::cluster::options::{Config, FABRIC_V4, FABRIC_V6, OUTSIDE_V4, OUTSIDE_V6, Routing};
 use crate::cluster::paths::node_name;
-use crate::netlink::{Netlink, Rule, RuleAction, VethEnd};
+use crate::netlink::{Netlink, Rule, RuleAction, VethEnd, features};
 use crate::netns;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,12 +69,22 @@ pub fn create(config: &Config) -> io::Result<()> {
         link(&fabric, &name, &paths.node_netns(&name), &addresses, &config.gateways())
             .map_err(during(&format!("the link of {name}")))?;
     }
+    if config.accelerates() {
+        netns::within(&netns::path(&fabric), || config.node_names().iter().try_for_each(|name| for_drivers(name)))
+            .map_err(during("links for acceleration (XDP)"))?;
+    }
     link(&fabric, OUTSIDE_LINK, &paths.outside_netns(), &config.outside_addresses(), &config.gateways())
         .map_err(during("the link to the outside"))?;
     netns::within(&netns::path(&fabric), || routes(config)).map_err(during("the fabric's routes"))?;
     // Whoever watches the nodes corrects this; until then a fabric that already works goes on working.
     let carried = carried(config)?;
     apply(config, &carried)
+}
+
+/// Makes the fabric's end of a node's link a network card's peer: it takes what the driver of the other end sends before
+/// the kernel makes a packet of it, and leaves no checksum for others to fill in.
+fn for_drivers(link: &str) -> io::Result<()> {
+    features::set(link, &[("rx-gro", true), ("tx-checksum-ip-generic", false)])
 }
 
 /// Routes that do not change: to the whole outside by its only host, and to the nodes that serve other addresses.

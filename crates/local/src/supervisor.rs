@@ -154,6 +154,10 @@ fn api_server(config: &Config) -> anyhow::Result<Service> {
     service.option("--kubeconfig", paths.kubeconfig());
     service.option("--node-kubeconfig", paths.node_kubeconfig());
     service.option("--dns-kubeconfig", paths.dns_kubeconfig());
+    for node in config.node_names() {
+        let dir = paths.node(&node).join("peer");
+        service.option("--agent-certificates", format!("{node}={}", dir.display()));
+    }
     service.option("--run-dir", paths.run());
     service.option("--ip-families", config.families());
     service.option("--pod-cidr", join(&config.pod_cidrs));
@@ -174,7 +178,7 @@ fn operator(config: &Config) -> anyhow::Result<Service> {
         service.option("--cloud", format!("unix:{}", config.paths().cloud_socket().display()));
     }
     // What the agents take for valid.
-    for key in ["extended-protocols", "host-firewall", "node-port-range"] {
+    for key in ["endpoint-propagation", "extended-protocols", "host-firewall", "node-port-range"] {
         if let Some(value) = config.agent.get(key) {
             service.option(&format!("--{key}"), value);
         }
@@ -220,6 +224,13 @@ fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
     service.option("--cni-bin-dir", dir.join("cni/bin"));
     service.option("--cni-conf-dir", dir.join("cni/conf"));
     service.option("--cluster-name", &config.name);
+    // The authority is the embedded API server's.
+    if config.kubeconfig.is_none() {
+        let peer = dir.join("peer");
+        service.option("--peer-certificate", peer.join("agent.crt"));
+        service.option("--peer-key", peer.join("agent.key"));
+        service.option("--peer-authority", peer.join("ca.crt"));
+    }
     let number = config.node_names().iter().position(|name| name == node).and_then(|at| u8::try_from(at + 1).ok());
     let number = number.context("a node that is not of the cluster")?;
     for (key, value) in config.ipam_settings(number, &dir.join("host-local")) {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use std::net::IpAddr;
 use std::path::Path;
 use weft_abi::{
@@ -22,10 +22,15 @@ pub const PASS: u32 = 0;
 pub const DROP: u32 = 2;
 /// `TC_ACT_REDIRECT`.
 pub const REDIRECT: u32 = 7;
+/// `XDP_PASS`.
+pub const XDP_PASS: u32 = 2;
+/// `XDP_REDIRECT`.
+pub const XDP_REDIRECT: u32 = 4;
 
 /// Size of `struct __sk_buff` and the offsets of the fields that a test sets.
 const SKB: usize = 192;
 const SKB_MARK: usize = 8;
+const SKB_INGRESS_IFINDEX: usize = 36;
 const SKB_IFINDEX: usize = 40;
 
 /// What a program did with a frame.
@@ -37,6 +42,8 @@ pub struct Outcome {
     pub frame: Vec<u8>,
     /// Nanoseconds per run.
     pub ns: u64,
+    /// The packet's mark after it.
+    pub mark: u32,
 }
 
 /// The programs and their maps. Nothing is pinned or attached: all of it goes with the value.
@@ -123,9 +130,13 @@ impl Kernel {
         }
         let mut ebpf = loader.load(&object()?)?;
         for (name, program) in ebpf.programs_mut() {
-            // Those at sockets cannot be run like this.
-            let Ok(program) = <&mut SchedClassifier>::try_from(program) else { continue };
-            program.load().with_context(|| format!("load {name}"))?;
+            let loaded = match program {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                // Those at sockets cannot be run like this.
+                _ => continue,
+            };
+            loaded.with_context(|| format!("load {name}"))?;
         }
         let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
         let (endpoints, ipcache) = (take(map_name::ENDPOINTS)?, take(map_name::IPCACHE)?);
@@ -177,22 +188,63 @@ impl Kernel {
     /// # Errors
     /// If the kernel will not run it.
     pub fn repeat(&self, program: &str, ifindex: u32, frame: &[u8], repeat: u32, mark: u32) -> Result<Outcome> {
+        self.on(program, (0, ifindex), frame, repeat, mark)
+    }
+
+    /// The same of a frame that came by one device (0: it was made here) and is at another.
+    ///
+    /// # Errors
+    /// If the kernel will not run it.
+    pub fn on(
+        &self,
+        program: &str,
+        (from, ifindex): (u32, u32),
+        frame: &[u8],
+        repeat: u32,
+        mark: u32,
+    ) -> Result<Outcome> {
         let program: &SchedClassifier =
             self.ebpf.program(program).with_context(|| format!("the object has no program {program}"))?.try_into()?;
         let mut skb = [0_u8; SKB];
+        skb[SKB_INGRESS_IFINDEX..SKB_INGRESS_IFINDEX + 4].copy_from_slice(&from.to_ne_bytes());
         skb[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
         skb[SKB_MARK..SKB_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
-        let mut out = vec![0_u8; frame.len() + 256];
+        let (mut out, mut skb_out) = (vec![0_u8; frame.len() + 256], [0_u8; SKB]);
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
             ctx_in: Some(&skb),
+            ctx_out: Some(&mut skb_out),
             repeat,
             ..TestRunOptions::new()
         })?;
         out.truncate(result.data_size_out as usize);
         let ns = u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX);
-        Ok(Outcome { action: result.return_value, frame: out, ns })
+        let mark = skb_out.get(SKB_MARK..SKB_MARK + 4).context("the mark")?;
+        Ok(Outcome { action: result.return_value, frame: out, ns, mark: u32::from_ne_bytes(mark.try_into()?) })
+    }
+
+    /// Runs the program before the kernel on a frame that came by device `ifindex` of this thread's network namespace.
+    ///
+    /// # Errors
+    /// If the kernel will not run it.
+    pub fn before_kernel(&self, program: &str, ifindex: u32, frame: &[u8]) -> Result<Outcome> {
+        let program: &Xdp =
+            self.ebpf.program(program).with_context(|| format!("the object has no program {program}"))?.try_into()?;
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let words = [0, u32::try_from(frame.len())?, 0, ifindex, 0, 0];
+        let context: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut out = vec![0_u8; frame.len() + 256];
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            repeat: 1,
+            ..TestRunOptions::new()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        let ns = u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX);
+        Ok(Outcome { action: result.return_value, frame: out, mark: 0, ns })
     }
 
     /// Instructions that the verifier looked at, by program.
@@ -202,10 +254,12 @@ impl Kernel {
     pub fn verified(&self) -> Result<Vec<(String, u32)>> {
         self.ebpf
             .programs()
-            .filter_map(|(name, program)| Some((name, <&SchedClassifier>::try_from(program).ok()?)))
-            .map(|(name, program)| {
-                Ok((name.to_owned(), program.info()?.verified_instruction_count().context("the kernel counts")?))
+            .filter_map(|(name, program)| match program {
+                Program::SchedClassifier(program) => Some((name, program.info())),
+                Program::Xdp(program) => Some((name, program.info())),
+                _ => None,
             })
+            .map(|(name, info)| Ok((name.to_owned(), info?.verified_instruction_count().context("the kernel counts")?)))
             .collect()
     }
 

@@ -34,6 +34,7 @@ impl Kind {
     pub fn of(section: &ProgramSection) -> Option<Self> {
         let (program, attach) = match section {
             ProgramSection::SchedClassifier => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, None),
+            ProgramSection::Xdp { .. } => (bpf_prog_type::BPF_PROG_TYPE_XDP, Some(bpf_attach_type::BPF_XDP)),
             ProgramSection::CgroupSockAddr { attach_type } => {
                 (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, Some((*attach_type).into()))
             }

@@ -74,6 +74,10 @@ pub struct UpOptions {
     /// Nodes may send packets of others, as direct server return needs it [default: only their own and their pods']
     #[arg(long)]
     pub fabric_ip_forwarding: bool,
+    /// How clients outside reach backends of other nodes: snat, or dsr, which brings --fabric-ip-forwarding with it
+    /// [default: snat]
+    #[arg(long, value_name = "MODE")]
+    pub node_port_mode: Option<String>,
     /// Zones, given to the nodes in turn as topology.kubernetes.io/zone [default: none]
     #[arg(long, value_name = "LIST")]
     pub zones: Vec<String>,
@@ -264,7 +268,15 @@ impl UpOptions {
         };
         let bin_dir = self.bin_dir.clone().unwrap_or_default();
         let name = self.name.clone();
-        let agent = parse_agent(&self.agent)?;
+        let mut agent = parse_agent(&self.agent)?;
+        match self.node_port_mode.as_deref() {
+            None => {}
+            Some(mode @ ("snat" | "dsr")) => {
+                agent.insert("node-port-mode".to_owned(), mode.to_owned());
+            }
+            Some(other) => return Err(wrong("node-port-mode", other, "expected snat or dsr")),
+        }
+        let direct = agent.get("node-port-mode").is_some_and(|mode| mode == "dsr");
         if let Some(address) = self.dns_service_ip {
             let api = service_cidrs.first().and_then(|range| nth_address(range, API_ADDRESS));
             if !service_cidrs.iter().any(|range| range.contains(&address)) || Some(address) == api {
@@ -285,7 +297,7 @@ impl UpOptions {
             max_pods,
             agent,
             fabric_routes: Vec::new(),
-            ip_forwarding: self.fabric_ip_forwarding,
+            ip_forwarding: self.fabric_ip_forwarding || direct,
             zones: routes::parse_zones(&self.zones)?,
             // Somebody else's cluster has its own.
             dns: !self.no_dns && self.kubeconfig.is_none(),
@@ -336,7 +348,7 @@ impl UpOptions {
         if self.max_pods.is_some() && wanted.max_pods != existing.max_pods {
             return Some(differs("max-pods", wanted.max_pods.to_string(), existing.max_pods.to_string()));
         }
-        if !self.agent.is_empty() && wanted.agent != existing.agent {
+        if (!self.agent.is_empty() || self.node_port_mode.is_some()) && wanted.agent != existing.agent {
             let text = |settings: &BTreeMap<String, String>| {
                 settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
             };
@@ -347,7 +359,7 @@ impl UpOptions {
         if !self.fabric_route.is_empty() && wanted.fabric_routes != existing.fabric_routes {
             return Some(differs("fabric-route", routes(wanted), format!("{:?}", routes(existing))));
         }
-        if self.fabric_ip_forwarding && !existing.ip_forwarding {
+        if wanted.ip_forwarding && !existing.ip_forwarding {
             return Some(differs("fabric-ip-forwarding", "true".into(), "false".into()));
         }
         if !self.zones.is_empty() && wanted.zones != existing.zones {
@@ -375,6 +387,12 @@ impl Config {
     #[must_use]
     pub fn node_names(&self) -> Vec<String> {
         (1..=self.nodes).map(super::paths::node_name).collect()
+    }
+
+    /// Connections at the edge pass through the nodes at their devices.
+    #[must_use]
+    pub fn accelerates(&self) -> bool {
+        self.agent.get("node-port-acceleration").is_some_and(|how| how != "disabled")
     }
 
     /// As `--ip-families` writes it.
@@ -464,7 +482,7 @@ pub fn nth_address(range: &IpNet, nth: u32) -> Option<IpAddr> {
 }
 
 /// Settings of the agent that a cluster on one machine leaves to its user.
-const AGENT_SETTINGS: [&str; 14] = [
+const AGENT_SETTINGS: [&str; 16] = [
     "extended-protocols",
     "host-firewall",
     "ipam-batch",
@@ -474,6 +492,8 @@ const AGENT_SETTINGS: [&str; 14] = [
     "masquerade",
     "mtu",
     "no-masquerade",
+    "node-port-acceleration",
+    "node-port-mode",
     "node-port-range",
     "policy-audit-mode",
     "policy-cidr-match-mode",

@@ -5,6 +5,8 @@ use super::packet::{RawSocket, SCTP, crc32c};
 use super::serve::greeting;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const INIT: u8 = 1;
@@ -67,6 +69,22 @@ fn tag() -> u32 {
     uuid::Uuid::new_v4().as_u128() as u32 | 1
 }
 
+/// A port for an association: as in a kernel's own SCTP, no two of this process have the same. Where a service or a
+/// masquerade stands between, associations with equal ports cannot be told apart, and SCTP's ports are never changed.
+fn own_port() -> u16 {
+    static START: OnceLock<u32> = OnceLock::new();
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Odd, so that all of the range comes before the first comes again; and not by one, as another process may have
+    // begun nearby.
+    const STEP: u32 = 397;
+    let start = *START.get_or_init(tag);
+    32_768 + (start.wrapping_add(NEXT.fetch_add(STEP, Ordering::Relaxed)) % 16_384) as u16
+}
+
+/// How long the first INIT is waited for; each one after it twice as long (RFC 9260 4.2, T1-init; shorter than its
+/// second, as tests do not wait that long).
+const FIRST_WAIT: Duration = Duration::from_millis(300);
+
 /// Sends INIT until INIT ACK or ABORT comes back.
 pub(super) fn connect(target: SocketAddr, source: SocketAddr, timeout: Duration) -> io::Result<String> {
     let socket = RawSocket::open(target.is_ipv6(), SCTP)?;
@@ -75,13 +93,14 @@ pub(super) fn connect(target: SocketAddr, source: SocketAddr, timeout: Duration)
     }
     socket.connect(target.ip())?;
     let own_tag = tag();
-    let source_port = if source.port() == 0 { 32_768 + (own_tag % 16_384) as u16 } else { source.port() };
+    let source_port = if source.port() == 0 { own_port() } else { source.port() };
     let init = Packet { source_port, destination_port: target.port(), tag: 0, chunk: INIT, body: init_body(own_tag) };
     let deadline = Instant::now() + timeout;
+    let mut wait = FIRST_WAIT;
     loop {
         socket.send(&init.bytes())?;
-        // Like SCTP itself: again after a second.
-        let again = (Instant::now() + Duration::from_secs(1)).min(deadline);
+        let again = (Instant::now() + wait).min(deadline);
+        wait *= 2;
         while let Some(left) = again.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
             socket.set_timeout(left)?;
             let bytes = match socket.receive() {
@@ -162,6 +181,12 @@ mod tests {
         }
         bytes[17] ^= 1;
         assert!(Packet::parse(&bytes).is_none());
+    }
+
+    #[test]
+    fn no_two_associations_have_the_same_port() {
+        let ports: std::collections::BTreeSet<u16> = (0..16_384).map(|_| own_port()).collect();
+        assert_eq!((ports.len(), ports.first(), ports.last()), (16_384, Some(&32_768), Some(&49_151)));
     }
 
     #[test]

@@ -37,7 +37,8 @@ pub(super) fn read(annotations: &BTreeMap<String, String>) -> Read<Asked> {
         Some(1) => Algorithm::Maglev,
         _ => Algorithm::Random,
     };
-    let forwarding = asked(FORWARDING, &[("snat", 0)]).map(|_| Forwarding::Snat);
+    let forwarding =
+        asked(FORWARDING, &[("snat", 0), ("dsr", 1)]).map(|n| if n == 0 { Forwarding::Snat } else { Forwarding::Dsr });
     let mode = annotations.get(TOPOLOGY).or_else(|| annotations.get(TOPOLOGY_BEFORE)).map_or("", String::as_str);
     let hints = match mode {
         "" | "Disabled" | "disabled" => false,

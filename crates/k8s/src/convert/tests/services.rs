@@ -185,7 +185,7 @@ fn what_is_wrong_with_a_service_is_named() {
     }
     let annotations = [
         ("lb-algorithm", "least", "\"least\", expected random or maglev"),
-        ("forwarding-mode", "DSR", "\"DSR\", expected snat"),
+        ("forwarding-mode", "DSR", "\"DSR\", expected snat or dsr"),
         ("src-ranges-policy", "deny", "\"deny\", expected allow"),
         ("type", "NodePort", "\"NodePort\", expected none: it is not supported"),
         ("node-selector", "a=b", "\"a=b\", expected none: it is not supported"),
@@ -194,6 +194,10 @@ fn what_is_wrong_with_a_service_is_named() {
         let problem = changed("/metadata/annotations", json!({format!("service.cilium.io/{name}"): value}));
         let problem = problem.expect_err(name).to_string();
         assert_eq!(problem, format!("metadata.annotations[service.cilium.io/{name}]: {expected}"));
+    }
+    for (word, forwarding) in [("snat", Some(Forwarding::Snat)), ("dsr", Some(Forwarding::Dsr)), ("", None)] {
+        let read = changed("/metadata/annotations", json!({"service.cilium.io/forwarding-mode": word})).expect(word);
+        assert_eq!(read.routing.expect("it is served").forwarding, forwarding, "{word:?}");
     }
     // All of it at once.
     let mut bad = full();

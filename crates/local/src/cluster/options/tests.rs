@@ -63,6 +63,8 @@ fn errors_name_the_option_and_what_was_expected() {
     let text = error(|o| o.agent = vec!["policy-audit=true".into()]);
     assert!(text.contains("--agent policy-audit=true") && text.contains("policy-audit-mode"), "{text}");
     assert!(error(|o| o.agent = vec!["mtu".into()]).contains("SETTING=VALUE"));
+    let text = error(|o| o.node_port_mode = Some("DSR".into()));
+    assert!(text.contains("--node-port-mode DSR") && text.contains("snat or dsr"), "{text}");
 }
 
 #[test]
