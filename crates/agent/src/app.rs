@@ -9,9 +9,10 @@ use crate::core::{Core, Settings};
 use crate::health::Health;
 use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
+use crate::peer::{self, Unknown};
 use crate::ports::{Cluster, Links};
 use crate::state::StateDir;
-use crate::{install, machine, propagation, restart, server};
+use crate::{install, ipam, machine, propagation, restart, server};
 use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -73,6 +74,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
     // The cluster.
     let client = Client::connect(&options).await.context("API server")?;
+    let client_again = client.clone();
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
     let writers = propagation::Writers::start(&client, &config.node_name, &stop);
     let mode = (config.node_name.clone(), config.endpoint_propagation);
@@ -96,6 +98,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tasks.spawn(propagation::announce(core.clone(), mode.1, writers, found_elsewhere, stop.clone()));
     tasks.spawn(cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
 
+    let unknown = match &config.peer {
+        Some(peer) => Some(peer::start(peer, &core, &tasks, &stop).await?),
+        None => None,
+    };
+    tasks.spawn(ipam::run(core.clone(), client_again, config.clone(), stop.clone()));
+
     // What the kernel sees, and its housekeeping.
     let observer = Observer::new(config.node_name.as_str(), EVENTS_KEPT, Arc::new(Names::new(core.clone())));
     tasks.spawn({
@@ -107,7 +115,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     });
     std::thread::Builder::new().name("weft-events".into()).spawn({
         let (observer, stop) = (observer.clone(), stop.clone());
-        move || read_events(events, &observer, &stop)
+        move || read_events(events, &observer, unknown.as_ref(), &stop)
     })?;
     std::thread::Builder::new().name("weft-collect".into()).spawn({
         let stop = stop.clone();
@@ -168,6 +176,8 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         ipv4: config.ipv4,
         ipv6: config.ipv6,
         tunnel: config.routing == crate::config::Routing::Vxlan,
+        ipam: config.ipam,
+        pod_ranges: config.pod_ranges.clone(),
         no_masquerade: config.no_masquerade.clone(),
         host_firewall: config.host_firewall,
         audit: config.policy_audit_mode,
@@ -191,13 +201,17 @@ async fn follow_observers(observer: Arc<Observer>, switch: ObserveSwitch, stop: 
     }
 }
 
-fn read_events(mut events: EventReader, observer: &Observer, stop: &CancellationToken) {
+fn read_events(mut events: EventReader, observer: &Observer, unknown: Option<&Unknown>, stop: &CancellationToken) {
     let mut batch = Vec::with_capacity(EVENTS_BATCH);
     while !stop.is_cancelled() {
         match events.wait(None) {
             Ok(true) => loop {
                 batch.clear();
                 let n = events.read(&mut batch, EVENTS_BATCH);
+                // First who waits for the answer, then who looks.
+                if let Some(unknown) = unknown {
+                    unknown.hear(&batch);
+                }
                 observer.push_all(&batch);
                 if n < EVENTS_BATCH {
                     break;

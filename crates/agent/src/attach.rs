@@ -28,6 +28,8 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// An ADD answers within this, whatever happens: `weft-cni` waits a little longer.
 const ADD_TIMEOUT: Duration = Duration::from_secs(50);
+/// Longest wait for an address that another pod may give back, or the cloud may give.
+const ADDRESS_WAIT: Duration = Duration::from_secs(10);
 /// First pause between two questions to an API server that does not answer.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest.
@@ -72,6 +74,7 @@ impl Attachments {
     pub async fn add(&self, request: AddRequest) -> Result<AddResult, CniError> {
         let until = Instant::now() + self.timeout;
         self.wait_ready(until).await?;
+        self.check_source(&request).await?;
         let _alone = self.lock(&request.attachment).await;
         let attachment = request.attachment.clone();
         if let Some(present) = self.core.call(move |core| core.endpoint_of(&attachment)).await.map_err(gone)? {
@@ -85,9 +88,9 @@ impl Attachments {
         let identity = self.identity(&labels, until).await?;
         let mtu = self.mtu.load(Ordering::Relaxed);
         let mtu = request.mtu.map_or(mtu, |wanted| wanted.min(mtu));
-        let reservation =
-            Reservation { attachment: request.attachment, netns: request.netns, pod, labels, identity, mtu };
-        let record = self.core.call(move |core| core.reserve(reservation)).await.map_err(gone)??;
+        let (attachment, netns, addresses) = (request.attachment, request.netns, request.addresses);
+        let record =
+            self.reserve(Reservation { attachment, netns, pod, labels, identity, mtu, addresses }, until).await?;
         match self.put_on(&record).await {
             Ok(record) => {
                 tracing::info!(endpoint = %record.id, pod = %record.pod, addresses = ?record.addresses, "attached");
@@ -100,6 +103,46 @@ impl Attachments {
                     tracing::warn!(error = %rest, "something of it is left for now");
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Addresses come from one side or the other, as the agent was told, never from both.
+    async fn check_source(&self, request: &AddRequest) -> Result<(), CniError> {
+        let delegated = self.core.call(|core| core.is_delegated()).await.map_err(gone)?;
+        match (delegated, request.addresses.is_some()) {
+            (true, false) => Err(refusal(
+                code::INVALID_CONFIG,
+                "no addresses",
+                "the agent runs with ipam=delegated: the network configuration must have an ipam plugin",
+            )),
+            (false, true) => Err(refusal(
+                code::INVALID_CONFIG,
+                "addresses from elsewhere",
+                "ipam: the agent gives addresses itself; remove the key, or run the agent with ipam=delegated",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a number and addresses. Where addresses come as pods come, waits for a while for some.
+    async fn reserve(&self, wanted: Reservation, until: Instant) -> Result<EndpointRecord, CniError> {
+        let until = until.min(Instant::now() + ADDRESS_WAIT);
+        let signals = self.core.call(|core| core.signals()).await.map_err(gone)?;
+        loop {
+            // Whatever comes after the attempt is heard.
+            let mut more = std::pin::pin!(signals.blocks.notified());
+            more.as_mut().enable();
+            let attempt = wanted.clone();
+            let (taken, may_grow) =
+                self.core.call(move |core| (core.reserve(attempt), core.may_grow())).await.map_err(gone)?;
+            match taken {
+                Err(error) if error.code == code::NO_ADDRESSES && may_grow => {
+                    if tokio::time::timeout_at(until, more).await.is_err() {
+                        return Err(error);
+                    }
+                }
+                other => return other,
             }
         }
     }

@@ -1,5 +1,11 @@
 //! What the agent is told: file < environment (`WEFT_*`) < flags, checked once into [`Config`].
 
+mod ipam;
+
+pub use ipam::IpamMode;
+
+use crate::core::ipam::Ipam;
+use crate::peer;
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -76,6 +82,29 @@ pub struct Options {
     /// (default).
     #[arg(long, env = "WEFT_EXTENDED_PROTOCOLS")]
     pub extended_protocols: Option<String>,
+    /// Where pods get their addresses: `cluster-pool` (default: the node's pod CIDRs, which the operator gives),
+    /// `kubernetes` (the same, given by the cluster's controller manager), `multi-pool` (CiliumPodIPPools),
+    /// `azure-overlay`, `azure-pod-subnet`, `azure-pod-subnet-block`, `azure-node-subnet`, or `delegated` (another CNI
+    /// plugin, see --ipam-plugin).
+    #[arg(long, env = "WEFT_IPAM")]
+    pub ipam: Option<String>,
+    /// Configuration of the CNI plugin that gives addresses (JSON with `type`), for `delegated`.
+    #[arg(long, env = "WEFT_IPAM_PLUGIN")]
+    pub ipam_plugin: Option<String>,
+    /// Where pods of any node have their addresses, for the `azure` modes: comma separated prefixes. An address in them
+    /// that is not known yet is not taken for the outside.
+    #[arg(long, env = "WEFT_POD_CIDR")]
+    pub pod_cidr: Option<String>,
+    /// Most pods on this node: how many addresses it gets where that is settled beforehand (default: 250; 30 with
+    /// `azure-node-subnet`).
+    #[arg(long, env = "WEFT_MAX_PODS")]
+    pub max_pods: Option<u32>,
+    /// Addresses asked for at once, for `azure-pod-subnet` (default: 16).
+    #[arg(long, env = "WEFT_IPAM_BATCH")]
+    pub ipam_batch: Option<u32>,
+    /// Addresses held ahead of demand, for `multi-pool` (default: 8).
+    #[arg(long, env = "WEFT_IPAM_PREALLOCATE")]
+    pub ipam_preallocate: Option<u32>,
     /// How this node's endpoints become known to the others: `ces-node` (default: slices that the agent writes),
     /// `ces-operator` (a CiliumEndpoint per pod, from which the operator makes slices) or `cep` (a CiliumEndpoint per
     /// pod, which every agent watches). Set it as the operator's. It may be changed in a running cluster.
@@ -114,6 +143,19 @@ pub struct Options {
     /// kube-proxy's; without it: nowhere.
     #[arg(long, env = "WEFT_HEALTHZ_BIND_ADDRESS")]
     pub healthz_bind_address: Option<String>,
+    /// Certificate of this agent, PEM, with which it asks other agents whose an address is that nobody told of yet, and
+    /// answers them: for organisation `weft:agents` and the node's name (DNS). Without it, nobody is asked.
+    #[arg(long, env = "WEFT_PEER_CERTIFICATE")]
+    pub peer_certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, env = "WEFT_PEER_KEY")]
+    pub peer_key: Option<PathBuf>,
+    /// Certificates of the authority that signs those of agents, PEM.
+    #[arg(long, env = "WEFT_PEER_AUTHORITY")]
+    pub peer_authority: Option<PathBuf>,
+    /// TCP port at which agents ask each other [default: 4241]: the same on all nodes.
+    #[arg(long, env = "WEFT_PEER_PORT")]
+    pub peer_port: Option<u16>,
     /// What to log: `error`, `warn`, `info`, `debug`, or directives such as `weft_agent=debug`.
     #[arg(long, env = "WEFT_LOG")]
     pub log: Option<String>,
@@ -200,6 +242,12 @@ pub struct Config {
     pub cidr_covers: Covers,
     /// Protocols beside TCP, UDP, SCTP and ICMP.
     pub extended_protocols: bool,
+    /// How pods get their addresses.
+    pub ipam: Ipam,
+    /// Configuration of the plugin that gives them.
+    pub ipam_plugin: Option<serde_json::Value>,
+    /// Where pods of any node have theirs.
+    pub pod_ranges: Vec<IpNet>,
     /// How this node's endpoints become known.
     pub endpoint_propagation: Propagation,
     /// Services are translated at sockets.
@@ -218,6 +266,8 @@ pub struct Config {
     pub maglev_table_size: u32,
     /// Where load balancers ask whether the node is well.
     pub healthz_bind_address: Option<SocketAddr>,
+    /// How agents ask each other; `None`: they do not.
+    pub peer: Option<peer::Settings>,
     /// Log directives.
     pub log: String,
 }
@@ -288,6 +338,12 @@ impl Options {
             policy_audit_mode: self.policy_audit_mode.or(other.policy_audit_mode),
             policy_cidr_match_mode: self.policy_cidr_match_mode.or(other.policy_cidr_match_mode),
             extended_protocols: self.extended_protocols.or(other.extended_protocols),
+            ipam: self.ipam.or(other.ipam),
+            ipam_plugin: self.ipam_plugin.or(other.ipam_plugin),
+            pod_cidr: self.pod_cidr.or(other.pod_cidr),
+            max_pods: self.max_pods.or(other.max_pods),
+            ipam_batch: self.ipam_batch.or(other.ipam_batch),
+            ipam_preallocate: self.ipam_preallocate.or(other.ipam_preallocate),
             endpoint_propagation: self.endpoint_propagation.or(other.endpoint_propagation),
             socket_lb: self.socket_lb.or(other.socket_lb),
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
@@ -297,6 +353,10 @@ impl Options {
             node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
             healthz_bind_address: self.healthz_bind_address.or(other.healthz_bind_address),
+            peer_certificate: self.peer_certificate.or(other.peer_certificate),
+            peer_key: self.peer_key.or(other.peer_key),
+            peer_authority: self.peer_authority.or(other.peer_authority),
+            peer_port: self.peer_port.or(other.peer_port),
             log: self.log.or(other.log),
             config: self.config,
         }
@@ -315,6 +375,7 @@ impl Options {
         if tunnel_port == 0 {
             return Err(value("tunnel-port", "1 to 65535", "0"));
         }
+        let peer = peer(self.peer_certificate, self.peer_key, self.peer_authority, self.peer_port)?;
         let least = if ipv6 { 1280 } else { 576 };
         if let Some(mtu) = self.mtu.filter(|mtu| !(least..=65_535).contains(mtu)) {
             return Err(value("mtu", "576 (with IPv6: 1280) to 65535", &mtu.to_string()));
@@ -322,7 +383,29 @@ impl Options {
         if self.node_port_acceleration.as_deref() == Some("native") && self.routing.as_deref() == Some("vxlan") {
             return Err(value("node-port-acceleration", "`disabled` or `best-effort` with routing `vxlan`", "native"));
         }
+        let mode = self.ipam.as_deref().unwrap_or("cluster-pool");
+        let names = "`cluster-pool`, `kubernetes`, `multi-pool`, `azure-overlay`, `azure-pod-subnet`, \
+                     `azure-pod-subnet-block`, `azure-node-subnet` or `delegated`";
+        let mode = IpamMode::named(mode).ok_or_else(|| value("ipam", names, mode))?;
+        let max_pods = self.max_pods.unwrap_or(if mode == IpamMode::NodeSubnet { 30 } else { 250 });
+        let ipam = Ipam {
+            mode,
+            max_pods: within("max-pods", "1 to 4094", max_pods, 1..=4094)?,
+            batch: within("ipam-batch", "1 to 256", self.ipam_batch.unwrap_or(16), 1..=256)?,
+            preallocate: within("ipam-preallocate", "0 to 4096", self.ipam_preallocate.unwrap_or(8), 0..=4096)?,
+        };
+        if mode.native_only() && self.routing.as_deref() == Some("vxlan") {
+            return Err(value("routing", "`native`, with this ipam mode", "vxlan"));
+        }
+        let pod_ranges = prefixes("pod-cidr", self.pod_cidr.as_deref().unwrap_or_default())?;
+        if !pod_ranges.is_empty() && !mode.native_only() {
+            return Err(value("pod-cidr", "nothing, with this ipam mode", &self.pod_cidr.unwrap_or_default()));
+        }
+        let ipam_plugin = ipam::plugin(mode, self.ipam_plugin.as_deref())?;
         Ok(Config {
+            ipam,
+            ipam_plugin,
+            pod_ranges,
             node_name,
             kubeconfig: self.kubeconfig,
             socket: absolute("socket", self.socket.unwrap_or_else(|| "/run/weft/agent.sock".into()))?,
@@ -340,7 +423,7 @@ impl Options {
             cni_conf_dir: directory("cni-conf-dir", self.cni_conf_dir)?,
             cluster_name: cluster_name(self.cluster_name.unwrap_or_else(|| "default".into()))?,
             no_masquerade: prefixes("no-masquerade", self.no_masquerade.as_deref().unwrap_or_default())?,
-            masquerade: switch("masquerade", self.masquerade, true)?,
+            masquerade: switch("masquerade", self.masquerade, !mode.routable())?,
             mtu: self.mtu,
             tunnel_port,
             host_firewall: switch("host-firewall", self.host_firewall, true)?,
@@ -367,8 +450,31 @@ impl Options {
             },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
             healthz_bind_address: bind_address(self.healthz_bind_address)?,
+            peer,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
+    }
+}
+
+/// All three files or none.
+fn peer(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    authority: Option<PathBuf>,
+    port: Option<u16>,
+) -> Result<Option<peer::Settings>, ConfigError> {
+    let port = port.unwrap_or(peer::PORT);
+    if port == 0 {
+        return Err(value("peer-port", "1 to 65535", "0"));
+    }
+    match (certificate, key, authority) {
+        (None, None, None) => Ok(None),
+        (Some(certificate), Some(key), Some(authority)) => {
+            Ok(Some(peer::Settings { files: peer::tls::Files { certificate, key, authority }, port }))
+        }
+        (None, ..) => Err(value("peer-certificate", "a file, as peer-key and peer-authority are given", "nothing")),
+        (_, None, _) => Err(value("peer-key", "a file, as peer-certificate is given", "nothing")),
+        (_, _, None) => Err(value("peer-authority", "a file, as peer-certificate is given", "nothing")),
     }
 }
 
@@ -383,6 +489,15 @@ fn switch(field: &'static str, text: Option<String>, default: bool) -> Result<bo
         Some("false") => Ok(false),
         Some(other) => Err(value(field, "`true` or `false`", other)),
     }
+}
+
+fn within(
+    field: &'static str,
+    expected: &'static str,
+    number: u32,
+    range: std::ops::RangeInclusive<u32>,
+) -> Result<u32, ConfigError> {
+    if range.contains(&number) { Ok(number) } else { Err(value(field, expected, &number.to_string())) }
 }
 
 fn propagation(text: &str) -> Result<Propagation, ConfigError> {

@@ -24,6 +24,7 @@ use weft_model::intent::{Change, Forwarding, IdentityLabels, Namespace, Node, Ob
 
 pub mod endpoints;
 mod explain;
+pub mod ipam;
 mod nodes;
 mod policy;
 pub mod preview;
@@ -69,6 +70,10 @@ pub struct Settings {
     pub ipv6: bool,
     /// Packets to other nodes' pods are tunnelled.
     pub tunnel: bool,
+    /// How pods get their addresses.
+    pub ipam: ipam::Ipam,
+    /// Where pods of any node have their addresses.
+    pub pod_ranges: Vec<ipnet::IpNet>,
     /// Reached with the pod's own address.
     pub no_masquerade: Vec<ipnet::IpNet>,
     /// Policies apply to the node itself, where they say so.
@@ -107,6 +112,10 @@ pub struct Signals {
     pub nodes_announce: Notify,
     /// Label sets wait for a number.
     pub identities: Notify,
+    /// Demand for addresses has changed.
+    pub addresses: Notify,
+    /// There may be an address for those who found none.
+    pub blocks: Notify,
 }
 
 /// See the module.
@@ -124,6 +133,9 @@ pub struct Core {
     policy: policy::Policy,
     services: services::Services,
     routes: nodes::Routes,
+    own_pool: ipam::Addresses,
+    /// What other nodes have of shared pools.
+    shares: BTreeMap<String, Vec<ipnet::IpNet>>,
     synced: BTreeSet<Source>,
     /// Slices that came before all nodes were known.
     deferred: Vec<Change>,
@@ -156,6 +168,7 @@ impl Core {
     #[must_use]
     pub fn new(settings: Settings, state: StateDir, dataplane: Box<dyn Kernel>) -> Self {
         let (policy, services) = (policy::Policy::new(&settings), services::Services::new(&settings));
+        let own_pool = ipam::Addresses::new(&settings.ipam);
         Self {
             settings,
             state,
@@ -170,6 +183,8 @@ impl Core {
             policy,
             services,
             routes: nodes::Routes::default(),
+            own_pool,
+            shares: BTreeMap::new(),
             synced: BTreeSet::new(),
             deferred: Vec::new(),
             pruned: false,
@@ -234,10 +249,12 @@ impl Core {
                 let name = pod.name.clone();
                 self.pods.insert(name.clone(), pod);
                 self.relabel(|record| record.pod == name);
+                self.signals.addresses.notify_one();
             }
             Change::PodGone(name, uid) => {
                 if self.pods.get(&name).is_some_and(|pod| pod.uid == uid) {
                     self.pods.remove(&name);
+                    self.signals.addresses.notify_one();
                 }
             }
             Change::Namespace(namespace) => {

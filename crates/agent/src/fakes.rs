@@ -19,7 +19,7 @@ use weft_model::desired::{
     ServicePatch, ServiceTables, Touched,
 };
 use weft_model::id::{Identity, PeerClass, PolicyId};
-use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod};
+use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, PoolWish};
 use weft_model::label::LabelSet;
 
 /// What the kernel holds.
@@ -284,6 +284,8 @@ pub fn settings() -> Settings {
         ipv4: true,
         ipv6: true,
         tunnel: false,
+        ipam: crate::core::ipam::Ipam::default(),
+        pod_ranges: Vec::new(),
         no_masquerade: Vec::new(),
         host_firewall: true,
         audit: false,
@@ -312,6 +314,7 @@ pub fn pod(text: &str, uid: &str, labels: &[(&str, &str)]) -> Pod {
         service_account: "default".into(),
         host_network: false,
         named_ports: Vec::new(),
+        address_pools: PoolWish::default(),
         host_ports: Vec::new(),
         ready: true,
         finished: false,
@@ -320,7 +323,7 @@ pub fn pod(text: &str, uid: &str, labels: &[(&str, &str)]) -> Pod {
 
 pub fn namespace(name: &str, labels: &[(&str, &str)]) -> Namespace {
     let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Namespace { name: name.into(), labels }
+    Namespace { name: name.into(), labels, address_pools: PoolWish::default() }
 }
 
 pub fn node(name: &str, n: u8) -> Node {

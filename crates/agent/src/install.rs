@@ -59,17 +59,21 @@ pub fn executable(config: &Config) -> Result<(), InstallError> {
 pub fn configuration(config: &Config) -> Result<(), InstallError> {
     let Some(dir) = &config.cni_conf_dir else { return Ok(()) };
     fs::create_dir_all(dir).map_err(failed("cannot make", dir))?;
+    let mut plugin = json!({
+        "type": PLUGIN,
+        "socket": config.socket,
+        "queue-dir": config.state_dir.join("delete-queue"),
+    });
+    if let Some(ipam) = &config.ipam_plugin {
+        plugin["ipam"] = ipam.clone();
+    }
     let list = json!({
         // The version of runtimes that do not know `cniVersions` (libcni before 1.2: containerd 1.x): they refuse
         // results of 1.1.0. The others take the newest of the list.
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": "weft",
-        "plugins": [{
-            "type": PLUGIN,
-            "socket": config.socket,
-            "queue-dir": config.state_dir.join("delete-queue"),
-        }],
+        "plugins": [plugin],
     });
     let target = dir.join(CONFLIST);
     write_atomically(&target, format!("{list:#}\n").as_bytes(), 0o644).map_err(failed("cannot write", &target))

@@ -2,8 +2,7 @@
 //!
 //! [`app`] puts everything together; [`core`] holds the tables and is the only writer of maps; [`attach`] makes and
 //! removes endpoints; [`machine`] prepares the node; [`cluster`] talks to the API server; [`health`] answers load
-//! balancers; [`restart`] takes over from
-//! the agent before.
+//! balancers; [`peer`] asks other agents; [`restart`] takes over from the agent before.
 #![forbid(unsafe_code)]
 
 pub mod addresses;
@@ -16,9 +15,11 @@ pub mod core;
 mod fakes;
 pub mod health;
 pub mod install;
+pub mod ipam;
 pub mod kernel;
 pub mod local;
 pub mod machine;
+pub mod peer;
 pub mod ports;
 pub mod propagation;
 pub mod restart;

@@ -32,7 +32,7 @@ pub async fn run(core: Handle, config: Arc<Config>, hooks: Hooks, mtu: Arc<Atomi
     let Ok(signals) = core.call(|core| core.signals()).await else { return };
     let mut configured: Option<NodeSettings> = None;
     loop {
-        let Ok(nodes) = core.call(|core| core.nodes()).await else { return };
+        let Ok(nodes) = core.call(|core| core.carried_nodes()).await else { return };
         let problem = set_up(&core, &config, &hooks, nodes, &mut configured, &mtu).await.err();
         let pause = if problem.is_some() { RETRY } else { AUDIT };
         if core.call(move |core| core.set_node_ready(problem)).await.is_err() {

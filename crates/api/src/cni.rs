@@ -68,6 +68,9 @@ pub struct AddRequest {
     pub pod_uid: Option<String>,
     /// MTU wanted by the network configuration.
     pub mtu: Option<u32>,
+    /// Addresses that another plugin gave; `None`: the agent gives some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<IpAddr>>,
 }
 
 /// DEL.

@@ -76,6 +76,12 @@ impl Attachments {
         Ok(attachments)
     }
 
+    /// Makes one, for a pod of that name in `default`.
+    pub fn add(&mut self, pod: &str) -> Result<()> {
+        self.arguments = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}");
+        self.grow(1)
+    }
+
     /// Makes more.
     pub fn grow(&mut self, count: usize) -> Result<()> {
         for n in self.made.len()..self.made.len() + count {

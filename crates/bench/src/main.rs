@@ -17,6 +17,7 @@ mod scenario;
 mod service_path;
 mod services;
 mod traffic;
+mod watermarks;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -27,7 +28,8 @@ use std::path::PathBuf;
 #[command(name = "weft-bench", version)]
 struct Arguments {
     /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
-    /// cni, policy, memory, or all; never part of all: policy-scale and services-scale (which need no cluster), services.
+    /// cni, policy, memory, or all; never part of all: policy-scale and services-scale (which need no cluster), services,
+    /// watermarks (which make clusters of their own).
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
     /// Rounds; every scenario gets one slice a round.
@@ -53,8 +55,18 @@ struct Arguments {
     alarm_s: u32,
 }
 
-const BENCHMARKS: [&str; 9] =
-    ["baseline", "path", "program", "cni", "policy", "memory", "policy-scale", "services", "services-scale"];
+const BENCHMARKS: [&str; 10] = [
+    "baseline",
+    "path",
+    "program",
+    "cni",
+    "policy",
+    "memory",
+    "policy-scale",
+    "services",
+    "services-scale",
+    "watermarks",
+];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -91,6 +103,9 @@ fn main() -> Result<()> {
     }
     if arguments.what == ["services-scale"] {
         return services::run()?.write(&arguments.out.join("services-scale.json"));
+    }
+    if arguments.what == ["watermarks"] {
+        return watermarks::run(&bin_dir)?.write(&arguments.out.join("watermarks.json"));
     }
     let native = cluster::Cluster::up(&bin_dir, "native", 2)?;
     if wanted("cni") {

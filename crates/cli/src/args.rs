@@ -8,6 +8,7 @@ use std::time::Duration;
 use weft_api::agent::ExplainPeer;
 use weft_api::flow::{FlowFilter, Verdict};
 use weft_local::cluster::UpOptions;
+use weft_local::cluster::aks::CreateOptions;
 use weft_model::intent::PolicyKind;
 use weft_observe::filter::protocol_numbers;
 
@@ -23,6 +24,9 @@ pub struct Cli {
 pub enum Command {
     /// Make a cluster on this machine, or make sure that it is up
     Up(Box<UpOptions>),
+    /// A cluster of a shape that is known elsewhere
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Remove a cluster, however it was left
     Down(DownOptions),
     /// What runs, and what is wrong
@@ -60,6 +64,12 @@ pub enum Command {
     /// Network tools for trying things out, as in the image weft/toolbox
     #[command(disable_help_flag = true)]
     Toolbox,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ClusterCommand {
+    /// Make a cluster on this machine with the flags of `az aks create`
+    Create(Box<CreateOptions>),
 }
 
 #[derive(Args, Debug)]

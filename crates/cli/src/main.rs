@@ -37,6 +37,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(options) => cluster::up(&options),
+        Command::Cluster(args::ClusterCommand::Create(options)) => cluster::up(&options.check()?),
         Command::Down(options) => cluster::down(&options),
         Command::Status(options) => cluster::status(&options),
         Command::Kubeconfig(options) => cluster::kubeconfig(&options),

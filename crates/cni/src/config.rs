@@ -46,6 +46,10 @@ pub struct Config {
     pub queue_dir: PathBuf,
     /// MTU wanted.
     pub mtu: Option<u32>,
+    /// Plugin that gives addresses, in the agent's place.
+    pub delegate: Option<String>,
+    /// The configuration as it came: for that plugin.
+    pub stdin: Vec<u8>,
     /// Result of an earlier call.
     pub prev_result: Option<Value>,
     /// `cni.dev/valid-attachments` (GC).
@@ -60,20 +64,13 @@ pub fn parse(stdin: &[u8]) -> Result<Config, CniError> {
     let object = object(stdin)?;
     let version = version(&object)?;
     name(&object)?;
-    if let Some(Value::Object(ipam)) = object.get("ipam") {
-        if !ipam.is_empty() {
-            let details =
-                format!("ipam: {}: the agent allocates addresses; remove the key", Value::Object(ipam.clone()));
-            return Err(CniError { code: code::UNSUPPORTED_FIELD, msg: "unsupported field".into(), details });
-        }
-    } else if let Some(other) = object.get("ipam") {
-        return Err(mismatch("ipam", "an object", Some(other)));
-    }
     Ok(Config {
         version,
         socket: path(&object, "socket")?.unwrap_or_else(|| PathBuf::from("/run/weft/agent.sock")),
         queue_dir: path(&object, "queue-dir")?.unwrap_or_else(|| PathBuf::from("/run/weft/state/delete-queue")),
         mtu: mtu(&object)?,
+        delegate: delegate(&object)?,
+        stdin: stdin.to_vec(),
         prev_result: match object.get("prevResult") {
             None | Some(Value::Null) => None,
             Some(result @ Value::Object(_)) => Some(result.clone()),
@@ -191,6 +188,24 @@ fn path(object: &Map<String, Value>, key: &str) -> Result<Option<PathBuf>, CniEr
         Some(text) if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
         Some(text) => Err(invalid(&format!("{key}: expected an absolute path, found {text:?}"))),
     }
+}
+
+/// `ipam.type`: the name of a program, never a path. An empty object is none.
+fn delegate(object: &Map<String, Value>) -> Result<Option<String>, CniError> {
+    let ipam = match object.get("ipam") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Object(ipam)) if ipam.is_empty() => return Ok(None),
+        Some(Value::Object(ipam)) => ipam,
+        other => return Err(mismatch("ipam", "an object", other)),
+    };
+    let Some(Value::String(kind)) = ipam.get("type") else {
+        return Err(mismatch("ipam.type", "the name of a plugin", ipam.get("type")));
+    };
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    if !kind.starts_with(|c: char| c.is_ascii_alphanumeric()) || !kind.chars().all(good) {
+        return Err(invalid(&format!("ipam.type: expected the name of a plugin, found {kind:?}")));
+    }
+    Ok(Some(kind.clone()))
 }
 
 fn mtu(object: &Map<String, Value>) -> Result<Option<u32>, CniError> {

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod config;
+pub mod delegate;
 pub mod env;
 pub mod plugin;
 pub mod queue;

@@ -3,7 +3,7 @@
 use crate::client::{self, AskError, Patience};
 use crate::config::{self, Config};
 use crate::env::{self, Command, Lookup};
-use crate::{queue, result};
+use crate::{delegate, queue, result};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::time::Duration;
@@ -58,8 +58,8 @@ pub fn run(env: impl Fn(&str) -> Option<OsString>, stdin: &[u8]) -> Result<Strin
         Command::Add => add(&env, &config),
         Command::Del => del(&env, &config),
         Command::Check => check(&env, &config),
-        Command::Gc => gc(&config),
-        Command::Status => status(&config),
+        Command::Gc => gc(&env, &config),
+        Command::Status => status(&env, &config),
         Command::Version => unreachable!("answered above"),
     };
     answer.map_err(|error| Failure { version, error })
@@ -86,6 +86,7 @@ fn add(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
             "prevResult: expected none on ADD: weft-cni makes the interface and must be the first plugin of the list",
         ));
     }
+    let addresses = config.delegate.as_deref().map(|kind| delegate::add(env, kind, config)).transpose()?;
     let request = AddRequest {
         attachment: attachment.clone(),
         netns: netns.clone(),
@@ -93,21 +94,37 @@ fn add(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
         pod_name,
         pod_uid: pod.uid,
         mtu: config.mtu,
+        addresses,
     };
-    match ask(config, &Request::CniAdd(request), ADD)? {
-        Response::CniResult(added) => Ok(result::render(config.version, &attachment, &netns, &added).to_string()),
-        other => Err(unexpected(&other)),
+    match client::ask(&config.socket, &Request::CniAdd(request), ADD) {
+        Ok(Response::CniResult(added)) => Ok(result::render(config.version, &attachment, &netns, &added).to_string()),
+        Ok(Response::Error(error)) => {
+            // Refused: no endpoint has the addresses. In every other case one may, and DEL gives them back.
+            if let Some(kind) = &config.delegate {
+                let _ = delegate::del(env, kind, config);
+            }
+            Err(error)
+        }
+        Ok(other) => Err(unexpected(&other)),
+        Err(cause) => Err(silent(config, cause)),
     }
 }
 
 /// DEL succeeds whenever the delete is certain to happen: now, or when the agent is back.
 fn del(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
     let request = DelRequest { attachment: env::attachment(env)?, netns: env::netns(env)? };
+    let done = detach(config, &request)?;
+    // The endpoint is gone, or goes before an agent answers anybody again: now its addresses may be somebody else's.
+    config.delegate.as_deref().map_or(Ok(()), |kind| delegate::del(env, kind, config))?;
+    Ok(done)
+}
+
+fn detach(config: &Config, request: &DelRequest) -> Result<String, CniError> {
     match client::ask(&config.socket, &Request::CniDel(request.clone()), DEL) {
         Ok(Response::Done) => Ok(String::new()),
         Ok(Response::Error(error)) => Err(error),
         Ok(other) => Err(unexpected(&other)),
-        Err(cause) => match queue::push(&config.queue_dir, &request) {
+        Err(cause) => match queue::push(&config.queue_dir, request) {
             Ok(()) => Ok(String::new()),
             Err(error) => {
                 let details = format!("{}: {error}; agent: {}", config.queue_dir.display(), describe(&cause));
@@ -129,19 +146,23 @@ fn check(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
         return Err(config::mismatch("prevResult", "the result of ADD", None));
     };
     let addresses = config::addresses(previous, &attachment.ifname)?;
+    config.delegate.as_deref().map_or(Ok(()), |kind| delegate::check(env, kind, config))?;
     done(ask(config, &Request::CniCheck(CheckRequest { attachment, netns, addresses }), ADD)?)
 }
 
-fn gc(config: &Config) -> Result<String, CniError> {
+fn gc(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
     since(config, "GC", "1.1.0")?;
     let Some(valid) = config.valid_attachments.clone() else {
         return Err(config::mismatch("cni.dev/valid-attachments", "a list", None));
     };
-    done(ask(config, &Request::CniGc(GcRequest { valid }), ADD)?)
+    let answer = done(ask(config, &Request::CniGc(GcRequest { valid }), ADD)?)?;
+    config.delegate.as_deref().map_or(Ok(()), |kind| delegate::gc(env, kind, config))?;
+    Ok(answer)
 }
 
-fn status(config: &Config) -> Result<String, CniError> {
+fn status(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
     since(config, "STATUS", "1.1.0")?;
+    config.delegate.as_deref().map_or(Ok(()), |kind| delegate::status(env, kind, config))?;
     match client::ask(&config.socket, &Request::CniStatus, STATUS) {
         Ok(answer) => done(answer),
         Err(cause) => Err(CniError {
@@ -164,16 +185,19 @@ fn ask(config: &Config, request: &Request, patience: Patience) -> Result<Respons
     match client::ask(&config.socket, request, patience) {
         Ok(Response::Error(error)) => Err(error),
         Ok(answer) => Ok(answer),
-        Err(cause @ (AskError::Unreachable(_) | AskError::Interrupted(_))) => Err(CniError {
-            code: code::TRY_AGAIN_LATER,
-            msg: "the agent does not answer".into(),
-            details: reach(config, &cause),
-        }),
-        Err(cause) => Err(CniError {
-            code: code::DECODING_FAILURE,
-            msg: "the agent's answer makes no sense".into(),
-            details: reach(config, &cause),
-        }),
+        Err(cause) => Err(silent(config, cause)),
+    }
+}
+
+fn silent(config: &Config, cause: AskError) -> CniError {
+    let details = reach(config, &cause);
+    match cause {
+        AskError::Unreachable(_) | AskError::Interrupted(_) => {
+            CniError { code: code::TRY_AGAIN_LATER, msg: "the agent does not answer".into(), details }
+        }
+        AskError::Nonsense(_) => {
+            CniError { code: code::DECODING_FAILURE, msg: "the agent's answer makes no sense".into(), details }
+        }
     }
 }
 
@@ -203,5 +227,7 @@ fn describe(cause: &AskError) -> String {
     }
 }
 
+#[cfg(test)]
+mod delegated;
 #[cfg(test)]
 mod tests;

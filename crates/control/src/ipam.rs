@@ -1,14 +1,78 @@
-//! Addresses: which node has which prefix ([`ClusterPool`], the operator's side), which endpoint has which address
-//! ([`NodePool`], the node's side). Both are restored from what exists before they give anything away.
+//! Addresses: which node has which prefixes ([`ClusterPool`], [`SharedPools`], [`plan`]: the operator's side), which
+//! endpoint has which address ([`NodePool`], the node's side), and how many a node should hold ([`Growth`]). All are
+//! restored from what exists before they give anything away.
+//!
+//! Whatever the mode, a node holds *blocks*: its one prefix, some smaller prefixes of several pools, or single
+//! addresses, which are blocks of one.
 
 mod cluster;
+mod demand;
+mod error;
+mod exchange;
+mod family;
 mod node;
+mod operator;
+mod shared;
 
 pub use cluster::{ClusterPool, ClusterPoolError};
-pub use node::{AddressPool, Allocation, IpamError, NodePool};
+pub use demand::{Growth, Watermarks};
+pub use error::{Advice, IpamError};
+pub use exchange::{Exchange, Needed, Outcome, Record, Told};
+pub use family::{Block, Edges, State};
+pub use node::{Allocation, Choice, NodePool, Placement, Usage};
+pub use operator::{Needs, Plan, plan};
+pub use shared::{PoolProblem, PoolSpec, SharedPools};
 
 use ipnet::IpNet;
 use std::net::IpAddr;
+
+/// An address family.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Of an address.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Length of a prefix that holds a single address.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+
+    fn address(self, number: u128) -> IpAddr {
+        match self {
+            Self::V4 => {
+                let number = u32::try_from(number).expect("numbers come from addresses of this family");
+                IpAddr::from(number.to_be_bytes())
+            }
+            Self::V6 => IpAddr::from(number.to_be_bytes()),
+        }
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
 
 /// The address as a number.
 fn number(address: IpAddr) -> u128 {
@@ -32,4 +96,9 @@ fn nth(net: &IpNet, offset: u128) -> IpAddr {
 /// Offset of `address` in `net`, `None` if it is not inside.
 fn offset(net: &IpNet, address: IpAddr) -> Option<u128> {
     net.contains(&address).then(|| number(address) - number(net.network()))
+}
+
+/// Prefixes as people list them.
+fn list(nets: &[IpNet]) -> String {
+    nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

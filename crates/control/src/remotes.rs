@@ -97,6 +97,12 @@ impl Remotes {
         self.rows.get(uid).is_some_and(|words| words.iter().any(|(source, _)| of(source)))
     }
 
+    /// UIDs of which some source for which `of` holds tells.
+    pub fn told_by<'a>(&'a self, of: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = &'a str> {
+        let told = move |words: &Words| words.iter().any(|(source, _)| of(source));
+        self.rows.iter().filter(move |(_, words)| told(words)).map(|(uid, _)| &**uid)
+    }
+
     /// UIDs of which some source for which `of` holds tells, and no other.
     pub fn told_only<'a>(&'a self, of: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = &'a str> {
         let only = move |words: &Words| !words.is_empty() && words.iter().all(|(source, _)| of(source));

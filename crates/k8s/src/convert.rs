@@ -10,6 +10,7 @@ mod local_redirect;
 mod network_policy;
 mod objects;
 mod policy;
+mod pool;
 mod selector;
 mod service;
 
@@ -24,6 +25,7 @@ pub use objects::{
 };
 pub(crate) use policy::CIDR_GROUP;
 pub use policy::{api_version, object, policy, policy_name};
+pub use pool::pool;
 pub use service::{backends, cidr_group, service};
 
 use weft_model::intent::Covers;

@@ -7,7 +7,7 @@ use serde_json::Value;
 const COLLECTION: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// The definitions, as in `deploy/crds`: file and text.
-pub const MANIFESTS: [(&str, &str); 10] = [
+pub const MANIFESTS: [(&str, &str); 11] = [
     ("ciliumcidrgroups.yaml", include_str!("../../../deploy/crds/ciliumcidrgroups.yaml")),
     (
         "ciliumclusterwidenetworkpolicies.yaml",
@@ -20,6 +20,7 @@ pub const MANIFESTS: [(&str, &str); 10] = [
     ("ciliumlocalredirectpolicies.yaml", include_str!("../../../deploy/crds/ciliumlocalredirectpolicies.yaml")),
     ("ciliumnetworkpolicies.yaml", include_str!("../../../deploy/crds/ciliumnetworkpolicies.yaml")),
     ("ciliumnodes.yaml", include_str!("../../../deploy/crds/ciliumnodes.yaml")),
+    ("ciliumpodippools.yaml", include_str!("../../../deploy/crds/ciliumpodippools.yaml")),
     ("clusternetworkpolicies.yaml", include_str!("../../../deploy/crds/clusternetworkpolicies.yaml")),
 ];
 

@@ -16,6 +16,7 @@ pub mod endpoint;
 pub mod error;
 pub mod event;
 pub mod identity;
+pub mod ipam;
 pub mod lease;
 pub mod lint;
 mod list;

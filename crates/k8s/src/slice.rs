@@ -25,8 +25,8 @@ pub const NODE_LABEL: &str = "weft.dev/node";
 /// How long changes gather before they are written.
 const BURST: Duration = Duration::from_millis(10);
 /// How long it may take until it is written that an endpoint is gone: nobody waits for that, and mostly it is written
-/// along with the next endpoint that comes. An address that is given again is an endpoint that comes.
-pub const REMOVAL_DELAY: Duration = Duration::from_secs(20);
+/// along with the next endpoint that comes. If one of its addresses is given again, it is written at once.
+pub const REMOVAL_DELAY: Duration = Duration::from_secs(300);
 
 /// How far along the writer is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -213,7 +213,9 @@ impl Task {
                 return Ok(Wrote::All);
             }
             if !removals {
-                writes.retain(|write| !write.only_removes(held));
+                let in_use =
+                    wanted.endpoints.values().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
+                writes.retain(|write| !write.only_removes(held) || write.frees(held, &in_use));
                 if writes.is_empty() {
                     return Ok(Wrote::Removals);
                 }

@@ -54,6 +54,8 @@ pub mod path {
     pub const CLUSTER_POLICIES: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
     /// CiliumCIDRGroups.
     pub const CIDR_GROUPS: &str = "/apis/cilium.io/v2/ciliumcidrgroups";
+    /// CiliumPodIPPools.
+    pub const ADDRESS_POOLS: &str = "/apis/cilium.io/v2alpha1/ciliumpodippools";
     /// Services of all namespaces.
     pub const SERVICES: &str = "/api/v1/services";
     /// EndpointSlices of Services, of all namespaces.
@@ -508,3 +510,6 @@ pub struct WireCustom {
 
 /// CiliumCIDRGroup.
 pub type WireCidrGroup = WireCustom;
+
+/// CiliumPodIPPool.
+pub type WirePool = WireCustom;

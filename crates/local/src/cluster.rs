@@ -1,6 +1,8 @@
 //! `weft up`, `weft down`, `weft status`: a cluster as its user sees it.
 
+pub mod aks;
 mod down;
+pub mod ipam;
 pub mod options;
 pub mod paths;
 mod probe;

@@ -2,10 +2,13 @@
 //!
 //! It carries a packet only if such a network would. Each node has a link of its own; what comes in by it must come
 //! from the node's own addresses or, in native routing, from the pod prefixes that `Node.spec.podCIDRs` gives to that
-//! very node. Pod addresses never reach the outside. Both families are filtered by the same kind of routing rules.
+//! very node, or that the cloud assigned to its interface. Pod addresses reach the outside only where they are of a
+//! subnet for pods. Both families are filtered by the same kind of routing rules.
 //!
 //! Addresses of load balancers are taken to the nodes that the options name, which may answer with them. With IP
 //! forwarding, as a cloud calls it, a node may send whatever source it likes, but still no pod's to the outside.
+
+pub mod vnet;
 
 use crate::cluster::options::{Config, FABRIC_V4, FABRIC_V6, OUTSIDE_V4, OUTSIDE_V6, Routing};
 use crate::cluster::paths::node_name;
@@ -116,7 +119,7 @@ fn carried(config: &Config) -> io::Result<PodCidrs> {
             for rule in netlink.rules(v6)? {
                 if let (priority::OWN_SOURCE, Some(from)) = (rule.priority, rule.from)
                     && rule.iif != OUTSIDE_LINK
-                    && !is_fabric(from)
+                    && !is_node(config, from)
                 {
                     carried.entry(rule.iif).or_default().push(from);
                 }
@@ -221,7 +224,8 @@ pub fn apply(config: &Config, pod_cidrs: &PodCidrs) -> io::Result<()> {
                 netlink.delete_rule(rule)?;
                 if let (Some(from), RuleAction::Main) = (rule.from, rule.action)
                     && rule.priority == priority::OWN_SOURCE
-                    && !is_fabric(from)
+                    && rule.iif != OUTSIDE_LINK
+                    && !is_node(config, from)
                 {
                     netlink.delete_route(from, &rule.iif)?;
                 }
@@ -240,8 +244,9 @@ pub fn apply(config: &Config, pod_cidrs: &PodCidrs) -> io::Result<()> {
     })
 }
 
-fn is_fabric(net: IpNet) -> bool {
-    IpNet::V4(FABRIC_V4).contains(&net) || IpNet::V6(FABRIC_V6).contains(&net)
+/// A node's own address. Pods' may lie in the same network.
+fn is_node(config: &Config, net: IpNet) -> bool {
+    (1..=config.nodes).flat_map(|number| config.node_addresses(number)).any(|address| IpNet::from(address) == net)
 }
 
 /// All rules that should be there.
@@ -272,6 +277,10 @@ fn rules(config: &Config, pod_cidrs: &PodCidrs) -> Vec<Rule> {
             }
             rules.push(rule(priority::OWN_SOURCE, own, None, RuleAction::Main));
             for net in pods.iter().filter(|n| n.addr().is_ipv6() == v6) {
+                if config.ipam.has_pod_subnet() {
+                    // The world knows these addresses.
+                    rules.push(rule(priority::TO_OUTSIDE, Some(*net), outside, RuleAction::Main));
+                }
                 rules.push(rule(priority::OWN_SOURCE, Some(*net), None, RuleAction::Main));
             }
             rules.push(rule(priority::ANY_SOURCE, None, None, RuleAction::Blackhole));
@@ -281,7 +290,8 @@ fn rules(config: &Config, pod_cidrs: &PodCidrs) -> Vec<Rule> {
         let v6 = address.is_ipv6();
         let fabric = if v6 { IpNet::V6(FABRIC_V6) } else { IpNet::V4(FABRIC_V4) };
         let rule = |priority, from, to, action| Rule { priority, iif: OUTSIDE_LINK.into(), v6, from, to, action };
-        let served = config.fabric_routes.iter().map(|r| r.to).filter(|n| n.addr().is_ipv6() == v6);
+        let served = config.fabric_routes.iter().map(|r| r.to).chain(config.pod_subnets.iter().copied());
+        let served = served.filter(|n| n.addr().is_ipv6() == v6);
         for to in std::iter::once(fabric).chain(served) {
             rules.push(rule(priority::OWN_SOURCE, Some(outside(v6)), Some(to), RuleAction::Main));
         }

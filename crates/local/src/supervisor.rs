@@ -3,14 +3,17 @@
 //! It starts what died again, and records number and start time of each. Killed itself, it takes nothing with it: its
 //! successor adopts what still runs.
 
+mod cloud;
 mod crds;
 pub(crate) mod dns;
 mod nodes;
+mod pools;
 mod relay;
 mod service;
 
 use crate::cgroup::Cgroup;
 use crate::client::Client;
+use crate::cluster::ipam::Ipam;
 use crate::cluster::options::Config;
 use crate::kubeconfig::Access;
 use crate::process::Process;
@@ -78,7 +81,14 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         // It is done sometime; the others do not wait for it.
         tokio::spawn(async move { dns::install(&client, &config, &config.paths().dns_kubeconfig()).await });
     }
-    tasks.spawn(nodes::follow_pod_cidrs(client, config.clone()));
+    match config.ipam {
+        Ipam::MultiPool => {
+            pools::make_default(&client, &config).await;
+            tasks.spawn(nodes::follow_shares(client, config.clone()));
+        }
+        ipam if ipam.is_cloud() => drop(tasks.spawn(cloud::serve(config.clone()))),
+        _ => drop(tasks.spawn(nodes::follow_pod_cidrs(client, config.clone()))),
+    }
     tasks.spawn(operator(&config)?.keep_running());
     tasks.spawn(outside(&config)?.keep_running());
     for node in config.node_names() {
@@ -144,6 +154,10 @@ fn api_server(config: &Config) -> anyhow::Result<Service> {
     service.option("--kubeconfig", paths.kubeconfig());
     service.option("--node-kubeconfig", paths.node_kubeconfig());
     service.option("--dns-kubeconfig", paths.dns_kubeconfig());
+    for node in config.node_names() {
+        let dir = paths.node(&node).join("peer");
+        service.option("--agent-certificates", format!("{node}={}", dir.display()));
+    }
     service.option("--run-dir", paths.run());
     service.option("--ip-families", config.families());
     service.option("--pod-cidr", join(&config.pod_cidrs));
@@ -157,10 +171,14 @@ fn operator(config: &Config) -> anyhow::Result<Service> {
     service.option("--kubeconfig", config.paths().node_kubeconfig());
     service.option("--pod-cidr", join(&config.pod_cidrs));
     service.option("--node-mask-v4", crate::cluster::options::NODE_MASK_V4.to_string());
-    service.option("--node-mask-v6", crate::cluster::options::NODE_MASK_V6.to_string());
+    service.option("--node-mask-v6", config.node_mask_v6.to_string());
     service.option("--lease-namespace", "kube-system");
+    service.option("--ipam", config.ipam.name());
+    if config.ipam.is_cloud() {
+        service.option("--cloud", format!("unix:{}", config.paths().cloud_socket().display()));
+    }
     // What the agents take for valid.
-    for key in ["extended-protocols", "host-firewall", "node-port-range"] {
+    for key in ["endpoint-propagation", "extended-protocols", "host-firewall", "node-port-range"] {
         if let Some(value) = config.agent.get(key) {
             service.option(&format!("--{key}"), value);
         }
@@ -206,6 +224,20 @@ fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
     service.option("--cni-bin-dir", dir.join("cni/bin"));
     service.option("--cni-conf-dir", dir.join("cni/conf"));
     service.option("--cluster-name", &config.name);
+    // The authority is the embedded API server's.
+    if config.kubeconfig.is_none() {
+        let peer = dir.join("peer");
+        service.option("--peer-certificate", peer.join("agent.crt"));
+        service.option("--peer-key", peer.join("agent.key"));
+        service.option("--peer-authority", peer.join("ca.crt"));
+    }
+    let number = config.node_names().iter().position(|name| name == node).and_then(|at| u8::try_from(at + 1).ok());
+    let number = number.context("a node that is not of the cluster")?;
+    for (key, value) in config.ipam_settings(number, &dir.join("host-local")) {
+        if !config.agent.contains_key(key) {
+            service.option(&format!("--{key}"), value);
+        }
+    }
     for (key, value) in &config.agent {
         service.option(&format!("--{key}"), value);
     }

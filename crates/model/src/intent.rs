@@ -64,12 +64,28 @@ pub struct Pod {
     pub host_network: bool,
     /// Container ports that have a name.
     pub named_ports: Vec<NamedPort>,
+    /// Where its addresses are to come from.
+    pub address_pools: PoolWish,
     /// Ports of the node that its containers ask for.
     pub host_ports: Vec<HostPort>,
     /// Its condition `Ready` is true.
     pub ready: bool,
     /// Succeeded or Failed.
     pub finished: bool,
+}
+
+/// How the operator's words begin when a subnet has no address left: agents stop asking ahead of demand then.
+pub const SUBNET_FULL: &str = "the subnet is full";
+
+/// Which pools of addresses a pod, or all pods of a namespace, ask for.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct PoolWish {
+    /// For IPv4.
+    pub v4: Option<String>,
+    /// For IPv6.
+    pub v6: Option<String>,
+    /// No address rather than one of the default pool.
+    pub required: bool,
 }
 
 /// A namespace.
@@ -79,6 +95,8 @@ pub struct Namespace {
     pub name: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Where its pods' addresses are to come from, unless they say otherwise.
+    pub address_pools: PoolWish,
 }
 
 /// A node.

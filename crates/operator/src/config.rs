@@ -34,6 +34,20 @@ pub struct Flags {
     /// Prefix length of a node's share of an IPv6 pool [default: 64].
     #[arg(long, env = "WEFT_NODE_MASK_V6", value_name = "BITS")]
     pub node_mask_v6: Option<u8>,
+    /// Where pods get their addresses, as the agents': cluster-pool, kubernetes, multi-pool, azure-overlay,
+    /// azure-pod-subnet, azure-pod-subnet-block, azure-node-subnet or delegated [default: cluster-pool].
+    #[arg(long, env = "WEFT_IPAM", value_name = "MODE")]
+    pub ipam: Option<String>,
+    /// Who assigns addresses to nodes in the azure modes: azure, or unix:FILE (the socket of a cluster on one machine)
+    /// [default: azure].
+    #[arg(long, env = "WEFT_CLOUD", value_name = "CLOUD")]
+    pub cloud: Option<String>,
+    /// Resource id of the subnet of pod addresses, for the pod subnet modes on azure.
+    #[arg(long, env = "WEFT_POD_SUBNET_ID", value_name = "ID")]
+    pub pod_subnet_id: Option<String>,
+    /// Client id of the managed identity to use on azure, if the machine has several.
+    #[arg(long, env = "WEFT_AZURE_CLIENT_ID", value_name = "ID")]
+    pub azure_client_id: Option<String>,
     /// Where the Lease is kept by which operators agree who leads [default: kube-system].
     #[arg(long, env = "WEFT_LEASE_NAMESPACE", value_name = "NAMESPACE")]
     pub lease_namespace: Option<String>,
@@ -80,6 +94,38 @@ pub struct Flags {
     pub extended_protocols: Option<bool>,
 }
 
+/// Where pods get their addresses, as far as the operator has to do with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Nodes' pod CIDRs.
+    ClusterPool,
+    /// Somebody else's work.
+    Elsewhere,
+    /// Prefixes of CiliumPodIPPools.
+    MultiPool,
+    /// A cloud assigns blocks of these lengths (IPv4, IPv6).
+    Cloud {
+        /// IPv4.
+        v4: u8,
+        /// IPv6.
+        v6: u8,
+    },
+}
+
+/// Who assigns.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CloudKind {
+    /// Azure Resource Manager.
+    Azure {
+        /// Resource id of the subnet for pods; `None`: the interface's own.
+        subnet: Option<String>,
+        /// Which identity.
+        client_id: Option<String>,
+    },
+    /// The network of a cluster on one machine.
+    Unix(PathBuf),
+}
+
 /// Settings, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -91,6 +137,10 @@ pub struct Config {
     pub node_mask_v4: u8,
     /// Length of a node's IPv6 prefix.
     pub node_mask_v6: u8,
+    /// Where pods get their addresses.
+    pub mode: Mode,
+    /// Who assigns them, in the cloud modes.
+    pub cloud: CloudKind,
     /// Namespace of the Lease.
     pub lease_namespace: String,
     /// How long a Lease lasts without renewal.
@@ -166,11 +216,52 @@ impl Config {
         if pod_cidrs.is_empty() {
             bail!("pod-cidr: expected at least one prefix, such as 10.244.0.0/16");
         }
+        let (node_mask_v4, node_mask_v6) = (
+            flags.node_mask_v4.or(file.node_mask_v4).unwrap_or(24),
+            flags.node_mask_v6.or(file.node_mask_v6).unwrap_or(64),
+        );
+        let ipam = flags.ipam.or(file.ipam).unwrap_or_else(|| "cluster-pool".to_owned());
+        let mode = match ipam.as_str() {
+            "cluster-pool" => Mode::ClusterPool,
+            "kubernetes" | "delegated" => Mode::Elsewhere,
+            "multi-pool" => Mode::MultiPool,
+            "azure-overlay" => Mode::Cloud { v4: node_mask_v4, v6: node_mask_v6 },
+            "azure-pod-subnet" | "azure-node-subnet" => Mode::Cloud { v4: 32, v6: 128 },
+            "azure-pod-subnet-block" => Mode::Cloud { v4: 28, v6: 124 },
+            other => bail!(
+                "ipam: {other:?}, expected cluster-pool, kubernetes, multi-pool, azure-overlay, azure-pod-subnet, \
+                 azure-pod-subnet-block, azure-node-subnet or delegated"
+            ),
+        };
+        let subnet = flags.pod_subnet_id.or(file.pod_subnet_id).filter(|id| !id.is_empty());
+        let client_id = flags.azure_client_id.or(file.azure_client_id).filter(|id| !id.is_empty());
+        let cloud = match flags.cloud.or(file.cloud).as_deref() {
+            None | Some("azure") => CloudKind::Azure { subnet, client_id },
+            Some(other) => match other.strip_prefix("unix:").filter(|path| path.starts_with('/')) {
+                Some(path) => CloudKind::Unix(path.into()),
+                None => bail!("cloud: {other:?}, expected azure or unix: and the absolute path of a socket"),
+            },
+        };
+        if ipam == "azure-overlay" && matches!(cloud, CloudKind::Azure { .. }) {
+            bail!(
+                "ipam: azure-overlay: Resource Manager has no overlay prefixes to assign; expected the cloud to be \
+                 unix:FILE, or ipam cluster-pool with vxlan routing"
+            );
+        }
+        if ipam == "azure-node-subnet" && matches!(cloud, CloudKind::Azure { subnet: Some(_), .. }) {
+            bail!("pod-subnet-id: expected none with ipam azure-node-subnet: pods get addresses of the nodes' own");
+        }
+        let pod_subnet = matches!(ipam.as_str(), "azure-pod-subnet" | "azure-pod-subnet-block");
+        if pod_subnet && matches!(cloud, CloudKind::Azure { subnet: None, .. }) {
+            bail!("pod-subnet-id: expected the resource id of the subnet for pods, with ipam {ipam}");
+        }
         Ok(Self {
+            mode,
+            cloud,
             kubeconfig: flags.kubeconfig.or(file.kubeconfig),
             pod_cidrs,
-            node_mask_v4: flags.node_mask_v4.or(file.node_mask_v4).unwrap_or(24),
-            node_mask_v6: flags.node_mask_v6.or(file.node_mask_v6).unwrap_or(64),
+            node_mask_v4,
+            node_mask_v6,
             lease_namespace: flags.lease_namespace.or(file.lease_namespace).unwrap_or_else(|| "kube-system".to_owned()),
             lease_duration: seconds(lease),
             install_crds: flags.install_crds.or(file.install_crds).unwrap_or(true),

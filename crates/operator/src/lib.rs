@@ -13,11 +13,13 @@ pub mod leader;
 pub mod metrics;
 pub mod nodes;
 mod services;
+pub mod shares;
 
-use config::Config;
+use config::{CloudKind, Config, Mode};
 use metrics::Metrics;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use weft_cloud::Cloud;
 use weft_k8s::Client;
 
 /// How often missing definitions are tried again.
@@ -33,6 +35,37 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
     let metrics = Metrics::new();
     metrics::serve(&config, &metrics, &stop).await?;
     leader::run(&config, &client, &stop, |term| duties(config.clone(), client.clone(), metrics.clone(), term)).await
+}
+
+/// Gives nodes what they give their pods, as the mode says.
+async fn addresses(
+    config: &Config,
+    client: &Client,
+    mut nodes: tokio::sync::mpsc::Receiver<Vec<nodes::News>>,
+    term: &CancellationToken,
+) {
+    match config.mode {
+        Mode::ClusterPool => ipam::run(config, client, nodes).await,
+        Mode::Elsewhere => while nodes.recv().await.is_some() {},
+        Mode::MultiPool => shares::run(client, nodes, shares::Source::Pools, term).await,
+        Mode::Cloud { v4, v6 } => {
+            let cloud: Box<dyn Cloud> = match &config.cloud {
+                CloudKind::Unix(socket) => Box::new(weft_cloud::fabric::Fabric::new(socket.clone())),
+                CloudKind::Azure { subnet, client_id } => {
+                    let settings = weft_cloud::azure::Settings {
+                        pod_subnet: subnet.clone(),
+                        client_id: client_id.clone(),
+                        ..weft_cloud::azure::Settings::default()
+                    };
+                    match weft_cloud::azure::Azure::new(&settings) {
+                        Ok(azure) => Box::new(azure),
+                        Err(error) => return tracing::error!(%error, "no addresses are given"),
+                    }
+                }
+            };
+            shares::run(client, nodes, shares::Source::Cloud { cloud, v4, v6 }, term).await;
+        }
+    }
 }
 
 /// The work of one term.
@@ -52,7 +85,7 @@ async fn duties(config: Config, client: Client, metrics: Metrics, term: Cancella
     let work = async {
         tokio::join!(
             crds,
-            ipam::run(&config, &client, watched),
+            addresses(&config, &client, watched, &term),
             housekeeping::run(&config, &client, known.clone(), &metrics),
             batch::run(&config, &client, known, readers, &metrics),
             weft_k8s::status::run(&client, config.policies, term.clone()),

@@ -19,6 +19,8 @@ pub struct Row {
     pub uid: String,
     /// Pod CIDRs as written.
     pub pod_cidrs: Vec<String>,
+    /// How the cloud calls the machine; empty if there is none.
+    pub provider_id: String,
 }
 
 /// What happens to nodes.
@@ -51,6 +53,8 @@ struct Spec {
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+    #[serde(rename = "providerID")]
+    provider_id: Option<String>,
 }
 
 impl Kind for Nodes {
@@ -74,7 +78,8 @@ impl Kind for Nodes {
         }
         let several = object.spec.pod_cidrs.filter(|cidrs| !cidrs.is_empty());
         let pod_cidrs = several.unwrap_or_else(|| object.spec.pod_cidr.into_iter().filter(|c| !c.is_empty()).collect());
-        let row = Row { name: name.clone(), uid: uid.clone(), pod_cidrs };
+        let provider_id = object.spec.provider_id.unwrap_or_default();
+        let row = Row { name: name.clone(), uid: uid.clone(), pod_cidrs, provider_id };
         Ok(Seen { key: name, uid, version: object.metadata.resource_version, news: Some(News::Here(row)) })
     }
 

@@ -116,5 +116,7 @@ fn settings(index: usize) -> Settings {
         node_ports: 30000..=32767,
         forwarding: weft_model::intent::Forwarding::Snat,
         maglev_table_size: 16_381,
+        ipam: weft_agent::core::ipam::Ipam::default(),
+        pod_ranges: Vec::new(),
     }
 }

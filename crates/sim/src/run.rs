@@ -136,6 +136,11 @@ pub fn conditions() -> Vec<String> {
         "cep: a CiliumEndpoint is written once when its pod is in force and deleted once; clients are not rate limited \
          (known agents write it more often, and are)"
             .to_owned(),
+        format!(
+            "ces-node: that a pod is gone is written with the next pod of its slice, or after {} s: of what the churn \
+             leaves behind, the rest is written later",
+            weft_k8s::slice::REMOVAL_DELAY.as_secs()
+        ),
         "pods are bound and started by the script: no scheduler, no kubelet but for create, status and delete of pods"
             .to_owned(),
     ]

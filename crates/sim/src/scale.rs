@@ -13,16 +13,23 @@ use weft_k8s::endpoint::Propagation;
 #[derive(Args, Clone, Debug)]
 #[group(id = "comparison")]
 pub struct Options {
-    /// The size of the comparison; the others follow from it, with as many pods per node.
+    /// The size of the comparison.
     #[command(flatten)]
     pub run: Run,
     /// Sizes for the growth, in nodes.
     #[arg(long, value_delimiter = ',', default_value = "100,300,1000")]
     pub growth: Vec<usize>,
+    /// Pods at each of them: the same, so that only the number of nodes grows.
+    #[arg(long, default_value_t = 2000)]
+    pub growth_pods: usize,
     /// Where results go.
     #[arg(long, default_value = "target/bench")]
     pub out: PathBuf,
 }
+
+/// Memory of an agent that knows of no pod, and of what it knows of one.
+const AGENT_KIB: usize = 4096;
+const POD_BYTES: usize = 2048;
 
 const MODES: [Propagation; 3] = [Propagation::Cep, Propagation::CesOperator, Propagation::CesNode];
 
@@ -33,12 +40,18 @@ const MODES: [Propagation; 3] = [Propagation::Cep, Propagation::CesOperator, Pro
 pub fn run(options: &Options) -> anyhow::Result<()> {
     std::fs::create_dir_all(&options.out).with_context(|| format!("out {}", options.out.display()))?;
     let mut reports = Vec::new();
-    let mut sizes: Vec<usize> = options.growth.clone();
-    sizes.push(options.run.nodes);
+    let mut sizes: Vec<(usize, usize)> = options.growth.iter().map(|nodes| (*nodes, options.growth_pods)).collect();
+    sizes.push((options.run.nodes, options.run.pods));
     sizes.sort_unstable();
     sizes.dedup();
-    for nodes in sizes {
-        let pods = options.run.pods * nodes / options.run.nodes.max(1);
+    for (nodes, pods) in sizes {
+        let (needed, available) = (memory_needed_mib(nodes, pods), memory_available_mib());
+        if needed > available {
+            println!(
+                "{nodes} nodes, {pods} pods: left out, needs some {needed} MiB of memory and {available} are free\n"
+            );
+            continue;
+        }
         for mode in MODES {
             let run = Run { nodes, pods, ..options.run.clone() };
             eprintln!("{}: {nodes} nodes, {pods} pods", mode.as_str());
@@ -49,11 +62,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             std::fs::write(options.out.join("scale.json"), json).context("scale.json")?;
         }
     }
-    println!("{}", table(&reports, options.run.nodes));
-    let sizes: Vec<usize> = options.growth.clone();
+    println!("{}", table(&reports, (options.run.nodes, options.run.pods)));
     let series = |value: &dyn Fn(&Report) -> f64| -> Vec<(String, Vec<(f64, f64)>)> {
         let of = |mode: Propagation| {
-            let mine = reports.iter().filter(|r| r.mode == mode.as_str() && sizes.contains(&r.options.nodes));
+            let grown =
+                |r: &&Report| options.growth.contains(&r.options.nodes) && r.options.pods == options.growth_pods;
+            let mine = reports.iter().filter(|r| r.mode == mode.as_str()).filter(grown);
             (mode.as_str().to_owned(), mine.map(|r| (r.options.nodes as f64, value(r))).collect())
         };
         MODES.map(of).into()
@@ -70,9 +84,21 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a run needs at most, as measured: an agent with both ends of its connection, and what it knows of each pod.
+fn memory_needed_mib(nodes: usize, pods: usize) -> usize {
+    nodes * (AGENT_KIB + pods * POD_BYTES / 1024) / 1024
+}
+
+fn memory_available_mib() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: Option<usize> = line.and_then(|line| line.trim().split(' ').next()?.parse().ok());
+    kib.map_or(usize::MAX, |kib| kib / 1024)
+}
+
 /// In a process of its own, so that its memory is its own.
 fn one(run: &Run, mode: Propagation, out: &Path) -> anyhow::Result<Report> {
-    let file = out.join(format!("sim-{}-{}.json", mode.as_str(), run.nodes));
+    let file = out.join(format!("sim-{}-{}-{}.json", mode.as_str(), run.nodes, run.pods));
     let program = std::env::current_exe().context("this program's path")?;
     let numbers = [
         ("--nodes", run.nodes.to_string()),
@@ -100,8 +126,11 @@ fn one(run: &Run, mode: Propagation, out: &Path) -> anyhow::Result<Report> {
 
 /// The modes of one size beside each other, and how much better they are than `cep`.
 #[must_use]
-pub fn table(reports: &[Report], nodes: usize) -> String {
-    let of = |mode: Propagation| reports.iter().find(|r| r.options.nodes == nodes && r.mode == mode.as_str());
+pub fn table(reports: &[Report], (nodes, pods): (usize, usize)) -> String {
+    let of = |mode: Propagation| {
+        let sized = |r: &&Report| (r.options.nodes, r.options.pods) == (nodes, pods);
+        reports.iter().filter(sized).find(|r| r.mode == mode.as_str())
+    };
     let Some(base) = of(Propagation::Cep) else { return "no run of cep at this size".to_owned() };
     let options = &base.options;
     let mut text = format!(
@@ -109,19 +138,27 @@ pub fn table(reports: &[Report], nodes: usize) -> String {
         nodes, options.pods, options.rate, options.seconds, options.scale_to_zero, options.lost_nodes, options.seed
     );
     text += &format!(
-        "{:<13}{:>24}{:>24}{:>30}{:>11}{:>10}{:>7}\n",
-        "", "API latency p50/p99 ms", "pod start p50/p99 ms", "propagation p50/p99/max ms", "KiB/pod", "events", "CPUs"
+        "{:<13}{:>24}{:>24}{:>30}{:>11}{:>8}{:>8}{:>7}\n",
+        "",
+        "API latency p50/p99 ms",
+        "pod start p50/p99 ms",
+        "propagation p50/p99/max ms",
+        "KiB/pod",
+        "events",
+        "writes",
+        "CPUs"
     );
     for report in MODES.into_iter().filter_map(of) {
         let (api, start, all) = (&report.api_latency, &report.pod_start, &report.propagation);
         text += &format!(
-            "{:<13}{:>24}{:>24}{:>30}{:>11.1}{:>10.0}{:>7.2}\n",
+            "{:<13}{:>24}{:>24}{:>30}{:>11.1}{:>8.0}{:>8.2}{:>7.2}\n",
             report.mode,
             format!("{:.1} / {:.1}", api.p50_ms, api.p99_ms),
             format!("{:.1} / {:.1}", start.p50_ms, start.p99_ms),
             format!("{:.0} / {:.0} / {:.0}", all.p50_ms, all.p99_ms, all.max_ms),
             report.api_bytes_per_pod / 1024.0,
             report.events_per_pod,
+            report.writes_per_pod,
             report.cpus,
         );
     }

@@ -152,6 +152,7 @@ impl Cluster {
             pod_name: name.clone(),
             pod_uid: Some(uid.clone()),
             mtu: None,
+            addresses: None,
         };
         let added = self.nodes[on].attachments.add(request).await.map_err(|error| anyhow::anyhow!("ADD: {error:?}"))?;
         lock(&self.starts).push(begun.elapsed());

@@ -2,9 +2,11 @@
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::{Method, Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kube::client::Body;
 use std::collections::BTreeMap;
@@ -69,6 +71,19 @@ type AnswerBody = UnsyncBoxBody<Bytes, BoxError>;
 /// # Errors
 /// The connection cannot be made.
 pub async fn connect(server: &InProcess, who: &'static str, meter: &Meter) -> anyhow::Result<Client> {
+    connect_late(server, who, meter, Arc::default()).await
+}
+
+/// The same, over a connection whose answers and events come so many milliseconds late.
+///
+/// # Errors
+/// The connection cannot be made.
+pub async fn connect_late(
+    server: &InProcess,
+    who: &'static str,
+    meter: &Meter,
+    late_ms: Arc<AtomicU64>,
+) -> anyhow::Result<Client> {
     let io = TokioIo::new(server.connect(who));
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(1 << 20).initial_connection_window_size(8 << 20);
@@ -80,7 +95,7 @@ pub async fn connect(server: &InProcess, who: &'static str, meter: &Meter) -> an
     });
     let meter = meter.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (mut sender, meter) = (sender.clone(), meter.clone());
+        let (mut sender, meter, late_ms) = (sender.clone(), meter.clone(), late_ms.clone());
         async move {
             let (mut head, body) = request.into_parts();
             let body = body.collect().await?.to_bytes();
@@ -98,7 +113,7 @@ pub async fn connect(server: &InProcess, who: &'static str, meter: &Meter) -> an
                 count.refused.fetch_add(1, Ordering::Relaxed);
             }
             let body: AnswerBody = if verb == "watch" {
-                let counted = body.map_frame(move |frame| {
+                let counted = late(body, late_ms).map_frame(move |frame| {
                     if let Some(data) = frame.data_ref() {
                         count.received.fetch_add(data.len() as u64, Ordering::Relaxed);
                         let lines = data.iter().filter(|byte| **byte == b'\n').count();
@@ -108,7 +123,7 @@ pub async fn connect(server: &InProcess, who: &'static str, meter: &Meter) -> an
                 });
                 counted.map_err(Into::into).boxed_unsync()
             } else {
-                let bytes = body.collect().await?.to_bytes();
+                let bytes = late(body, late_ms).collect().await?.to_bytes();
                 count.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 count.latency.lock().unwrap_or_else(PoisonError::into_inner).push(began.elapsed());
                 Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
@@ -117,6 +132,20 @@ pub async fn connect(server: &InProcess, who: &'static str, meter: &Meter) -> an
         }
     });
     Ok(Client::over(kube::Client::new(service, "default")))
+}
+
+/// A body whose parts come late, in their order.
+fn late(body: Incoming, late_ms: Arc<AtomicU64>) -> UnsyncBoxBody<Bytes, hyper::Error> {
+    let frames = BodyStream::new(body).then(move |frame| {
+        let late_ms = late_ms.load(Ordering::Relaxed);
+        async move {
+            if late_ms > 0 {
+                tokio::time::sleep(Duration::from_millis(late_ms)).await;
+            }
+            frame
+        }
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 fn verb_and_kind(method: &Method, path: &str) -> (&'static str, String) {

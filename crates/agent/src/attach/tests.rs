@@ -22,6 +22,7 @@ fn add(container: &str, pod: &str, uid: Option<&str>) -> AddRequest {
         pod_name: pod.name,
         pod_uid: uid.map(str::to_owned),
         mtu: None,
+        addresses: None,
     }
 }
 

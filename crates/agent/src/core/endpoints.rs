@@ -5,6 +5,7 @@ use super::{Core, describe};
 use crate::state::{EndpointRecord, Phase};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use weft_api::cni::{Attachment, CniError, code};
 use weft_control::identity::{NumberOf, PodFacts, label_set};
@@ -124,6 +125,8 @@ pub struct Reservation {
     pub identity: Identity,
     /// MTU.
     pub mtu: u32,
+    /// Addresses that another program gave it; `None`: they come from the node's blocks.
+    pub addresses: Option<Vec<IpAddr>>,
 }
 
 impl Core {
@@ -174,7 +177,10 @@ impl Core {
                 &format!("all {} numbers are in use", EndpointId::HOST.raw() - 1),
             ));
         };
-        let addresses = self.routes.allocate(id)?;
+        let addresses = match wanted.addresses {
+            Some(addresses) => self.take_addresses(id, addresses)?,
+            None => self.allocate(id, &wanted.pod)?,
+        };
         let record = EndpointRecord {
             id,
             phase: Phase::Reserved,
@@ -195,7 +201,7 @@ impl Core {
             audit: false,
         };
         if let Err(error) = self.state.write(&record) {
-            self.routes.release(id);
+            self.release_addresses(id);
             return Err(refusal(code::IO_FAILURE, "cannot write the endpoint's file", &error.to_string()));
         }
         self.endpoints.insert(Endpoint {
@@ -285,7 +291,7 @@ impl Core {
         self.state
             .remove(id)
             .map_err(|error| refusal(code::IO_FAILURE, "cannot remove the endpoint's file", &error.to_string()))?;
-        self.routes.release(id);
+        self.release_addresses(id);
         self.endpoints.remove(id);
         Ok(())
     }

@@ -1,54 +1,19 @@
-//! Nodes, their addresses and pod prefixes; address management for this node's own prefixes.
+//! Nodes, their addresses and pod prefixes.
 
 use super::Core;
-use super::endpoints::refusal;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use weft_api::cni::{CniError, code};
-use weft_control::ipam::{AddressPool, IpamError, NodePool};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_model::desired::{IpcacheEntry, Route};
-use weft_model::id::{EndpointId, Identity};
+use weft_model::id::Identity;
 use weft_model::intent::Node;
 
-/// Prefixes: what the kernel shall know of them, and the pools of this node's own.
+/// Prefixes: what the kernel shall know of them.
 #[derive(Debug, Default)]
 pub struct Routes {
     wanted: BTreeMap<IpNet, Route>,
     /// What was written; what differs from `wanted` is to do.
     written: BTreeMap<IpNet, Route>,
-    pool: NodePool,
-}
-
-impl Routes {
-    /// An address of each family: all or nothing.
-    ///
-    /// # Errors
-    /// A prefix has none left.
-    pub fn allocate(&mut self, id: EndpointId) -> Result<Vec<IpAddr>, CniError> {
-        let taken = self.pool.allocate(&id.to_string());
-        let addresses =
-            taken.map_err(|error| refusal(code::NO_ADDRESSES, "no addresses left", &error.to_string()))?.addresses();
-        if addresses.is_empty() {
-            return Err(refusal(code::TRY_AGAIN_LATER, "no pod prefixes", "the node has no pod CIDRs yet"));
-        }
-        Ok(addresses)
-    }
-
-    /// Gives addresses back.
-    pub fn release(&mut self, id: EndpointId) {
-        self.pool.release(&id.to_string());
-    }
-
-    /// Prefix, addresses in use, addresses in all.
-    #[must_use]
-    pub fn usage(&self) -> Vec<(String, u64, u64)> {
-        let usage = |pool: &AddressPool| {
-            let capacity = u64::try_from(pool.capacity()).unwrap_or(u64::MAX);
-            (pool.net().to_string(), pool.in_use() as u64, capacity)
-        };
-        self.pool.families().map(usage).collect()
-    }
 }
 
 impl Core {
@@ -69,7 +34,7 @@ impl Core {
             if self.settings.host_firewall {
                 self.policy.set_host(&node);
             }
-            self.set_pools(&node.pod_cidrs);
+            self.set_prefixes(&node.pod_cidrs);
         }
         self.nodes_changed();
     }
@@ -87,10 +52,15 @@ impl Core {
         self.nodes_changed();
     }
 
-    fn nodes_changed(&mut self) {
+    pub(super) fn nodes_changed(&mut self) {
         let mut wanted: BTreeMap<IpNet, Route> =
             self.settings.no_masquerade.iter().map(|cidr| (*cidr, Route::NoMasquerade)).collect();
-        for node in self.nodes.values() {
+        // Pods of any node, without saying whose: an address that is not known yet is no stranger's.
+        let nobody = |cidr: &IpNet| {
+            if cidr.addr().is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+        };
+        wanted.extend(self.settings.pod_ranges.iter().map(|cidr| (*cidr, Route::RemotePool(nobody(cidr)))));
+        for node in self.carried_nodes().values() {
             for cidr in &node.pod_cidrs {
                 if node.name == self.settings.node_name {
                     wanted.insert(*cidr, Route::LocalPool);
@@ -104,46 +74,21 @@ impl Core {
         self.signals.nodes_announce.notify_one();
     }
 
-    /// Pools for the node's prefixes. Endpoints with addresses of a prefix that was taken away keep them.
-    pub(super) fn set_pools(&mut self, cidrs: &[IpNet]) {
-        let wanted: Vec<IpNet> = cidrs
-            .iter()
-            .copied()
-            .filter(|cidr| if cidr.addr().is_ipv4() { self.settings.ipv4 } else { self.settings.ipv6 })
-            .collect();
-        let same = self.routes.pool.families().map(AddressPool::net).eq(wanted.iter().map(IpNet::trunc));
-        if same {
-            return;
-        }
-        self.routes.pool = self.filled(NodePool::new(&wanted));
-        if let Err(error) = self.state.set_pod_cidrs(cidrs) {
-            self.set_problem("pod-cidrs", Some(format!("cannot write the file: {error}")));
-        }
-    }
-
-    /// Takes the addresses that endpoints have, once more: an endpoint was added with addresses.
-    pub(super) fn set_pools_again(&mut self) {
-        let pool = std::mem::take(&mut self.routes.pool);
-        self.routes.pool = self.filled(pool);
-    }
-
-    fn filled(&self, mut pool: NodePool) -> NodePool {
-        for record in self.endpoints.rows.values().map(|endpoint| &endpoint.record) {
-            for address in &record.addresses {
-                match pool.restore(&record.id.to_string(), *address) {
-                    Ok(()) | Err(IpamError::Foreign(_)) => {}
-                    Err(error) => tracing::error!(endpoint = %record.id, %error, "two endpoints have one address"),
-                }
+    /// All nodes with the prefixes that packets reach their pods by, wherever these are written.
+    #[must_use]
+    pub fn carried_nodes(&self) -> BTreeMap<String, Node> {
+        let mut nodes = self.nodes.clone();
+        for (name, nets) in &self.shares {
+            if let Some(node) = nodes.get_mut(name) {
+                node.pod_cidrs.extend(nets);
             }
         }
-        pool
-    }
-
-    /// Families that are on but have no pool.
-    pub(super) fn missing_families(&self) -> Vec<&'static str> {
-        let has = |ipv4: bool| self.routes.pool.families().any(|pool| pool.net().addr().is_ipv4() == ipv4);
-        let families = [(self.settings.ipv4, true, "IPv4"), (self.settings.ipv6, false, "IPv6")];
-        families.into_iter().filter(|(on, ipv4, _)| *on && !has(*ipv4)).map(|(_, _, name)| name).collect()
+        if self.exchanges_blocks()
+            && let Some(own) = nodes.get_mut(&self.settings.node_name)
+        {
+            own.pod_cidrs = self.own_pool.blocks();
+        }
+        nodes
     }
 
     /// This node's addresses.
@@ -156,7 +101,7 @@ impl Core {
         self.own_addresses().into_iter().min_by_key(|address| !address.is_ipv4())
     }
 
-    /// All nodes, for those who set up the machine.
+    /// All nodes, as their objects say.
     #[must_use]
     pub fn nodes(&self) -> BTreeMap<String, Node> {
         self.nodes.clone()

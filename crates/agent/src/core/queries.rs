@@ -1,13 +1,16 @@
 //! Answers to those who look.
 
 use super::{Core, SOURCES};
+use crate::peer::Pod;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use weft_api::agent as api;
 use weft_api::flow::PolicyRef;
 use weft_control::policy::{Direction, RuleRef};
 use weft_k8s::convert::endpoint_of_slice;
 use weft_model::id::{EndpointId, Identity, RuleId};
 use weft_model::intent::{ObjectName, PolicyName, Source};
+use weft_model::label::LabelSet;
 
 impl Core {
     /// How the node is, but for what only the kernel knows (drops).
@@ -26,8 +29,8 @@ impl Core {
             services: self.count_services(),
             routing: if self.settings.tunnel { "vxlan" } else { "native" }.to_owned(),
             addresses: self.own_addresses(),
-            pod_cidrs: self.routes.usage().into_iter().map(|(cidr, _, _)| cidr).collect(),
-            ipam: self.routes.usage(),
+            pod_cidrs: self.own_pool.usage().into_iter().map(|(cidr, _, _)| cidr).collect(),
+            ipam: self.own_pool.usage(),
             drops: Vec::new(),
             events_suppressed: 0,
             accelerated: 0,
@@ -235,6 +238,61 @@ impl Core {
     #[must_use]
     pub fn has_pod(&self, uid: &str) -> bool {
         self.endpoints.rows.values().any(|endpoint| endpoint.record.pod_uid == uid)
+    }
+
+    /// Which of this node's pods have these addresses.
+    #[must_use]
+    pub fn own_pods(&self, addresses: &[IpAddr]) -> Vec<Pod> {
+        let Some(announced) = self.announced() else { return Vec::new() };
+        let asked = announced.into_values().filter(|own| own.endpoint.addresses.iter().any(|a| addresses.contains(a)));
+        let labelled = asked.filter_map(|own| {
+            let of = |row: &&super::endpoints::Endpoint| row.record.pod_uid == own.endpoint.pod_uid;
+            let labels = self.endpoints.rows.values().find(of)?.record.labels.clone();
+            Some(Pod { endpoint: own.endpoint, labels })
+        });
+        labelled.collect()
+    }
+
+    /// The other node, and its address, whose pods have this address, if nobody told of it yet.
+    #[must_use]
+    pub fn owner_of_unknown(&self, address: IpAddr) -> Option<(String, IpAddr)> {
+        if self.addresses.get(address).is_some() {
+            return None;
+        }
+        let node = self.nodes.values().find(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&address)))?;
+        let other = node.name != self.settings.node_name;
+        other.then(|| self.address_of_node(&node.name).map(|at| (node.name.clone(), at)))?
+    }
+
+    /// Whether the address is of a pod prefix of the node.
+    #[must_use]
+    pub fn is_of_node(&self, node: &str, address: IpAddr) -> bool {
+        self.nodes.get(node).is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&address)))
+    }
+
+    /// The address by which a node's endpoints are known.
+    #[must_use]
+    pub fn address_of_node(&self, node: &str) -> Option<IpAddr> {
+        self.nodes.get(node)?.addresses.iter().copied().min_by_key(|address| !address.is_ipv4())
+    }
+
+    /// UIDs of pods of other nodes of which their nodes told themselves, when they were asked.
+    #[must_use]
+    pub fn told_directly(&self) -> Vec<String> {
+        let told = self.policy.remotes.told_by(crate::peer::is_answer);
+        told.map(str::to_owned).collect()
+    }
+
+    /// Labels of an identity, if they are known.
+    #[must_use]
+    pub fn identity_labels(&self, identity: Identity) -> Option<LabelSet> {
+        self.identities.labels(identity).map(|labels| (**labels).clone())
+    }
+
+    /// Whether some source tells of this remote pod other than those for which `of` holds.
+    #[must_use]
+    pub fn is_told_but(&self, uid: &str, of: impl Fn(&str) -> bool) -> bool {
+        self.policy.remotes.is_told(uid, |source| !of(source))
     }
 
     /// UIDs of pods of other nodes of which only CiliumEndpoints tell, no slice.

@@ -59,7 +59,7 @@ impl Core {
             .collect();
         self.adopt_kernel()?;
         let cidrs = self.state.pod_cidrs();
-        self.set_pools(&cidrs);
+        self.restore_blocks(&cidrs);
         Ok(leftovers)
     }
 
@@ -98,7 +98,7 @@ impl Core {
             problem: Some("cannot be removed".into()),
             sequence: 0,
         });
-        self.set_pools_again();
+        self.restore_addresses();
     }
 
     fn adopt_kernel(&mut self) -> Result<(), DataplaneError> {

@@ -35,8 +35,15 @@ pub(super) fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId 
         }
     };
     let attachment = Attachment { container_id: container.into(), ifname: "eth0".into() };
-    let wanted =
-        Reservation { attachment, netns: "/run/netns/x".into(), pod: pod.clone(), labels, identity, mtu: 1500 };
+    let wanted = Reservation {
+        attachment,
+        netns: "/run/netns/x".into(),
+        pod: pod.clone(),
+        labels,
+        identity,
+        mtu: 1500,
+        addresses: None,
+    };
     let record = core.reserve(wanted).expect("reserved");
     core.activate(record.id, u32::from(record.id.raw())).expect("active");
     core.flush();

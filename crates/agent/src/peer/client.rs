@@ -26,7 +26,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Asks a node.
 pub trait Ask: Send + Sync + 'static {
     /// Which pods of `node`, at `at`, have these addresses.
-    fn ask<'a>(&'a self, node: &'a str, at: IpAddr, addresses: &'a [IpAddr]) -> BoxFuture<'a, anyhow::Result<Vec<Pod>>>;
+    fn ask<'a>(&'a self, node: &'a str, at: IpAddr, addresses: &'a [IpAddr])
+    -> BoxFuture<'a, anyhow::Result<Vec<Pod>>>;
 }
 
 /// See the module.
@@ -61,7 +62,8 @@ impl Client {
     }
 
     async fn connect(&self, node: &str, at: IpAddr) -> anyhow::Result<SendRequest<Full<Bytes>>> {
-        let name = ServerName::try_from(node.to_owned()).with_context(|| format!("{node} as a name in certificates"))?;
+        let name =
+            ServerName::try_from(node.to_owned()).with_context(|| format!("{node} as a name in certificates"))?;
         let connector = TlsConnector::from(self.credentials.configs()?.client);
         let stream = TcpStream::connect(SocketAddr::new(at, self.port)).await.context("connect")?;
         stream.set_nodelay(true)?;
@@ -94,7 +96,8 @@ impl Client {
         if response.headers().contains_key("grpc-status") {
             succeeded(response.headers())?;
         }
-        let whole = Limited::new(response.into_body(), MESSAGE_MAX).collect().await.map_err(anyhow::Error::from_boxed)?;
+        let whole =
+            Limited::new(response.into_body(), MESSAGE_MAX).collect().await.map_err(anyhow::Error::from_boxed)?;
         succeeded(whole.trailers().context("an answer without status")?)?;
         let answer: ResolveResponse = unframed(&whole.to_bytes())?;
         let pods = answer.read(at)?;
@@ -104,7 +107,12 @@ impl Client {
 }
 
 impl Ask for Client {
-    fn ask<'a>(&'a self, node: &'a str, at: IpAddr, addresses: &'a [IpAddr]) -> BoxFuture<'a, anyhow::Result<Vec<Pod>>> {
+    fn ask<'a>(
+        &'a self,
+        node: &'a str,
+        at: IpAddr,
+        addresses: &'a [IpAddr],
+    ) -> BoxFuture<'a, anyhow::Result<Vec<Pod>>> {
         self.resolve(node, at, addresses).boxed()
     }
 }

@@ -16,6 +16,12 @@ use weft_model::intent::{Change, EndpointSlice, IdentityLabels};
 
 /// What an answer is called among the sources of endpoints: nothing in the API has such a name.
 const SOURCE: &str = "direct:";
+
+/// Whether a source of endpoints is an answer of another agent.
+#[must_use]
+pub fn is_answer(source: &str) -> bool {
+    source.starts_with(SOURCE)
+}
 /// Addresses that wait to be looked at; of more the next packet tells again.
 const WAITING_MAX: usize = 1024;
 /// Questions on their way at once.
@@ -163,7 +169,8 @@ impl<A: Ask> Resolver<A> {
         let (ask, question) =
             (self.ask.clone(), Question { node: node.to_owned(), at, addresses, begun: Instant::now() });
         self.questions.spawn(async move {
-            let answer = tokio::time::timeout(PATIENCE, ask.ask(&question.node, question.at, &question.addresses)).await;
+            let answer =
+                tokio::time::timeout(PATIENCE, ask.ask(&question.node, question.at, &question.addresses)).await;
             let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {PATIENCE:?}")));
             (question, answer)
         });
@@ -194,10 +201,11 @@ impl<A: Ask> Resolver<A> {
             self.words.remove(&name);
             changes.push(Change::SliceGone(name));
         }
-        for Pod { endpoint, labels } in pods {
+        for Pod { mut endpoint, labels } in pods {
+            endpoint.node = at;
             let (owned, known) = self.core.look(|core| {
                 let owned = endpoint.addresses.iter().all(|address| core.is_of_node(&node, *address));
-                (owned, core.labels_of(endpoint.identity))
+                (owned, core.identity_labels(endpoint.identity))
             });
             let agrees = known.as_ref().is_none_or(|known| *known == labels);
             if !owned || !agrees {
@@ -222,7 +230,12 @@ impl<A: Ask> Resolver<A> {
             return true;
         }
         let applied = self.core.call(move |core| core.apply(changes)).await.is_ok();
-        tracing::debug!(node, ?addresses, took_us = begun.elapsed().as_micros() as u64, "asked a node who has an address");
+        tracing::debug!(
+            node,
+            ?addresses,
+            took_us = begun.elapsed().as_micros() as u64,
+            "asked a node who has an address"
+        );
         applied
     }
 
@@ -230,7 +243,7 @@ impl<A: Ask> Resolver<A> {
     async fn look(&mut self) -> bool {
         let (now, core) = (Instant::now(), self.core.clone());
         let is_over = |word: &Word| {
-            word.answered + BELIEVED_MAX <= now || core.look(|core| core.is_told_but(&word.uid, |from| from.starts_with(SOURCE)))
+            word.answered + BELIEVED_MAX <= now || core.look(|core| core.is_told_but(&word.uid, is_answer))
         };
         let over: Vec<String> =
             self.words.iter().filter(|(_, word)| is_over(word)).map(|(name, _)| name.clone()).collect();

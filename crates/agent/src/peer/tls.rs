@@ -93,7 +93,10 @@ impl Credentials {
                 Ok(configs)
             }
             (Err(error), Some((as_of, configs))) => {
-                tracing::warn!(error = crate::core::describe(&error), "certificates cannot be read; the former ones stay in use");
+                tracing::warn!(
+                    error = crate::core::describe(&error),
+                    "certificates cannot be read; the former ones stay in use"
+                );
                 *as_of = stamp;
                 Ok(configs.clone())
             }

@@ -1,6 +1,6 @@
 //! The prefixes of the cluster's nodes, out of the cluster's pools.
 
-use super::{nth, number, offset};
+use super::{list, nth, number, offset};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 
@@ -50,12 +50,9 @@ pub enum ClusterPoolError {
     },
 }
 
-fn list(pools: &[IpNet]) -> String {
-    pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
+/// The prefixes that nodes have of some pools of one family, all of the same length.
 #[derive(Clone, Debug)]
-struct Family {
+pub(super) struct Prefixes {
     pools: Vec<IpNet>,
     mask: u8,
     /// Prefixes given, with their nodes, by their first address. None overlaps another.
@@ -64,7 +61,36 @@ struct Family {
     next: (usize, u128),
 }
 
-impl Family {
+impl Prefixes {
+    /// All of `pools` is free; `None`: there are none.
+    pub(super) fn new(pools: Vec<IpNet>, mask: u8, max: u8) -> Result<Option<Self>, ClusterPoolError> {
+        for (n, pool) in pools.iter().enumerate() {
+            if let Some(other) = pools[..n].iter().find(|other| other.contains(pool) || pool.contains(*other)) {
+                return Err(ClusterPoolError::Overlap(*other, *pool));
+            }
+        }
+        if pools.is_empty() {
+            return Ok(None);
+        }
+        if mask > max {
+            return Err(ClusterPoolError::Mask { mask, max });
+        }
+        match pools.iter().find(|pool| pool.prefix_len() > mask) {
+            Some(pool) => Err(ClusterPoolError::TooSmall { pool: *pool, mask }),
+            None => Ok(Some(Self { pools, mask, ..Self::empty() })),
+        }
+    }
+
+    /// Without pools: it only remembers who has what.
+    pub(super) fn empty() -> Self {
+        Self { pools: Vec::new(), mask: 0, given: BTreeMap::new(), next: (0, 0) }
+    }
+
+    /// What was given stays given; nothing more is.
+    pub(super) fn without_pools(self) -> Self {
+        Self { given: self.given, ..Self::empty() }
+    }
+
     fn shares(&self, pool: usize) -> u128 {
         let bits = u32::from(self.mask - self.pools[pool].prefix_len());
         1u128.checked_shl(bits).unwrap_or(u128::MAX)
@@ -77,7 +103,7 @@ impl Family {
         IpNet::new(first, self.mask).expect("the mask was checked")
     }
 
-    fn overlapping(&self, cidr: &IpNet) -> Option<&(IpNet, String)> {
+    pub(super) fn overlapping(&self, cidr: &IpNet) -> Option<&(IpNet, String)> {
         // None overlap, so the last one that starts before our end is the only one that can reach into us.
         let (_, last) = self.given.range(..=number(cidr.broadcast())).next_back()?;
         (last.0.contains(cidr) || cidr.contains(&last.0)).then_some(last)
@@ -87,7 +113,8 @@ impl Family {
         self.given.insert(number(cidr.network()), (cidr, node.to_owned()));
     }
 
-    fn assign(&mut self, node: &str) -> Result<IpNet, ClusterPoolError> {
+    /// One more for a node.
+    pub(super) fn assign(&mut self, node: &str) -> Result<IpNet, ClusterPoolError> {
         let count = self.pools.len();
         let (start_pool, start_share) = self.next;
         for step in 0..=count {
@@ -111,14 +138,55 @@ impl Family {
         }
         Err(ClusterPoolError::Exhausted { node: node.to_owned(), mask: self.mask, pools: self.pools.clone() })
     }
+
+    /// A node has this one already, wherever it lies.
+    pub(super) fn restore(&mut self, node: &str, cidr: IpNet) -> Result<(), ClusterPoolError> {
+        let cidr = cidr.trunc();
+        if let Some((net, other)) = self.overlapping(&cidr) {
+            if other == node && *net == cidr {
+                return Ok(());
+            }
+            let (other, other_cidr) = (other.clone(), *net);
+            return Err(ClusterPoolError::Conflict { node: node.to_owned(), cidr, other, other_cidr });
+        }
+        self.give(cidr, node);
+        // Go on after it: what a node that is gone had just before a restart is not given at once.
+        if cidr.prefix_len() == self.mask
+            && let Some((pool, start)) =
+                self.pools.iter().enumerate().find_map(|(n, pool)| Some((n, offset(pool, cidr.addr())?)))
+        {
+            let bits = u32::from(cidr.max_prefix_len() - self.mask);
+            let share = start.checked_shr(bits).unwrap_or(0) + 1;
+            self.next = self.next.max((pool, share));
+        }
+        Ok(())
+    }
+
+    /// A node let go of one.
+    pub(super) fn release(&mut self, node: &str, cidr: &IpNet) {
+        let first = number(cidr.network());
+        if self.given.get(&first).is_some_and(|(net, owner)| net == cidr && owner == node) {
+            self.given.remove(&first);
+        }
+    }
+
+    /// A node is gone.
+    pub(super) fn release_owner(&mut self, node: &str) {
+        self.given.retain(|_, (_, owner)| owner != node);
+    }
+
+    /// Prefixes and nodes.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpNet, &str)> {
+        self.given.values().map(|(cidr, node)| (*cidr, node.as_str()))
+    }
 }
 
 /// Gives every node a prefix per family. A node keeps what it has; nothing is given twice; a prefix that comes free
 /// is given again only after all others.
 #[derive(Clone, Debug)]
 pub struct ClusterPool {
-    v4: Option<Family>,
-    v6: Option<Family>,
+    v4: Option<Prefixes>,
+    v6: Option<Prefixes>,
 }
 
 impl ClusterPool {
@@ -128,28 +196,14 @@ impl ClusterPool {
     /// The pools make no sense.
     pub fn new(pools: &[IpNet], mask_v4: u8, mask_v6: u8) -> Result<Self, ClusterPoolError> {
         let pools: Vec<IpNet> = pools.iter().map(IpNet::trunc).collect();
-        for (n, pool) in pools.iter().enumerate() {
-            if let Some(other) = pools[..n].iter().find(|other| other.contains(pool) || pool.contains(*other)) {
-                return Err(ClusterPoolError::Overlap(*other, *pool));
-            }
-        }
         let family = |v4: bool, mask: u8, max: u8| {
             let pools: Vec<IpNet> = pools.iter().copied().filter(|pool| pool.addr().is_ipv4() == v4).collect();
-            if pools.is_empty() {
-                return Ok(None);
-            }
-            if mask > max {
-                return Err(ClusterPoolError::Mask { mask, max });
-            }
-            match pools.iter().find(|pool| pool.prefix_len() > mask) {
-                Some(pool) => Err(ClusterPoolError::TooSmall { pool: *pool, mask }),
-                None => Ok(Some(Family { pools, mask, given: BTreeMap::new(), next: (0, 0) })),
-            }
+            Prefixes::new(pools, mask, max)
         };
         Ok(Self { v4: family(true, mask_v4, 30)?, v6: family(false, mask_v6, 126)? })
     }
 
-    fn family(&mut self, cidr: &IpNet) -> Option<&mut Family> {
+    fn family(&mut self, cidr: &IpNet) -> Option<&mut Prefixes> {
         if cidr.addr().is_ipv4() { self.v4.as_mut() } else { self.v6.as_mut() }
     }
 
@@ -159,26 +213,7 @@ impl ClusterPool {
     /// # Errors
     /// [`ClusterPoolError::Conflict`]; nothing changed.
     pub fn restore(&mut self, node: &str, cidr: IpNet) -> Result<(), ClusterPoolError> {
-        let cidr = cidr.trunc();
-        let Some(family) = self.family(&cidr) else { return Ok(()) };
-        if let Some((net, other)) = family.overlapping(&cidr) {
-            if other == node && *net == cidr {
-                return Ok(());
-            }
-            let (other, other_cidr) = (other.clone(), *net);
-            return Err(ClusterPoolError::Conflict { node: node.to_owned(), cidr, other, other_cidr });
-        }
-        family.give(cidr, node);
-        // Go on after it: what a node that is gone had just before a restart is not given at once.
-        if cidr.prefix_len() == family.mask
-            && let Some((pool, start)) =
-                family.pools.iter().enumerate().find_map(|(n, pool)| Some((n, offset(pool, cidr.addr())?)))
-        {
-            let bits = u32::from(cidr.max_prefix_len() - family.mask);
-            let share = start.checked_shr(bits).unwrap_or(0) + 1;
-            family.next = family.next.max((pool, share));
-        }
-        Ok(())
+        self.family(&cidr).map_or(Ok(()), |family| family.restore(node, cidr))
     }
 
     /// The node's prefixes, IPv4 first: those that it has, or new ones.
@@ -207,13 +242,13 @@ impl ClusterPool {
     /// The node is gone.
     pub fn release(&mut self, node: &str) {
         for family in self.v4.iter_mut().chain(&mut self.v6) {
-            family.given.retain(|_, (_, owner)| owner != node);
+            family.release_owner(node);
         }
     }
 
     /// Prefixes and nodes.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, &str)> {
         let families = self.v4.iter().chain(&self.v6);
-        families.flat_map(|family| family.given.values().map(|(cidr, node)| (*cidr, node.as_str())))
+        families.flat_map(Prefixes::iter)
     }
 }

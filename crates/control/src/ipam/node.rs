@@ -1,183 +1,14 @@
-//! The addresses of a node's endpoints, out of the node's prefixes.
+//! The addresses of a node's endpoints, out of the blocks that the node holds, by pool.
+//!
+//! Who has which address is kept apart from the blocks: an endpoint of a former agent has its address before anybody
+//! said which blocks the node holds, and keeps it if they are taken away. No such address is ever given to another.
 
-use super::{nth, offset};
-use foldhash::{HashMap, HashMapExt};
+use super::family::{FamilyPool, Held};
+use super::{Advice, Block, Family, IpamError, State};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-
-/// An address was not given.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum IpamError {
-    /// All are taken.
-    #[error("no free address in {pool}: all {capacity} are in use")]
-    Exhausted {
-        /// The prefix.
-        pool: IpNet,
-        /// Addresses that it can give.
-        capacity: u128,
-    },
-    /// The address to restore belongs to somebody else.
-    #[error("{address} belongs to {owner}")]
-    Taken {
-        /// The address.
-        address: IpAddr,
-        /// Its owner.
-        owner: String,
-    },
-    /// The owner has another address of this family.
-    #[error("{owner} already has {address}")]
-    HasAnother {
-        /// The owner.
-        owner: String,
-        /// What it has.
-        address: IpAddr,
-    },
-    /// The address to restore is in none of the node's prefixes, or reserved.
-    #[error("{0} is not an address that this node can give")]
-    Foreign(IpAddr),
-}
-
-/// The addresses of one prefix. The first and the last one are never given. Fresh addresses are given before used
-/// ones, and of the used ones that which has been free for the longest time: who still thinks of an old owner finds
-/// nobody rather than somebody else.
-#[derive(Clone, Debug)]
-pub struct AddressPool {
-    net: IpNet,
-    /// Addresses, less the two reserved ones.
-    capacity: u128,
-    /// Offset of the next address that nobody had yet.
-    next: u128,
-    owners: BTreeMap<u128, String>,
-    by_owner: HashMap<String, u128>,
-    /// Given back, oldest first; entries that are not in `released` any more count for nothing.
-    queue: VecDeque<u128>,
-    released: BTreeSet<u128>,
-}
-
-impl AddressPool {
-    /// All of `net` is free.
-    #[must_use]
-    pub fn new(net: IpNet) -> Self {
-        let net = net.trunc();
-        let bits = u32::from(net.max_prefix_len() - net.prefix_len());
-        let capacity = 1u128.checked_shl(bits).map_or(u128::MAX - 1, |count| count.saturating_sub(2));
-        Self {
-            net,
-            capacity,
-            next: 1,
-            owners: BTreeMap::new(),
-            by_owner: HashMap::new(),
-            queue: VecDeque::new(),
-            released: BTreeSet::new(),
-        }
-    }
-
-    /// The prefix.
-    #[must_use]
-    pub fn net(&self) -> IpNet {
-        self.net
-    }
-
-    /// Addresses that it can give, taken ones included.
-    #[must_use]
-    pub fn capacity(&self) -> u128 {
-        self.capacity
-    }
-
-    /// Addresses in use.
-    #[must_use]
-    pub fn in_use(&self) -> usize {
-        self.owners.len()
-    }
-
-    /// The owner's address: the one that it has, or a new one.
-    ///
-    /// # Errors
-    /// [`IpamError::Exhausted`]
-    pub fn allocate(&mut self, owner: &str) -> Result<IpAddr, IpamError> {
-        if let Some(offset) = self.by_owner.get(owner) {
-            return Ok(nth(&self.net, *offset));
-        }
-        let offset = self
-            .fresh()
-            .or_else(|| self.oldest())
-            .ok_or(IpamError::Exhausted { pool: self.net, capacity: self.capacity })?;
-        self.give(offset, owner);
-        Ok(nth(&self.net, offset))
-    }
-
-    fn fresh(&mut self) -> Option<u128> {
-        while self.next <= self.capacity {
-            let offset = self.next;
-            self.next += 1;
-            if !self.owners.contains_key(&offset) && !self.released.contains(&offset) {
-                return Some(offset);
-            }
-        }
-        None
-    }
-
-    fn oldest(&mut self) -> Option<u128> {
-        while let Some(offset) = self.queue.pop_front() {
-            if self.released.remove(&offset) {
-                return Some(offset);
-            }
-        }
-        None
-    }
-
-    fn give(&mut self, offset: u128, owner: &str) {
-        self.owners.insert(offset, owner.to_owned());
-        self.by_owner.insert(owner.to_owned(), offset);
-    }
-
-    /// The owner has this address already.
-    ///
-    /// # Errors
-    /// All but [`IpamError::Exhausted`]; nothing changed.
-    pub fn restore(&mut self, owner: &str, address: IpAddr) -> Result<(), IpamError> {
-        let offset = offset(&self.net, address)
-            .filter(|offset| (1..=self.capacity).contains(offset))
-            .ok_or(IpamError::Foreign(address))?;
-        if let Some(known) = self.by_owner.get(owner).copied() {
-            let has = nth(&self.net, known);
-            return if known == offset {
-                Ok(())
-            } else {
-                Err(IpamError::HasAnother { owner: owner.to_owned(), address: has })
-            };
-        }
-        if let Some(other) = self.owners.get(&offset) {
-            return Err(IpamError::Taken { address, owner: other.clone() });
-        }
-        if self.released.remove(&offset) {
-            self.queue.retain(|queued| *queued != offset);
-        }
-        self.give(offset, owner);
-        Ok(())
-    }
-
-    /// The owner needs its address no more. Returns it, if there was one.
-    pub fn release(&mut self, owner: &str) -> Option<IpAddr> {
-        let offset = self.by_owner.remove(owner)?;
-        self.owners.remove(&offset);
-        self.queue.push_back(offset);
-        self.released.insert(offset);
-        Some(nth(&self.net, offset))
-    }
-
-    /// The address of an owner.
-    #[must_use]
-    pub fn address_of(&self, owner: &str) -> Option<IpAddr> {
-        self.by_owner.get(owner).map(|offset| nth(&self.net, *offset))
-    }
-
-    /// Addresses and owners, by address.
-    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &str)> {
-        self.owners.iter().map(|(offset, owner)| (nth(&self.net, *offset), owner.as_str()))
-    }
-}
+use std::sync::Arc;
 
 /// The addresses of one owner, at most one per family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -194,72 +25,344 @@ impl Allocation {
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.v4.into_iter().chain(self.v6).collect()
     }
+
+    fn slot(&mut self, family: Family) -> &mut Option<IpAddr> {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
 }
 
-/// The prefixes of a node, at most one per family. An owner gets an address of each or none.
+/// From which pool an owner gets its addresses; `None`: none of that family.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Choice {
+    /// IPv4.
+    pub v4: Option<String>,
+    /// IPv6.
+    pub v6: Option<String>,
+}
+
+impl Choice {
+    /// Both families from one pool.
+    #[must_use]
+    pub fn both(pool: &str) -> Self {
+        Self { v4: Some(pool.to_owned()), v6: Some(pool.to_owned()) }
+    }
+
+    /// The pools, by family.
+    pub fn iter(&self) -> impl Iterator<Item = (Family, &str)> {
+        let v4 = self.v4.as_deref().map(|pool| (Family::V4, pool));
+        v4.into_iter().chain(self.v6.as_deref().map(|pool| (Family::V6, pool)))
+    }
+}
+
+/// Where a restored address lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placement {
+    /// In a block of the node.
+    Inside,
+    /// In none, or none that could have given it. It is kept all the same.
+    Stray,
+}
+
+/// A block and how much of it is in use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// Pool.
+    pub pool: String,
+    /// The block.
+    pub block: Block,
+    /// Addresses with an owner.
+    pub in_use: u128,
+    /// What addresses without one are.
+    pub state: State,
+}
+
+type Families = BTreeMap<Family, FamilyPool>;
+
+/// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct NodePool {
-    v4: Option<AddressPool>,
-    v6: Option<AddressPool>,
+    pools: BTreeMap<String, Families>,
+    owners: BTreeMap<IpAddr, Arc<str>>,
+    by_owner: BTreeMap<Arc<str>, Allocation>,
+    advice: Advice,
 }
 
 impl NodePool {
-    /// All of `nets` is free; of each family the first one is used.
+    /// Without blocks.
     #[must_use]
-    pub fn new(nets: &[IpNet]) -> Self {
-        let first = |v4: bool| nets.iter().find(|net| net.addr().is_ipv4() == v4).map(|net| AddressPool::new(*net));
-        Self { v4: first(true), v6: first(false) }
+    pub fn new(advice: Advice) -> Self {
+        Self { advice, ..Self::default() }
     }
 
-    fn pools(&mut self) -> impl Iterator<Item = &mut AddressPool> {
-        self.v4.iter_mut().chain(&mut self.v6)
+    /// Makes the blocks of a pool exactly these. A block that is taken away while addresses of it have owners stays
+    /// until the last of them goes, and gives nothing any more. A block on its way back stays on its way while it is
+    /// listed. Answers what could not be added.
+    pub fn set_blocks(&mut self, pool: &str, blocks: &[Block]) -> Vec<IpamError> {
+        let listed: BTreeSet<IpNet> = blocks.iter().map(|block| block.net.trunc()).collect();
+        let held: Vec<IpNet> = self.blocks_of(pool).map(|held| held.block.net).collect();
+        for net in held.iter().filter(|net| !listed.contains(net)) {
+            self.drop_block(pool, net);
+        }
+        let mut problems = Vec::new();
+        for block in blocks {
+            let block = Block { net: block.net.trunc(), ..*block };
+            let family = Family::of(block.net.addr());
+            if let Some(held) = self.family(pool, family).get_mut(&block.net) {
+                held.revoked = false;
+                held.block.programmed |= block.programmed;
+                continue;
+            }
+            let other = self
+                .pools
+                .iter()
+                .find_map(|(name, families)| Some((name.clone(), families.get(&family)?.overlapping(&block.net)?)));
+            match other {
+                Some((other_pool, other)) => {
+                    let pool = pool.to_owned();
+                    problems.push(IpamError::Overlap { pool, block: block.net, other_pool, other });
+                }
+                None => self.family(pool, family).insert(block),
+            }
+        }
+        problems
     }
 
-    /// The pools, IPv4 first.
-    pub fn families(&self) -> impl Iterator<Item = &AddressPool> {
-        self.v4.iter().chain(&self.v6)
+    /// The pools that have blocks.
+    #[must_use]
+    pub fn pools(&self) -> Vec<String> {
+        self.pools.keys().cloned().collect()
+    }
+
+    fn family(&mut self, pool: &str, family: Family) -> &mut FamilyPool {
+        let families = self.pools.entry(pool.to_owned()).or_default();
+        families.entry(family).or_insert_with(|| FamilyPool::new(family))
+    }
+
+    fn blocks_of<'a>(&'a self, pool: &str) -> impl Iterator<Item = &'a Held> {
+        self.pools
+            .get(pool)
+            .into_iter()
+            .flat_map(|families| families.values())
+            .flat_map(|family| family.blocks.values())
+    }
+
+    fn drop_block(&mut self, pool: &str, net: &IpNet) {
+        let in_use = self.in_use(net) > 0;
+        let family = self.family(pool, Family::of(net.addr()));
+        if in_use {
+            if let Some(held) = family.get_mut(net) {
+                held.revoked = true;
+            }
+        } else {
+            family.remove(net);
+        }
     }
 
     /// The owner's addresses: those that it has, or new ones.
     ///
     /// # Errors
-    /// [`IpamError::Exhausted`]; nothing was given.
-    pub fn allocate(&mut self, owner: &str) -> Result<Allocation, IpamError> {
-        let had_v4 = self.v4.as_ref().is_some_and(|pool| pool.address_of(owner).is_some());
-        let v4 = self.v4.as_mut().map(|pool| pool.allocate(owner)).transpose()?;
-        match self.v6.as_mut().map(|pool| pool.allocate(owner)).transpose() {
-            Ok(v6) => Ok(Allocation { v4, v6 }),
-            Err(error) => {
-                if !had_v4 && let Some(pool) = &mut self.v4 {
-                    pool.release(owner);
+    /// A pool is empty or exhausted; nothing was given then.
+    pub fn allocate(&mut self, owner: &str, choice: &Choice) -> Result<Allocation, IpamError> {
+        let mut allocation = self.by_owner.get(owner).copied().unwrap_or_default();
+        let mut new = Vec::new();
+        for (family, pool) in choice.iter() {
+            if allocation.slot(family).is_some() {
+                continue;
+            }
+            match self.take(pool, family) {
+                Ok(address) => {
+                    *allocation.slot(family) = Some(address);
+                    new.push((pool, family, address));
                 }
-                Err(error)
+                Err(error) => {
+                    for (pool, family, address) in new {
+                        self.family(pool, family).give_back(address);
+                    }
+                    return Err(error);
+                }
             }
         }
+        let owner: Arc<str> = owner.into();
+        for (_, _, address) in new {
+            self.owners.insert(address, owner.clone());
+        }
+        if allocation != Allocation::default() {
+            self.by_owner.insert(owner, allocation);
+        }
+        Ok(allocation)
+    }
+
+    fn take(&mut self, pool: &str, family: Family) -> Result<IpAddr, IpamError> {
+        let capacity = self.capacity(pool, family);
+        let name = || pool.to_owned();
+        let Some(found) = self.pools.get_mut(pool).and_then(|families| families.get_mut(&family)) else {
+            return Err(IpamError::Empty { pool: name(), family });
+        };
+        let owners = &self.owners;
+        found.take(|address| owners.contains_key(&address)).ok_or_else(|| match capacity {
+            0 if found.blocks.is_empty() => IpamError::Empty { pool: name(), family },
+            capacity => {
+                let nets = found.blocks.values().map(|held| held.block.net);
+                let prefixes = nets.filter(|net| net.prefix_len() < net.max_prefix_len()).collect();
+                IpamError::Exhausted { pool: name(), prefixes, family, capacity, advice: self.advice }
+            }
+        })
     }
 
     /// The owner has this address already.
     ///
     /// # Errors
-    /// All but [`IpamError::Exhausted`]; nothing changed.
-    pub fn restore(&mut self, owner: &str, address: IpAddr) -> Result<(), IpamError> {
-        let pool = self.pools().find(|pool| pool.net.contains(&address)).ok_or(IpamError::Foreign(address))?;
-        pool.restore(owner, address)
+    /// [`IpamError::Taken`], [`IpamError::HasAnother`]; nothing changed.
+    pub fn restore(&mut self, owner: &str, address: IpAddr) -> Result<Placement, IpamError> {
+        if let Some(other) = self.owners.get(&address).filter(|other| ***other != *owner) {
+            return Err(IpamError::Taken { address, owner: other.to_string() });
+        }
+        let family = Family::of(address);
+        let owner: Arc<str> = owner.into();
+        let mut allocation = self.by_owner.get(&owner).copied().unwrap_or_default();
+        if let Some(has) = allocation.slot(family).filter(|has| *has != address) {
+            return Err(IpamError::HasAnother { owner: owner.to_string(), address: has });
+        }
+        *allocation.slot(family) = Some(address);
+        self.by_owner.insert(owner.clone(), allocation);
+        self.owners.insert(address, owner);
+        match self.holder(address) {
+            Some(pool) => {
+                self.family(&pool, family).claim(address);
+                Ok(Placement::Inside)
+            }
+            None => Ok(Placement::Stray),
+        }
+    }
+
+    /// The pool whose block has this address.
+    fn holder(&self, address: IpAddr) -> Option<String> {
+        let family = Family::of(address);
+        let holds = |families: &Families| families.get(&family).is_some_and(|pool| pool.block_of(address).is_some());
+        self.pools.iter().find(|(_, families)| holds(families)).map(|(name, _)| name.clone())
     }
 
     /// The owner needs its addresses no more. Returns those that it had.
     pub fn release(&mut self, owner: &str) -> Vec<IpAddr> {
-        self.pools().filter_map(|pool| pool.release(owner)).collect()
+        let addresses = self.by_owner.remove(owner).map(|allocation| allocation.addresses()).unwrap_or_default();
+        for address in &addresses {
+            self.owners.remove(address);
+            let Some(pool) = self.holder(*address) else { continue };
+            let family = self.family(&pool, Family::of(*address));
+            family.give_back(*address);
+            let revoked = family.block_of(*address).filter(|held| held.revoked).map(|held| held.block.net);
+            if let Some(net) = revoked.filter(|net| self.in_use(net) == 0) {
+                self.family(&pool, Family::of(*address)).remove(&net);
+            }
+        }
+        addresses
     }
 
     /// The addresses of an owner.
     #[must_use]
     pub fn addresses_of(&self, owner: &str) -> Vec<IpAddr> {
-        self.families().filter_map(|pool| pool.address_of(owner)).collect()
+        self.by_owner.get(owner).map(Allocation::addresses).unwrap_or_default()
     }
 
-    /// Addresses and owners.
+    /// Addresses and owners, by address.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &str)> {
-        self.families().flat_map(AddressPool::iter)
+        self.owners.iter().map(|(address, owner)| (*address, &**owner))
+    }
+
+    fn in_use(&self, net: &IpNet) -> u128 {
+        self.owners.range(net.network()..=net.broadcast()).count() as u128
+    }
+
+    /// Addresses of a pool that this node could give if nobody had any.
+    #[must_use]
+    pub fn capacity(&self, pool: &str, family: Family) -> u128 {
+        let of_family = self.blocks_of(pool).filter(|held| Family::of(held.block.net.addr()) == family);
+        of_family.filter(|held| held.usable()).fold(0, |sum, held| sum.saturating_add(held.block.capacity()))
+    }
+
+    /// Every block and how much of it is in use.
+    #[must_use]
+    pub fn usage(&self) -> Vec<Usage> {
+        let pools = self.pools.iter();
+        let blocks = pools.flat_map(|(name, families)| {
+            families.values().flat_map(move |family| family.blocks.values().map(move |held| (name, held)))
+        });
+        let usage = |(name, held): (&String, &Held)| {
+            let in_use = self.in_use(&held.block.net);
+            Usage { pool: name.clone(), block: held.block, in_use, state: held.state() }
+        };
+        blocks.map(usage).collect()
+    }
+
+    /// What an address is to this node; `None`: nothing.
+    #[must_use]
+    pub fn state(&self, address: IpAddr) -> Option<State> {
+        if self.owners.contains_key(&address) {
+            return Some(State::Assigned);
+        }
+        let pool = self.holder(address)?;
+        self.pools.get(&pool)?.get(&Family::of(address))?.block_of(address).map(Held::state)
+    }
+
+    /// How many addresses of a pool and family are held for good, and how many of them have owners. What is on its way
+    /// back or was taken away does not count.
+    #[must_use]
+    pub fn held(&self, pool: &str, family: Family) -> u128 {
+        let of_family = self.blocks_of(pool).filter(|held| Family::of(held.block.net.addr()) == family);
+        let stays = of_family.filter(|held| !held.releasing && !held.revoked);
+        stays.fold(0, |sum, held| sum.saturating_add(held.block.capacity()))
+    }
+
+    /// Sets out to give back up to `count` addresses of a pool and family, in whole blocks that nobody uses: those
+    /// first that were not programmed yet. Nobody gets an address of them any more.
+    pub fn retire(&mut self, pool: &str, family: Family, count: u128) -> Vec<IpNet> {
+        let mut idle: Vec<Block> = self
+            .blocks_of(pool)
+            .filter(|held| Family::of(held.block.net.addr()) == family && !held.releasing && !held.revoked)
+            .map(|held| held.block)
+            .filter(|block| self.in_use(&block.net) == 0)
+            .collect();
+        // The last ones go: the first blocks fill first, so the last are idle for the longest time.
+        idle.sort_by_key(|block| (block.programmed, std::cmp::Reverse(block.net)));
+        let mut left = count;
+        let mut retired = Vec::new();
+        for block in idle {
+            if block.capacity() <= left {
+                left -= block.capacity();
+                if let Some(held) = self.family(pool, family).get_mut(&block.net) {
+                    held.releasing = true;
+                    retired.push(block.net);
+                }
+            }
+        }
+        retired
+    }
+
+    /// Blocks that are on their way back, by pool.
+    #[must_use]
+    pub fn retired(&self) -> Vec<(String, IpNet)> {
+        let usage = self.usage().into_iter();
+        let listed = |pool: &str, net: &IpNet| self.blocks_of(pool).any(|held| held.block.net == *net && !held.revoked);
+        usage
+            .filter(|usage| usage.state == State::PendingRelease && listed(&usage.pool, &usage.block.net))
+            .map(|usage| (usage.pool, usage.block.net))
+            .collect()
+    }
+
+    /// Blocks that were taken away while addresses of them have owners, by pool.
+    #[must_use]
+    pub fn orphaned(&self) -> Vec<(String, IpNet)> {
+        let blocks = self.pools.keys().flat_map(|name| self.blocks_of(name).map(move |held| (name, held)));
+        blocks.filter(|(_, held)| held.revoked).map(|(name, held)| (name.clone(), held.block.net)).collect()
+    }
+
+    /// A block does not go back after all.
+    pub fn keep(&mut self, pool: &str, net: &IpNet) {
+        if let Some(held) = self.family(pool, Family::of(net.addr())).get_mut(net) {
+            held.releasing = false;
+        }
     }
 }

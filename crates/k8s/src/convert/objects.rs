@@ -41,6 +41,7 @@ pub fn pod(object: WirePod) -> Pod {
         service_account: if account.is_empty() { "default".to_owned() } else { account },
         host_network: object.spec.host_network,
         named_ports,
+        address_pools: super::pool::wish(&object.metadata.annotations),
         host_ports,
         ready,
         finished: matches!(object.status.phase.as_str(), "Succeeded" | "Failed"),
@@ -60,7 +61,8 @@ fn host_port(port: &WireContainerPort, protocol: Protocol, container_port: u16) 
 /// A namespace.
 #[must_use]
 pub fn namespace(object: WireNamespace) -> Namespace {
-    Namespace { name: object.metadata.name, labels: object.metadata.labels }
+    let address_pools = super::pool::wish(&object.metadata.annotations);
+    Namespace { name: object.metadata.name, labels: object.metadata.labels, address_pools }
 }
 
 /// A node: the first internal address and the first pod CIDR of each family.

@@ -6,6 +6,7 @@ mod tests;
 use crate::convert;
 use crate::wire::{CiliumEndpointSlice, CoreEndpoint};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use weft_model::intent::{ObjectName, RemoteEndpoint};
 
 /// Endpoints per slice, at most.
@@ -53,6 +54,22 @@ impl Write {
                 .is_some_and(|before| endpoints.iter().all(|endpoint| before.endpoints.contains(endpoint))),
             Self::Delete { .. } => true,
         }
+    }
+
+    /// Whether it takes out an endpoint one of whose addresses `in_use` has: another pod's by now. As long as both say
+    /// that they have it, whoever lists them does not know which one came last.
+    pub(super) fn frees(&self, held: &BTreeMap<String, Held>, in_use: &BTreeSet<IpAddr>) -> bool {
+        let (name, kept) = match self {
+            Self::Create { .. } => return false,
+            Self::Update { name, endpoints } => (name, endpoints.as_slice()),
+            Self::Delete { name } => (name, [].as_slice()),
+        };
+        let gone = held.get(name).into_iter().flat_map(|before| &before.endpoints).filter(|old| !kept.contains(old));
+        let pairs = gone.flat_map(|endpoint| &endpoint.networking.addressing);
+        pairs
+            .flat_map(|pair| [&pair.ipv4, &pair.ipv6])
+            .filter_map(|text| text.parse().ok())
+            .any(|ip| in_use.contains(&ip))
     }
 }
 

@@ -30,7 +30,10 @@ fn endpoints(count: usize, identity: u32) -> BTreeMap<ObjectName, RemoteEndpoint
         name: ObjectName { namespace: "n".to_owned(), name: format!("pod-{n}") },
         pod_uid: format!("uid-{n}"),
         identity: Identity::from_raw(identity),
-        addresses: vec!["10.244.1.2".parse().expect("v4"), "fd44::2".parse().expect("v6")],
+        addresses: vec![
+            format!("10.244.1.{}", n + 2).parse().expect("v4"),
+            format!("fd44::{:x}", n + 2).parse().expect("v6"),
+        ],
         node: "172.31.0.11".parse().expect("v4"),
         named_ports: Vec::new(),
     };
@@ -171,6 +174,25 @@ async fn removals_wait_for_company_but_not_for_ever() {
     writer.set(endpoints(1, 300));
     announced(&writer, writer.set(endpoints(5, 301))).await;
     assert_eq!((held(&fake), fake.writes().len()), (5, 3));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn an_address_that_is_given_again_is_its_former_pods_no_longer() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", Duration::from_secs(3600), stop.clone());
+    announced(&writer, writer.set(endpoints(2, 300))).await;
+    // The first one goes, and a pod of another namespace, whose slice is another, has its address.
+    let mut now = endpoints(2, 300);
+    let (name, mut next) = now.pop_first().expect("two");
+    next.name = ObjectName { namespace: "other".to_owned(), ..name };
+    next.pod_uid = "next".to_owned();
+    let address = next.addresses[0];
+    now.insert(next.name.clone(), next);
+    announced(&writer, writer.set(now)).await;
+    let said = format!("{:?}", fake.all(SLICES));
+    assert_eq!(said.matches(&format!("\"{address}\"")).count(), 1, "{said}");
     stop.cancel();
 }
 

@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Parser)]
 #[command(name = "weft internal apiserver", no_binary_name = true)]
 struct Arguments {
+    /// Certificates for agents: NODE=DIRECTORY.
+    #[arg(long = "agent-certificates", value_name = "NODE=DIRECTORY")]
+    agent_certificates: Vec<String>,
     /// Name of the cluster.
     #[arg(long, default_value = "weft")]
     cluster: String,
@@ -108,6 +111,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let (Some(file), Some(address)) = (&arguments.dns_kubeconfig, endpoints.first()) {
         let server = format!("https://{address}");
         pki.write_account_kubeconfig(file, &arguments.cluster, &server, ("kube-system", "cluster-dns"))?;
+    }
+    for agent in &arguments.agent_certificates {
+        let (node, dir) = agent
+            .split_once('=')
+            .with_context(|| format!("--agent-certificates: expected NODE=DIRECTORY, found {agent}"))?;
+        pki.write_agent(std::path::Path::new(dir), node)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()?;
     runtime.block_on(async {

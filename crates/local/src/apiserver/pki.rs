@@ -116,6 +116,25 @@ impl Pki {
         Ok(ClientCertificate { certificate, key: key.serialize_pem() })
     }
 
+    /// A certificate for the agent of a node, for both ends of connections between agents, beside its key and the
+    /// authority's certificate: `agent.crt`, `agent.key`, `ca.crt` in `dir`.
+    ///
+    /// # Errors
+    /// That it cannot be made or written.
+    pub fn write_agent(&self, dir: &Path, node: &str) -> Result<(), PkiError> {
+        let mut params = leaf_params(ExtendedKeyUsagePurpose::ServerAuth);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        params.distinguished_name.push(DnType::OrganizationName, "weft:agents");
+        params.distinguished_name.push(DnType::CommonName, node);
+        params.subject_alt_names.push(SanType::DnsName(node.try_into()?));
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.authority)?.pem();
+        std::fs::create_dir_all(dir).map_err(|source| PkiError::File { file: dir.to_owned(), source })?;
+        write_private(&dir.join("agent.key"), &key.serialize_pem())?;
+        write_private(&dir.join("agent.crt"), &certificate)?;
+        write_private(&dir.join("ca.crt"), &self.authority_pem)
+    }
+
     /// The TLS configuration of the server: HTTP/2 and HTTP/1.1, client certificates of this authority.
     ///
     /// # Errors

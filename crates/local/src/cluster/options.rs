@@ -4,6 +4,7 @@ mod routes;
 
 pub use routes::FabricRoute;
 
+use crate::cluster::ipam::Ipam;
 use crate::cluster::paths::Paths;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,21 @@ pub struct UpOptions {
     /// Addresses for services; repeatable [default: 10.96.0.0/16 and fd96::/108]
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Vec<String>,
+    /// Where pods get their addresses [default: cluster-pool]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub ipam: Option<Ipam>,
+    /// Subnet of pods' addresses in the pod subnet modes; repeatable [default: 10.241.0.0/16 and fd45::/64]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_subnet: Vec<String>,
+    /// Prefix length of a node's share of an IPv6 pod CIDR [default: 64]
+    #[arg(long, value_name = "BITS", hide = true)]
+    pub node_mask_v6: Option<u8>,
+    /// Cluster DNS' address in the service range of its family [default: the tenth]
+    #[arg(long, value_name = "ADDRESS", hide = true)]
+    pub dns_service_ip: Option<IpAddr>,
+    /// Most pods of a node [default: 250; 30 with azure-node-subnet]
+    #[arg(long, value_name = "N")]
+    pub max_pods: Option<u16>,
     /// A prefix that the network takes to nodes, for addresses of load balancers and externalIPs; repeatable, and
     /// connections are spread over all nodes of a prefix
     #[arg(long, value_name = "CIDR=NODE[,NODE]")]
@@ -120,6 +136,18 @@ pub struct Config {
     pub pod_cidrs: Vec<IpNet>,
     /// For services.
     pub service_cidrs: Vec<IpNet>,
+    /// Where pods get their addresses.
+    #[serde(default)]
+    pub ipam: Ipam,
+    /// Subnets of pods' addresses.
+    #[serde(default)]
+    pub pod_subnets: Vec<IpNet>,
+    /// Prefix length of a node's share of an IPv6 pod CIDR.
+    #[serde(default = "node_mask_v6_default")]
+    pub node_mask_v6: u8,
+    /// Most pods of a node.
+    #[serde(default = "max_pods_default")]
+    pub max_pods: u16,
     /// Settings of the agents beside those that the cluster gives them.
     #[serde(default)]
     pub agent: BTreeMap<String, String>,
@@ -135,6 +163,9 @@ pub struct Config {
     /// Has cluster DNS.
     #[serde(default)]
     pub dns: bool,
+    /// Its address in the service range of the address's family; `None`: the tenth.
+    #[serde(default)]
+    pub dns_service_ip: Option<IpAddr>,
     /// Name servers for what is not of this cluster.
     #[serde(default)]
     pub dns_upstreams: Vec<SocketAddr>,
@@ -144,6 +175,14 @@ pub struct Config {
     pub port: u16,
     /// Directory of the programs.
     pub bin_dir: PathBuf,
+}
+
+const fn node_mask_v6_default() -> u8 {
+    NODE_MASK_V6
+}
+
+const fn max_pods_default() -> u16 {
+    Ipam::ClusterPool.max_pods()
 }
 
 /// A wrong option: which one, what was given, what was expected.
@@ -194,8 +233,28 @@ impl UpOptions {
         let families = (ipv4, ipv6);
         let pod_cidrs = parse_cidrs("pod-cidr", &self.pod_cidr, families, ["10.244.0.0/16", "fd44::/48"])?;
         let service_cidrs = parse_cidrs("service-cidr", &self.service_cidr, families, ["10.96.0.0/16", "fd96::/108"])?;
-        check_capacity(&pod_cidrs, nodes, families)?;
-        check_overlaps(&pod_cidrs, &service_cidrs)?;
+        let ipam = self.ipam.unwrap_or_default();
+        if ipam.is_cloud() && routing == Routing::Vxlan {
+            return Err(wrong("routing", "vxlan", format!("expected native with --ipam {}", ipam.name())));
+        }
+        let max_pods = self.max_pods.unwrap_or(ipam.max_pods());
+        if !(1..=250).contains(&max_pods) {
+            return Err(wrong("max-pods", max_pods, "expected 1 to 250"));
+        }
+        let pod_subnets = match (ipam.has_pod_subnet(), self.pod_subnet.first()) {
+            (true, _) => parse_cidrs("pod-subnet", &self.pod_subnet, families, ["10.241.0.0/16", "fd45::/64"])?,
+            (false, Some(given)) => {
+                return Err(wrong("pod-subnet", given, "expected --ipam azure-pod-subnet or azure-pod-subnet-block"));
+            }
+            (false, None) => Vec::new(),
+        };
+        check_node_subnet(ipam, nodes, max_pods, ipv4)?;
+        let node_mask_v6 = self.node_mask_v6.unwrap_or(NODE_MASK_V6);
+        if !(48..=120).contains(&node_mask_v6) {
+            return Err(wrong("node-mask-v6", node_mask_v6, "expected 48 to 120"));
+        }
+        check_capacity(&pod_cidrs, nodes, families, node_mask_v6)?;
+        check_overlaps(&[pod_cidrs.clone(), pod_subnets.clone()].concat(), &service_cidrs)?;
         if let Some(file) = &self.kubeconfig
             && !file.is_file()
         {
@@ -218,6 +277,12 @@ impl UpOptions {
             Some(other) => return Err(wrong("node-port-mode", other, "expected snat or dsr")),
         }
         let direct = agent.get("node-port-mode").is_some_and(|mode| mode == "dsr");
+        if let Some(address) = self.dns_service_ip {
+            let api = service_cidrs.first().and_then(|range| nth_address(range, API_ADDRESS));
+            if !service_cidrs.iter().any(|range| range.contains(&address)) || Some(address) == api {
+                return Err(wrong("dns-service-ip", address, "expected an address of --service-cidr, not its first"));
+            }
+        }
         let mut config = Config {
             name,
             nodes,
@@ -226,12 +291,17 @@ impl UpOptions {
             routing,
             pod_cidrs,
             service_cidrs,
+            ipam,
+            pod_subnets,
+            node_mask_v6,
+            max_pods,
             agent,
             fabric_routes: Vec::new(),
             ip_forwarding: self.fabric_ip_forwarding || direct,
             zones: routes::parse_zones(&self.zones)?,
             // Somebody else's cluster has its own.
             dns: !self.no_dns && self.kubeconfig.is_none(),
+            dns_service_ip: self.dns_service_ip,
             dns_upstreams: parse_upstreams(&self.dns_upstream)?,
             kubeconfig,
             port: 0,
@@ -264,6 +334,19 @@ impl UpOptions {
         }
         if !self.service_cidr.is_empty() && wanted.service_cidrs != existing.service_cidrs {
             return Some(differs("service-cidr", list(&wanted.service_cidrs), list(&existing.service_cidrs)));
+        }
+        if self.ipam.is_some() && wanted.ipam != existing.ipam {
+            return Some(differs("ipam", wanted.ipam.name().into(), existing.ipam.name().into()));
+        }
+        if !self.pod_subnet.is_empty() && wanted.pod_subnets != existing.pod_subnets {
+            return Some(differs("pod-subnet", list(&wanted.pod_subnets), list(&existing.pod_subnets)));
+        }
+        if let Some(address) = self.dns_service_ip.filter(|address| existing.dns_service_ip != Some(*address)) {
+            let has = existing.dns_addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            return Some(differs("dns-service-ip", address.to_string(), has));
+        }
+        if self.max_pods.is_some() && wanted.max_pods != existing.max_pods {
+            return Some(differs("max-pods", wanted.max_pods.to_string(), existing.max_pods.to_string()));
         }
         if (!self.agent.is_empty() || self.node_port_mode.is_some()) && wanted.agent != existing.agent {
             let text = |settings: &BTreeMap<String, String>| {
@@ -361,11 +444,12 @@ impl Config {
         addresses
     }
 
-    /// Where pods ask for names: the tenth address of each service range. None without cluster DNS.
+    /// Where pods ask for names: the tenth address of each service range, unless told. None without cluster DNS.
     #[must_use]
     pub fn dns_addresses(&self) -> Vec<IpAddr> {
         let ranges = self.service_cidrs.iter().filter(|_| self.dns);
-        ranges.filter_map(|range| nth_address(range, DNS_ADDRESS)).collect()
+        let told = |range: &IpNet| self.dns_service_ip.filter(|address| range.contains(address));
+        ranges.filter_map(|range| told(range).or_else(|| nth_address(range, DNS_ADDRESS))).collect()
     }
 
     /// Where pods find the API server: the first address of the first service range. None if it is somebody else's.
@@ -398,9 +482,11 @@ pub fn nth_address(range: &IpNet, nth: u32) -> Option<IpAddr> {
 }
 
 /// Settings of the agent that a cluster on one machine leaves to its user.
-const AGENT_SETTINGS: [&str; 14] = [
+const AGENT_SETTINGS: [&str; 16] = [
     "extended-protocols",
     "host-firewall",
+    "ipam-batch",
+    "ipam-preallocate",
     "log",
     "maglev-table-size",
     "masquerade",
@@ -479,8 +565,8 @@ fn parse_cidrs(
     Ok(nets)
 }
 
-fn check_capacity(pods: &[IpNet], nodes: u8, (ipv4, ipv6): (bool, bool)) -> Result<(), OptionError> {
-    for (on, v4, mask) in [(ipv4, true, NODE_MASK_V4), (ipv6, false, NODE_MASK_V6)] {
+fn check_capacity(pods: &[IpNet], nodes: u8, (ipv4, ipv6): (bool, bool), mask_v6: u8) -> Result<(), OptionError> {
+    for (on, v4, mask) in [(ipv4, true, NODE_MASK_V4), (ipv6, false, mask_v6)] {
         let of_family: Vec<_> = pods.iter().filter(|n| on && n.addr().is_ipv4() == v4).collect();
         let Some(first) = of_family.first() else { continue };
         let blocks = |net: &IpNet| match mask.checked_sub(net.prefix_len()) {
@@ -494,6 +580,19 @@ fn check_capacity(pods: &[IpNet], nodes: u8, (ipv4, ipv6): (bool, bool)) -> Resu
         }
     }
     Ok(())
+}
+
+/// Addresses of the nodes' subnet that nobody else has.
+fn check_node_subnet(ipam: Ipam, nodes: u8, max_pods: u16, ipv4: bool) -> Result<(), OptionError> {
+    // Five are the network's own; nodes are numbered from 11 on.
+    let room = 256 - 5;
+    let wanted = u32::from(nodes) * (u32::from(max_pods) + 1);
+    if ipam != Ipam::AzureNodeSubnet || !ipv4 || wanted <= room {
+        return Ok(());
+    }
+    let each = u32::from(max_pods) + 1;
+    let expected = format!("{nodes} nodes take {each} addresses each of {FABRIC_V4}, which has {room}");
+    Err(wrong("max-pods", max_pods, expected))
 }
 
 fn check_overlaps(pods: &[IpNet], services: &[IpNet]) -> Result<(), OptionError> {

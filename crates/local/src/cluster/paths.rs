@@ -58,6 +58,18 @@ impl Paths {
         self.lib().join("logs")
     }
 
+    /// Which addresses the fabric's cloud has assigned to whom.
+    #[must_use]
+    pub fn cloud(&self) -> PathBuf {
+        self.lib().join("cloud.json")
+    }
+
+    /// Where that cloud is asked.
+    #[must_use]
+    pub fn cloud_socket(&self) -> PathBuf {
+        self.run().join("cloud.sock")
+    }
+
     /// The BPF file system.
     #[must_use]
     pub fn bpf(&self) -> PathBuf {

@@ -33,7 +33,17 @@ pub(super) struct Target<'a> {
     pub uid: &'a str,
 }
 
+/// Where Debian has the plugins of others, and where most others have them.
+const OTHER_BIN_DIRS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+
 impl Network {
+    /// Where plugins are looked for: the node's own come first.
+    fn path(&self) -> std::ffi::OsString {
+        let others = OTHER_BIN_DIRS.iter().map(PathBuf::from);
+        let all = std::iter::once(self.bin_dir.clone()).chain(others);
+        std::env::join_paths(all).unwrap_or_else(|_| self.bin_dir.clone().into())
+    }
+
     /// The configuration list in force: the first file by name, as everywhere.
     pub(super) fn config(&self) -> Result<Value, String> {
         let mut files: Vec<PathBuf> = fs::read_dir(&self.conf_dir)
@@ -100,7 +110,7 @@ impl Network {
             input["prevResult"] = previous.clone();
         }
         let mut process = tokio::process::Command::new(self.bin_dir.join(kind));
-        process.env("CNI_COMMAND", command).env("CNI_PATH", &self.bin_dir).env("CNI_IFNAME", IFNAME);
+        process.env("CNI_COMMAND", command).env("CNI_PATH", self.path()).env("CNI_IFNAME", IFNAME);
         if let Some(target) = target {
             process.env("CNI_CONTAINERID", target.container_id).env("CNI_NETNS", target.netns);
             process.env("CNI_ARGS", target.args());

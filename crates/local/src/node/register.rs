@@ -10,7 +10,6 @@ use std::time::Duration;
 const NOT_READY_TAINT: &str = "node.kubernetes.io/not-ready";
 /// Kubernetes version whose kubelet this stands for.
 const KUBELET_VERSION: &str = "v1.32.0";
-const PODS_MAX: u32 = 250;
 const LEASE_SECONDS: u32 = 40;
 /// How often the network is asked while it is not ready, and while it is.
 const ASK_SOON: Duration = Duration::from_millis(100);
@@ -50,6 +49,11 @@ async fn register(node: &Node) -> Result<(), ClientError> {
         },
         "spec": {"taints": [{"key": NOT_READY_TAINT, "effect": "NoSchedule"}]},
     });
+    if node.config.ipam.comes_with_node() {
+        let prefixes: Vec<String> = node.config.node_prefixes(node.number).iter().map(ToString::to_string).collect();
+        object["spec"]["podCIDR"] = json!(prefixes.first());
+        object["spec"]["podCIDRs"] = json!(prefixes);
+    }
     if let Some(zone) = node.config.zone(node.number) {
         object["metadata"]["labels"]["topology.kubernetes.io/zone"] = zone.into();
     }
@@ -62,8 +66,8 @@ async fn register(node: &Node) -> Result<(), ClientError> {
     let ready = conditions(&existing).iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
     let mut status = json!({
         "addresses": addresses(node),
-        "capacity": capacity(),
-        "allocatable": capacity(),
+        "capacity": capacity(node),
+        "allocatable": capacity(node),
         "nodeInfo": info(),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
     });
@@ -89,7 +93,7 @@ fn addresses(node: &Node) -> Vec<Value> {
     list
 }
 
-fn capacity() -> Value {
+fn capacity(node: &Node) -> Value {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let memory = std::fs::read_to_string("/proc/meminfo")
         .unwrap_or_default()
@@ -97,7 +101,7 @@ fn capacity() -> Value {
         .find_map(|l| l.strip_prefix("MemTotal:"))
         .and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok())
         .unwrap_or(1 << 20);
-    json!({"cpu": cpus.to_string(), "memory": format!("{memory}Ki"), "pods": PODS_MAX.to_string()})
+    json!({"cpu": cpus.to_string(), "memory": format!("{memory}Ki"), "pods": node.config.max_pods.to_string()})
 }
 
 fn info() -> Value {

@@ -2,7 +2,7 @@
 
 use crate::client::Client;
 use crate::client::follow::{Change, follow};
-use crate::cluster::options::Config;
+use crate::cluster::options::{Config, FABRIC_V4, FABRIC_V6, OUTSIDE_V4, OUTSIDE_V6};
 use crate::fabric::{self, PodCidrs};
 use ipnet::IpNet;
 use serde_json::Value;
@@ -30,6 +30,40 @@ pub(super) async fn follow_pod_cidrs(client: Client, config: Config) {
         }
     };
     tokio::join!(watch, apply);
+}
+
+/// Follows what nodes have of shared pools, for ever.
+pub(super) async fn follow_shares(client: Client, config: Config) {
+    let (sender, mut changes) = mpsc::channel(64);
+    let watch = follow(client, "/apis/cilium.io/v2/ciliumnodes".into(), String::new(), sender);
+    let apply = async {
+        let mut wanted = PodCidrs::new();
+        while let Some(change) = changes.recv().await {
+            let before = wanted.clone();
+            match change {
+                Change::All(nodes) => wanted = nodes.iter().filter_map(|n| shares(n, &config)).collect(),
+                Change::Put(node) => wanted.extend(shares(&node, &config)),
+                Change::Gone(node) => {
+                    wanted.remove(node["metadata"]["name"].as_str().unwrap_or_default());
+                }
+            }
+            if wanted != before {
+                carry(&config, &wanted).await;
+            }
+        }
+    };
+    tokio::join!(watch, apply);
+}
+
+/// A node's prefixes of shared pools; none that are the nodes' own network or the outside.
+fn shares(node: &Value, config: &Config) -> Option<(String, Vec<IpNet>)> {
+    let name = node["metadata"]["name"].as_str().filter(|n| config.node_names().iter().any(|own| own == n))?;
+    let pools = node["spec"]["ipam"]["pools"]["allocated"].as_array().into_iter().flatten();
+    let texts = pools.flat_map(|pool| pool["cidrs"].as_array().into_iter().flatten()).filter_map(Value::as_str);
+    let foreign = [FABRIC_V4.into(), FABRIC_V6.into(), OUTSIDE_V4.into(), OUTSIDE_V6.into()];
+    let overlaps = |net: &IpNet| foreign.iter().any(|other: &IpNet| other.contains(net) || net.contains(other));
+    let nets = texts.filter_map(|text| text.parse().ok()).filter(|net| !overlaps(net)).collect();
+    Some((name.to_owned(), nets))
 }
 
 async fn carry(config: &Config, wanted: &PodCidrs) {

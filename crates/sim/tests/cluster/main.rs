@@ -1,5 +1,6 @@
 //! Real agents and the real operator against the embedded API server, all in this process.
 
+mod direct;
 mod failover;
 mod world;
 

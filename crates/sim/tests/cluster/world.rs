@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_api::cni::{AddRequest, Attachment};
@@ -14,7 +16,7 @@ use weft_sim::node::Node;
 use weft_sim::options::Run;
 use weft_sim::recorder::Recorder;
 use weft_sim::script::set_up;
-use weft_sim::wire::{Meter, connect};
+use weft_sim::wire::{Meter, connect, connect_late};
 
 pub const IDENTITIES: &str = "/apis/cilium.io/v2/ciliumidentities";
 pub const ENDPOINTS: &str = "/apis/cilium.io/v2/ciliumendpoints";
@@ -70,7 +72,18 @@ impl World {
     }
 
     pub async fn node(&self, index: usize, mode: Propagation, recorder: &Recorder) -> Node {
-        let client = connect(&self.server, "agent", &self.meter).await.expect("connected");
+        self.late_node(index, mode, recorder, Arc::default()).await
+    }
+
+    /// What the API server tells this one comes so many milliseconds late.
+    pub async fn late_node(
+        &self,
+        index: usize,
+        mode: Propagation,
+        recorder: &Recorder,
+        late_ms: Arc<AtomicU64>,
+    ) -> Node {
+        let client = connect_late(&self.server, "agent", &self.meter, late_ms).await.expect("connected");
         let dir = self.dir.path().join(format!("node-{index}"));
         let until = tokio::time::Instant::now() + DEADLINE;
         // The one before it lets go of the directory when its last task has ended.
@@ -115,6 +128,7 @@ pub async fn add(world: &World, node: &Node, on: usize, number: usize) -> Vec<Ip
         pod_name: name,
         pod_uid: pod["metadata"]["uid"].as_str().map(str::to_owned),
         mtu: None,
+        addresses: None,
     };
     let added = node.attachments.add(request).await.expect("added");
     added.addresses.iter().map(|(text, _)| text.split('/').next().expect("address").parse().expect("address")).collect()

@@ -1,0 +1,159 @@
+//! Turns with the operator: what this node needs goes into its CiliumNode, what it was given comes out of it. The watch
+//! only wakes; every turn reads the object anew, since what is decided by it must not be old.
+
+use crate::config::{Config, IpamMode};
+use crate::core::describe;
+use crate::core::ipam::PoolRule;
+use crate::core::thread::Handle;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use weft_control::ipam::{Family, Outcome, Record};
+use weft_k8s::ipam::{AddressPools, PoolNews, Share, ShareNews, Shares};
+use weft_k8s::watch::follow;
+use weft_k8s::{Client, Error};
+
+/// Pause before something that failed is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Pause between two turns that nobody asked for.
+const AUDIT: Duration = Duration::from_secs(60);
+/// Changes that follow each other at once make one turn.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// Takes turns until `stop`, where the mode has any.
+pub async fn run(core: Handle, client: Client, config: Arc<Config>, stop: CancellationToken) {
+    let Ok((exchanges, signals)) = core.call(|core| (core.exchanges_blocks(), core.signals())).await else { return };
+    if !exchanges {
+        return;
+    }
+    let shared = config.ipam.mode == IpamMode::MultiPool;
+    let (sender, mut shares) = mpsc::channel(8);
+    follow(client.clone(), Shares { only: (!shared).then(|| config.node_name.clone()) }, sender, stop.clone());
+    let (sender, mut pools) = mpsc::channel(8);
+    // Where there are no shared pools, the sender only keeps the channel open.
+    let _idle = if shared {
+        follow(client.clone(), AddressPools, sender, stop.clone());
+        None
+    } else {
+        Some(sender)
+    };
+    let term = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+    let mut accepted = false;
+    let mut rules = BTreeMap::new();
+    loop {
+        let pause = match turn(&core, &client, &config.node_name, (!accepted).then_some(&term)).await {
+            Ok(Turn::Quiet) => AUDIT,
+            Ok(Turn::Written) => {
+                accepted = true;
+                AUDIT
+            }
+            Ok(Turn::Again) => GATHER,
+            Err(problem) => {
+                tracing::debug!(problem, "address management");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = signals.addresses.notified() => tokio::time::sleep(GATHER).await,
+            batch = shares.recv() => match batch {
+                Some(batch) => take_shares(&core, &config.node_name, batch).await,
+                None => return,
+            },
+            batch = pools.recv() => match batch {
+                Some(batch) => take_pools(&core, &mut rules, batch).await,
+                None => return,
+            },
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+enum Turn {
+    Quiet,
+    Written,
+    Again,
+}
+
+async fn turn(core: &Handle, client: &Client, node: &str, term: Option<&String>) -> Result<Turn, String> {
+    let read = weft_k8s::ipam::read(client, node).await;
+    // Not there yet: the agent itself makes it when its Node is known.
+    let Some(now) = read.map_err(|error| describe(&error))? else { return Err("no CiliumNode yet".to_owned()) };
+    let (record, version, problem) = (record(&now.pools), now.version, now.problem);
+    let write = core.call(move |core| core.begin_turn(&record, &problem)).await.map_err(|error| error.to_string())?;
+    let Some(write) = write else { return Ok(Turn::Quiet) };
+    let written = weft_k8s::ipam::write(client, node, &version, &shares(&write), term.map(String::as_str)).await;
+    let outcome = match &written {
+        Ok(()) => Outcome::Written,
+        Err(Error::Status { code, .. }) if (400..500).contains(code) => Outcome::Refused,
+        Err(_) => Outcome::Unknown,
+    };
+    core.call(move |core| core.end_turn(write, outcome)).await.map_err(|error| error.to_string())?;
+    match written {
+        Ok(()) => Ok(Turn::Written),
+        Err(error) if error.is_conflict() => Ok(Turn::Again),
+        Err(error) => Err(describe(&error)),
+    }
+}
+
+fn record(pools: &BTreeMap<String, Share>) -> Record {
+    let mut record = Record::default();
+    for (name, share) in pools {
+        for (family, needed) in [(Family::V4, share.needed_v4), (Family::V6, share.needed_v6)] {
+            if needed > 0 {
+                record.needed.insert((name.clone(), family), needed);
+            }
+        }
+        if !share.cidrs.is_empty() {
+            record.told.insert(name.clone(), share.cidrs.clone());
+        }
+    }
+    record
+}
+
+fn shares(record: &Record) -> BTreeMap<String, Share> {
+    let mut shares: BTreeMap<String, Share> = BTreeMap::new();
+    for ((name, family), needed) in &record.needed {
+        let share = shares.entry(name.clone()).or_default();
+        match family {
+            Family::V4 => share.needed_v4 = *needed,
+            Family::V6 => share.needed_v6 = *needed,
+        }
+    }
+    for (name, nets) in &record.told {
+        shares.entry(name.clone()).or_default().cidrs.clone_from(nets);
+    }
+    shares
+}
+
+async fn take_shares(core: &Handle, own: &str, batch: Vec<ShareNews>) {
+    for news in batch {
+        let (name, nets) = match news {
+            ShareNews::Here(node) if node.name != own => {
+                let nets = node.pools.into_values().flat_map(|share| share.cidrs).collect();
+                (node.name, nets)
+            }
+            ShareNews::Gone(name) if name != own => (name, Vec::new()),
+            _ => continue,
+        };
+        let _ = core.call(move |core| core.set_share(&name, nets)).await;
+    }
+}
+
+async fn take_pools(core: &Handle, rules: &mut BTreeMap<String, PoolRule>, batch: Vec<PoolNews>) {
+    for news in batch {
+        match news {
+            PoolNews::Here(pool) => {
+                let families = pool.cidrs.iter().map(|net| Family::of(net.addr())).collect();
+                rules.insert(pool.name, PoolRule { pods: pool.pods, namespaces: pool.namespaces, families });
+            }
+            PoolNews::Gone(name) => drop(rules.remove(&name)),
+            PoolNews::Synced => {}
+        }
+    }
+    let rules = rules.clone();
+    let _ = core.call(move |core| core.set_pool_rules(rules)).await;
+}

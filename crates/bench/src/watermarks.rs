@@ -1,0 +1,81 @@
+//! 0 to 250 pods on a node whose addresses come one by one: is an ADD slower than where the node has a whole prefix, and do
+//! the addresses go back?
+
+use crate::cluster::Cluster;
+use crate::cni::Attachments;
+use crate::report::{Report, percentile};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const PODS: usize = 250;
+/// The addresses must have gone back by then.
+const SHRINK: Duration = Duration::from_secs(60);
+/// Most of each family that a node without pods holds.
+const REST_MAX: usize = 24;
+
+/// Both modes, one after the other, and the ratio.
+pub fn run(bin_dir: &Path) -> Result<Report> {
+    let mut report = Report::default();
+    let mut p99 = Vec::new();
+    for ipam in ["cluster-pool", "azure-pod-subnet"] {
+        let cluster = Cluster::up_with(bin_dir, &ipam[..1], &["--nodes", "1", "--ipam", ipam])?;
+        // The first attachment of a node pays for what all others find.
+        cluster.pods(&[("warm", "node-1")])?;
+        let pod = |n: usize| {
+            json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": format!("p{n}"), "namespace": "default", "labels": {"app": "many"},
+                    // The node's own runner leaves these to us.
+                    "annotations": {"kubernetes.io/config.mirror": "bench"}},
+                "spec": {"nodeName": "node-1", "terminationGracePeriodSeconds": 0,
+                    "containers": [{"name": "main", "image": "weft/toolbox"}]}})
+        };
+        let objects: Vec<Value> = (0..PODS - 1).map(pod).collect();
+        cluster.apply(&objects)?;
+        let mut attachments = Attachments::new(&cluster, "node-1", "default/p0", 0)?;
+        for n in 0..PODS - 1 {
+            attachments.add(&format!("p{n}"))?;
+        }
+        let times = attachments.add_ms.clone();
+        report.plain(ipam, "cni_add_p50", percentile(&times, 0.5), "ms", times.len());
+        report.plain(ipam, "cni_add_p99", percentile(&times, 0.99), "ms", times.len());
+        report.plain(ipam, "cni_add_max", percentile(&times, 1.0), "ms", times.len());
+        p99.push(percentile(&times, 0.99));
+        if ipam != "cluster-pool" {
+            #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
+            let count = |n: usize| n as f64;
+            report.plain(ipam, "held_full", count(held(&cluster)?), "addresses", 1);
+            attachments.clear()?;
+            cluster.kubectl(&["delete", "pods", "-l", "app=many", "--grace-period=0", "--force"])?;
+            let began = Instant::now();
+            let rest = shrink(&cluster)?;
+            report.plain(ipam, "held_at_rest", count(rest), "addresses", 1);
+            report.plain(ipam, "shrink", began.elapsed().as_secs_f64(), "s", 1);
+        }
+    }
+    report.plain("ratio", "cni_add_p99", p99[1] / p99[0], "", 1);
+    Ok(report)
+}
+
+/// IPv4 addresses that the node's object says it holds.
+fn held(cluster: &Cluster) -> Result<usize> {
+    let node: Value = serde_json::from_str(&cluster.kubectl(&["get", "ciliumnode", "node-1", "-o", "json"])?)?;
+    let pools = node["spec"]["ipam"]["pools"]["allocated"].as_array().context("no allocated pools")?;
+    let cidrs = pools.iter().flat_map(|pool| pool["cidrs"].as_array().into_iter().flatten());
+    Ok(cidrs.filter(|cidr| cidr.as_str().is_some_and(|text| text.contains('.'))).count())
+}
+
+fn shrink(cluster: &Cluster) -> Result<usize> {
+    let until = Instant::now() + SHRINK;
+    loop {
+        let held = held(cluster)?;
+        if held <= REST_MAX {
+            return Ok(held);
+        }
+        if Instant::now() > until {
+            bail!("the node still holds {held} addresses after {} s", SHRINK.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
