@@ -214,6 +214,10 @@ fn a_client_stays_with_its_backend_as_long_as_the_service_says() {
         }
         // One that ends, or is gone, or was not used for so long, is left.
         terminate(kernel, u32::from(first) - 8000 + 1)?;
+        // New connections choose among the others, as the agent writes it.
+        let rest: Vec<_> = backends.iter().copied().filter(|(_, _, port)| *port != first).collect();
+        put_cluster_ip(kernel, 3, key, &rest)?;
+        kernel.frontends.insert(key, weft_abi::FrontendInfo { internal_count: 19, ..info }, 0)?;
         let second = chosen(kernel, 1050)?;
         assert!((1051..1060).all(|port| chosen(kernel, port).is_ok_and(|to| to == second)));
         let id = u32::from(second) - 8000 + 1;
