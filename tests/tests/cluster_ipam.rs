@@ -212,9 +212,9 @@ fn azure_pod_subnet() -> Result<()> {
 
 #[test]
 fn azure_pod_subnet_exhausted() -> Result<()> {
-    // 16 addresses, 5 of them the network's own: 11 for two nodes.
-    let options =
-        ["--nodes", "2", "--ip-families", "ipv4", "--ipam", "azure-pod-subnet", "--pod-subnet", "10.241.0.0/28"];
+    // 16 addresses, 5 of them the network's own: 11 for two nodes, and small batches, so that the cluster comes up.
+    let mut options = vec!["--nodes", "2", "--ip-families", "ipv4", "--ipam", "azure-pod-subnet"];
+    options.extend(["--pod-subnet", "10.241.0.0/28", "--agent", "ipam-batch=4"]);
     let cluster = Cluster::up("ie", &options)?;
     cluster.kubectl(&["create", "deployment", "many", "--image=weft/toolbox", "--replicas=14"])?;
     eventually("the subnet to be full", || {
