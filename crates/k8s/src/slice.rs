@@ -24,9 +24,10 @@ use weft_model::intent::{ObjectName, RemoteEndpoint};
 pub const NODE_LABEL: &str = "weft.dev/node";
 /// How long changes gather before they are written.
 const BURST: Duration = Duration::from_millis(10);
-/// How long it may take until it is written that an endpoint is gone: nobody waits for that, and mostly it is written
-/// along with the next endpoint that comes. If one of its addresses is given again, it is written at once.
-pub const REMOVAL_DELAY: Duration = Duration::from_secs(300);
+/// How long it may take until it is written that an endpoint is gone: under churn it is written along with the next
+/// endpoint that comes. If one of its addresses is given again, it is written at once. Short, since an address may go
+/// to another node's pod, and nobody must take that one for the pod that is gone.
+pub const REMOVAL_DELAY: Duration = Duration::from_secs(1);
 
 /// How far along the writer is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -23,6 +23,7 @@ const SLICES: &str = "apis/cilium.io/v2alpha1/ciliumendpointslices";
 const IDENTITIES: &str = "apis/cilium.io/v2/ciliumidentities";
 const ENDPOINTS: &str = "apis/cilium.io/v2/ciliumendpoints";
 const CILIUM_NODES: &str = "apis/cilium.io/v2/ciliumnodes";
+const ADDRESS_POOLS: &str = "apis/cilium.io/v2alpha1/ciliumpodippools";
 const POLICIES: [&str; 3] = [
     "apis/cilium.io/v2/ciliumnetworkpolicies",
     "apis/cilium.io/v2/ciliumclusterwidenetworkpolicies",
@@ -391,6 +392,21 @@ async fn the_operator_asks_for_what_its_role_grants_and_needs_all_of_it() {
         fake.refuse(&[409]);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    operator.stop().await;
+    // Shared pools, one of which has not what a node asks for.
+    let family = |cidr: &str, mask: u8| json!({"cidrs": [cidr], "maskSize": mask});
+    let spec = json!({"ipv4": family("10.50.0.0/28", 28), "ipv6": family("fd50::/124", 124)});
+    fake.put(ADDRESS_POOLS, json!({"metadata": {"name": "default"}, "spec": spec}));
+    let asks = json!({"requested": [{"pool": "default", "needed": {"ipv4-addrs": 100, "ipv6-addrs": 8}}]});
+    fake.put(CILIUM_NODES, json!({"metadata": {"name": "node-0", "uid": "c0"}, "spec": {"ipam": {"pools": asks}}}));
+    let operator = Operator::start(&fake, config(&["--ipam", "multi-pool"]));
+    let answered = |fake: &Fake| {
+        let Some(node) = fake.get(CILIUM_NODES, "", "node-0") else { return false };
+        let given = &node["spec"]["ipam"]["pools"]["allocated"][0]["cidrs"];
+        let problem = node["status"]["ipam"]["operator-status"]["error"].as_str().unwrap_or_default();
+        given.as_array().is_some_and(|cidrs| !cidrs.is_empty()) && problem.contains("default")
+    };
+    fake.until("what there is is given, and what is missing is said", answered).await;
     operator.stop().await;
     assert_eq!(fake.asked(), Fake::granted("weft-operator"));
 }

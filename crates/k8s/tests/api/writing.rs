@@ -4,14 +4,16 @@ use crate::fake::Fake;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::endpoint::{self, Propagation};
 use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
+use weft_k8s::ipam::{AddressPools, Shares};
 use weft_k8s::lease::{Candidate, Standing};
 use weft_k8s::slice::{NODE_LABEL, Writer};
-use weft_k8s::watch::EndpointsWatch;
+use weft_k8s::watch::{EndpointsWatch, follow};
 use weft_k8s::{node, pod};
 use weft_model::id::Identity;
 use weft_model::intent::{IdentityLabels, ObjectName, RemoteEndpoint};
@@ -406,7 +408,13 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
         let batch = changes.recv().await.expect("told");
         watched += batch.iter().filter(|change| matches!(change, weft_model::intent::Change::Synced(_))).count();
     }
-    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 14).await;
+    // Its turns with the operator, for addresses.
+    let (sender, mut shares) = mpsc::channel(8);
+    follow(client.clone(), Shares { only: None }, sender, stop.clone());
+    let (sender, mut pools) = mpsc::channel(8);
+    follow(client.clone(), AddressPools, sender, stop.clone());
+    assert!(shares.recv().await.is_some() && pools.recv().await.is_some());
+    fake.until("watches", |fake| fake.asked().iter().filter(|(.., verb)| *verb == "watch").count() == 16).await;
     assert_eq!(fake.asked(), Fake::granted("weft-agent"));
     stop.cancel();
 }
