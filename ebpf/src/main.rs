@@ -217,7 +217,7 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let nobody = host::is_subject(config)
         && s.packet.flags & (UNMASQUERADED | packet::TUNNELLED) == 0
         && decide::endpoint(&s.packet.destination).is_none();
-    if s.translated & translated::FORWARD != 0 {
+    if s.translated & (translated::FORWARD | translated::REPLY) != 0 {
         return step::behind(skb, s, Hook::FromDevice);
     }
     if (for_node || nobody) && !host::is_judged(skb, s, config) {
@@ -323,7 +323,7 @@ fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if s.packet.flags & ICMP_ERROR != 0 && icmp::related(skb, s, Hook::FromDevice)? {
         return step::send(skb, s);
     }
-    if s.translated & translated::FORWARD != 0 {
+    if s.translated & (translated::FORWARD | translated::REPLY) != 0 {
         return step::behind(skb, s, Hook::FromDevice);
     }
     if for_node && !host::is_judged(skb, s, config) {
