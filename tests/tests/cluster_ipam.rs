@@ -113,7 +113,10 @@ fn nobody_elses(cluster: &Cluster, free: &str, one: &Pod, two: &Pod) -> Result<(
     let node = format!("weft-{}-node-1", cluster.name());
     let ip = |verb: &str, address: IpAddr| -> Result<()> {
         let net = IpNet::from(address).to_string();
-        let status = std::process::Command::new("ip").args(["-n", &node, "addr", verb, &net, "dev", "lo"]).status()?;
+        // An IPv6 address is not to be used before it was looked for elsewhere, on no link at all too.
+        let now: &[&str] = if verb == "add" && address.is_ipv6() { &["nodad"] } else { &[] };
+        let mut command = std::process::Command::new("ip");
+        let status = command.args(["-n", &node, "addr", verb, &net, "dev", "lo"]).args(now).status()?;
         ensure!(status.success(), "ip addr {verb} {net}");
         Ok(())
     };
