@@ -34,7 +34,7 @@ setup:
 
 build: setup
 	cargo xtask build-ebpf
-	cargo build --quiet --release $(PROGRAMS)
+	cargo build --quiet --release $(PROGRAMS) -p weft-sim
 
 up: root build
 	$(RELEASE)/weft up --name $(NAME) $(UP)
