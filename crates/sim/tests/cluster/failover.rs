@@ -119,12 +119,14 @@ async fn a_roll_out_goes_on(mode: Propagation) {
     let mut dice = Dice::new(run.seed);
     cluster.fill(&mut dice).await;
     let deleted = deletions(&world);
+    let old: BTreeSet<String> = cluster.pods().into_iter().map(|pod| pod.uid.clone()).collect();
 
     let rolling = tokio::spawn({
         let cluster = cluster.clone();
         async move { cluster.churn(&mut dice).await }
     });
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    let replaced = || cluster.pods().iter().filter(|pod| !old.contains(&pod.uid)).count();
+    until("half of the pods are replaced", async || replaced() >= run.pods / 2).await;
     assert!(!rolling.is_finished(), "the roll-out goes on");
     first.kill();
     // Nobody leads now: nodes that join must wait for the next leader.
