@@ -162,9 +162,13 @@ fn refresh(s: &Scratch, old: &mut FlowEntry, forward: bool, reopened: bool) -> R
     Ok(())
 }
 
-/// A fragment whose ports are not known yet: judged by its addresses, not tracked.
+/// A fragment whose ports are not known yet: judged by its addresses, not tracked. To a frontend nobody knows where it
+/// would have to go.
 #[inline(always)]
 pub fn untracked(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
+    if service::is_for_frontend(s) {
+        return Err(DropReason::FragmentNotFound);
+    }
     clear(&mut s.entry);
     judge(skb, s, hook, true)?;
     step::route(skb, s, hook, true)?;

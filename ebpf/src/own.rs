@@ -19,7 +19,7 @@ use crate::decide::endpoint;
 use crate::maps::FLOWS;
 use crate::packet::{SCTP, Scratch, Skb, TCP, UDP, UNKNOWN_PORTS, translated};
 use crate::track::{canonical, config};
-use crate::{Hook, PASS, host, step};
+use crate::{Hook, PASS, host, service, step};
 
 /// The mark of a packet that was decided by another program of this node.
 const DECIDED: u32 = 0x5746_0300;
@@ -64,10 +64,12 @@ pub fn is_made_here(skb: Skb) -> bool {
 pub fn leave(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let Some(config) = config() else { return Err(DropReason::NoConfig) };
     if !matches!(s.packet.protocol, TCP | UDP | SCTP)
-        || s.packet.flags & UNKNOWN_PORTS != 0
         || s.packet.protocol == UDP && s.packet.destination_port == config.tunnel_port_be && config.tunnel_ifindex != 0
     {
         return Ok(());
+    }
+    if s.packet.flags & UNKNOWN_PORTS != 0 {
+        return if service::is_for_frontend(s) { Err(DropReason::FragmentNotFound) } else { Ok(()) };
     }
     s.low = u8::from(canonical(&s.packet, flow_kind::FLOW, &mut s.key));
     let existing = FLOWS.get_ptr_mut(&s.key).unwrap_or(core::ptr::null_mut());

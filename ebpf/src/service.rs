@@ -248,6 +248,19 @@ pub fn find(s: &mut Scratch) -> bool {
     true
 }
 
+/// Whether a packet without ports is for an address that has frontends. Not if the node has the address as well: its own
+/// processes may be meant.
+#[inline(always)]
+pub fn is_for_frontend(s: &Scratch) -> bool {
+    if !matches!(s.packet.protocol, TCP | UDP | SCTP) {
+        return false;
+    }
+    let Some(config) = config() else { return false };
+    // SAFETY: nothing is read.
+    !host::is_own(&s.packet.destination, config)
+        && unsafe { FRONTENDS.get(&FrontendKey::of_address(s.packet.destination)) }.is_some()
+}
+
 /// Whether the client may use the frontend.
 #[inline(never)]
 pub fn admit(s: &mut Scratch) -> Result<(), DropReason> {

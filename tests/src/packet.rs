@@ -3,6 +3,7 @@
 pub mod kernel;
 pub mod service;
 pub mod site;
+pub mod stage;
 
 use std::net::IpAddr;
 

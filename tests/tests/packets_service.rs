@@ -574,33 +574,6 @@ fn a_choice_that_does_not_fit_lets_nothing_pass() {
 }
 
 #[test]
-fn fragments_follow_the_first_one() {
-    both(|kernel, f| {
-        put_cluster_ip(kernel, 1, frontend(vip(f), 53, UDP), &[(1, f.b, 5353)])?;
-        let whole = ip(f.a, vip(f)).udp(7, 53, &[3; 1200]);
-        let header = if f.v6 { 40 } else { 20 };
-        let first = ip(f.a, vip(f)).fragment(9, 0, true).raw(UDP, &whole[ETH + header..ETH + header + 800]);
-        let later = ip(f.a, vip(f)).fragment(9, 800, false).raw(UDP, &whole[ETH + header + 800..]);
-        let one = from_a(kernel, &first)?;
-        let two = from_a(kernel, &later)?;
-        assert_eq!((one.action, two.action), (REDIRECT, REDIRECT));
-        // Put together they are the datagram, with a right checksum.
-        let skip = ETH + header + if f.v6 { 8 } else { 0 };
-        let datagram = [&one.frame[skip..], &two.frame[skip..]].concat();
-        let whole = ip(f.a, f.b).raw(UDP, &datagram);
-        let seen = read(&whole);
-        assert_eq!(ends(&seen), (parsed(f.a), 7, parsed(f.b), 5353));
-        if !f.v6 {
-            for frame in [&one.frame, &two.frame] {
-                assert_eq!(weft_tests::packet::checksum(&[&frame[ETH..ETH + 20]]), 0);
-                assert_eq!(frame[ETH + 16..ETH + 20], [10, 244, 1, 11]);
-            }
-        }
-        forget(kernel)
-    });
-}
-
-#[test]
 fn a_udp_checksum_of_zero_stays_zero() {
     on_node(Routing::Native, |kernel| {
         let f = V4;

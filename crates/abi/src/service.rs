@@ -21,6 +21,14 @@ impl FrontendKey {
     pub const ANY_V4: Addr = Addr::v4(0);
     /// Every IPv6 address of the node's own.
     pub const ANY_V6: Addr = Addr::NONE;
+
+    /// The row that says that an address has frontends at all, for packets without ports: no protocol, no port, and
+    /// nothing in it. The unspecified addresses have none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_address(addr: Addr) -> Self {
+        Self { addr, port_be: 0, protocol: 0, pad: 0 }
+    }
 }
 
 /// A frontend.

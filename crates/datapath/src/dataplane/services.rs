@@ -5,6 +5,7 @@
 
 use crate::map::TypedMap;
 use aya::Pod;
+use frontends::{Frontends, is_of_address};
 use ipnet::IpNet;
 use rows::Shape;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -13,6 +14,7 @@ use weft_model::desired::{
     BackendId, BackendSet, DataplaneError, Frontend, FrontendEntry, ServiceId, ServicePatch, ServiceTables, SetId,
 };
 
+mod frontends;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -39,7 +41,7 @@ pub(super) struct Maps {
 /// that are there already.
 pub(super) struct Services {
     maps: Maps,
-    frontends: HashSet<FrontendKey>,
+    frontends: Frontends,
     backends: HashMap<u32, BackendInfo>,
     sets: HashMap<u32, Shape>,
     ranges: BTreeSet<(ServiceId, IpNet)>,
@@ -70,7 +72,7 @@ impl Services {
     pub(super) fn open(maps: Maps) -> Result<Self, DataplaneError> {
         let mut services = Self {
             maps,
-            frontends: HashSet::new(),
+            frontends: Frontends::default(),
             backends: HashMap::new(),
             sets: HashMap::new(),
             ranges: BTreeSet::new(),
@@ -80,12 +82,13 @@ impl Services {
         };
         services.sweep()?;
         services.recall()?;
+        services.mend()?;
         Ok(services)
     }
 
     /// Removes rows under keys that no patch could ever name.
     fn sweep(&self) -> Result<(), DataplaneError> {
-        let strange = |(key, _): &(FrontendKey, _)| rows::frontend(key).is_none();
+        let strange = |(key, _): &(FrontendKey, _)| rows::frontend(key).is_none() && !is_of_address(key);
         remove_strange(&self.maps.frontends, strange)?;
         remove_strange(&self.maps.slots, |(key, _)| key.slot as usize >= SLOTS_MAX)?;
         remove_strange(&self.maps.maglev, |(key, _)| key.part >= PARTS_MAX)?;
@@ -93,9 +96,27 @@ impl Services {
         remove_strange(&self.maps.ranges, |(key, _)| rows::range(key).is_none())
     }
 
+    /// Makes the rows of addresses fit the frontends: whoever wrote these may have ended in between.
+    fn mend(&mut self) -> Result<(), DataplaneError> {
+        let surplus = self.frontends.surplus(self.frontends.rows());
+        self.maps.frontends.remove_all(&surplus).map_err(|(_, error)| error)?;
+        self.frontends.remove(&surplus);
+        let missing = self.frontends.missing(self.frontends.rows());
+        let none = vec![FrontendInfo::default(); missing.len()];
+        if let Err(full) = self.maps.frontends.reserve(self.frontends.len() as u64, missing.len() as u64) {
+            // Of a version that wrote none: what it served matters more.
+            tracing::warn!(%full, "fragments for Services that come before their first one are not told apart");
+            return Ok(());
+        }
+        self.maps.frontends.put_all(&missing, &none).map_err(|(_, error)| error)?;
+        self.frontends.extend(&missing);
+        Ok(())
+    }
+
     /// Learns what is in the maps.
     fn recall(&mut self) -> Result<(), DataplaneError> {
-        self.frontends = self.maps.frontends.dump()?.into_iter().map(|(key, _)| key).collect();
+        self.frontends = Frontends::default();
+        self.frontends.extend(self.maps.frontends.dump()?.iter().map(|(key, _)| key));
         self.backends = self.maps.backends.dump()?.into_iter().collect();
         (self.ranges, self.v4_kept) = (BTreeSet::new(), HashSet::new());
         for (key, value) in self.maps.ranges.dump()? {
@@ -223,6 +244,8 @@ impl Services {
             let info = rows::frontend_info(entry, |set| shape_of(set).unwrap_or_default());
             if self.frontends.contains(&key) { &mut rows.1 } else { &mut rows.0 }.push((key, info));
         }
+        let missing = self.frontends.missing(rows.0.iter().map(|(key, _)| key));
+        rows.0.extend(missing.into_iter().map(|row| (row, FrontendInfo::default())));
         Ok(rows)
     }
 
@@ -297,9 +320,10 @@ impl Services {
     fn remove(&mut self, patch: &ServicePatch) -> Result<(), DataplaneError> {
         let keys: Vec<FrontendKey> = patch.del_frontends.iter().map(rows::frontend_key).collect();
         self.maps.frontends.remove_all(&keys).map_err(|(_, error)| error)?;
-        for key in &keys {
-            self.frontends.remove(key);
-        }
+        self.frontends.remove(&keys);
+        let surplus = self.frontends.surplus(&keys);
+        self.maps.frontends.remove_all(&surplus).map_err(|(_, error)| error)?;
+        self.frontends.remove(&surplus);
         for (service, range) in &patch.del_ranges {
             self.remove_range(*service, *range)?;
         }
@@ -379,9 +403,7 @@ impl Services {
     /// in the books, and the same patch again completes it.
     fn take_back(&mut self, unseen: Unseen) {
         let result = self.maps.frontends.remove_all(&unseen.frontends).map(drop).map_err(|(_, error)| error);
-        for key in &unseen.frontends {
-            self.frontends.remove(key);
-        }
+        self.frontends.remove(&unseen.frontends);
         let ranges = unseen.ranges.iter().map(|(service, range)| self.remove_range(*service, *range));
         let result = ranges.fold(result, Result::and);
         let result = result.and(self.remove_sets(unseen.sets.iter().map(|(id, _)| *id)));

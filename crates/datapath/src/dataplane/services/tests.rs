@@ -4,7 +4,7 @@ use crate::Datapath;
 use crate::testing::{BpfDir, describe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use weft_abi::map_name;
+use weft_abi::{FrontendInfo, FrontendKey, map_name};
 use weft_model::desired::{
     BackendEntry, BackendId, BackendSet, Dataplane, DataplaneError, Frontend, FrontendEntry, FrontendKind, ServiceId,
     ServicePatch, ServiceTables, SetId,
@@ -166,6 +166,18 @@ fn check_books(datapath: &Datapath) {
         (map_name::RANGES, services.maps.ranges.dump().unwrap().len()),
     ];
     assert_eq!(services.entries(), rows.map(|(name, rows)| (name, rows as u64)));
+    let keys: BTreeSet<_> = services.maps.frontends.dump().unwrap().into_iter().map(|(key, _)| bytes(&key)).collect();
+    let of_address = |address: IpAddr| bytes(&FrontendKey::of_address(address.into()));
+    let frontends =
+        services.maps.frontends.dump().unwrap().into_iter().filter_map(|(key, _)| super::rows::frontend(&key));
+    let marked: BTreeSet<_> =
+        frontends.filter(|one| !one.address.is_unspecified()).map(|one| of_address(one.address)).collect();
+    let rows: BTreeSet<_> = keys.into_iter().filter(|(_, port, protocol)| (*port, *protocol) == (0, 0)).collect();
+    assert_eq!(rows, marked, "addresses that have frontends");
+}
+
+fn bytes(key: &FrontendKey) -> (IpAddr, u16, u8) {
+    (key.addr.into(), key.port_be, key.protocol)
 }
 
 fn id(n: u32) -> (BackendId, BackendEntry) {
@@ -300,6 +312,27 @@ fn what_does_not_fit_is_refused_whole() {
     // The same backends and frontends again take no room.
     datapath.patch_services(&first()).unwrap();
     assert_eq!(usage(&mut datapath)[map_name::SLOTS], 2);
+}
+
+#[test]
+fn addresses_that_have_frontends_are_known_after_a_restart() {
+    let dir = BpfDir::new();
+    let mut datapath = dir.open();
+    datapath.patch_services(&first()).unwrap();
+    check_books(&datapath);
+    let before = datapath.services().unwrap();
+    // As somebody left it who ended in the middle.
+    let row = |n| FrontendKey::of_address(frontend(n).address.into());
+    datapath.services.maps.frontends.remove(&row(1)).unwrap();
+    datapath.services.maps.frontends.put(&row(2), &FrontendInfo::default()).unwrap();
+    drop(datapath);
+    let mut datapath = dir.open();
+    check_books(&datapath);
+    assert_eq!(datapath.services().unwrap(), before);
+    let gone = ServicePatch { del_frontends: [frontend(1)].into(), ..ServicePatch::default() };
+    datapath.patch_services(&gone).unwrap();
+    check_books(&datapath);
+    assert_eq!(usage(&mut datapath)[map_name::FRONTENDS], 0);
 }
 
 #[test]
