@@ -1,93 +1,24 @@
 //! The node itself as a client and as a backend of services, packet by packet: at the egress of its device.
 
-use anyhow::{Context, Result};
-use std::net::IpAddr;
-use weft_abi::{DropReason, FlowEntry, flow_flags, flow_kind, identity, service_flags};
-use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT};
+use anyhow::Context;
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::Duration;
+use weft_abi::{DropReason, flow_flags, identity, service_flags};
+use weft_tests::packet::kernel::{Outcome, PASS, REDIRECT};
 use weft_tests::packet::service::{frontend, put_cluster_ip, put_service};
 use weft_tests::packet::site::{
-    DEVICE, FAMILIES, Family, HOST_MAC_B, ID_C, MAC_B, POD_A, POD_B, Routing, V4, allow_port, free_node, from_b,
-    from_node, from_wire, isolate_node, on_node, put_policy,
+    DEVICE, FAMILIES, HOST_MAC_B, ID_C, MAC_B, POD_A, POD_B, Routing, V4, allow_port, free_node, from_b, from_node,
+    from_wire, isolate_node, on_node, put_policy,
 };
-use weft_tests::packet::{ACK, ETH, RST, Read, SCTP, SYN, TCP, UDP, ip, quoted, read};
-
-fn parsed(text: &str) -> IpAddr {
-    text.parse().expect("an address")
-}
-
-fn vip(f: Family) -> &'static str {
-    if f.v6 { "fd96::5" } else { "10.96.0.5" }
-}
-
-/// As whom the node speaks to itself.
-fn hairpin(f: Family) -> &'static str {
-    if f.v6 { "100::2a:1" } else { "169.254.42.1" }
-}
-
-fn passed(outcome: &Outcome) -> Read {
-    assert_eq!(outcome.action, REDIRECT);
-    read(&outcome.frame)
-}
+use weft_tests::packet::stage::{
+    any, dropped, ends, everywhere, flow, forget_all, hairpin, parsed, passed, talk, unwrap, vip, wrap,
+};
+use weft_tests::packet::{ACK, ETH, RST, Read, SCTP, TCP, UDP, ip, quoted, read};
 
 fn to_stack(outcome: &Outcome) -> Read {
     assert_eq!((outcome.action, outcome.mark), (PASS, 0));
     read(&outcome.frame)
-}
-
-fn ends(read: &Read) -> (IpAddr, u16, IpAddr, u16) {
-    (read.source, read.source_port(), read.destination, read.destination_port())
-}
-
-fn dropped(kernel: &mut Kernel, outcome: &Outcome, reason: DropReason) {
-    let event = kernel.drain().pop().expect("an event");
-    assert_eq!((outcome.action, DropReason::from_raw(event.reason)), (DROP, Some(reason)));
-}
-
-fn flow(kernel: &Kernel, one: &str, other: &str) -> Result<Option<FlowEntry>> {
-    Ok(kernel.connection(flow_kind::FLOW, one.parse()?, other.parse()?)?.map(|(_, entry)| entry))
-}
-
-fn forget(kernel: &mut Kernel) -> Result<()> {
-    for key in kernel.flows.keys().collect::<Result<Vec<_>, _>>()? {
-        kernel.flows.remove(&key)?;
-    }
-    for key in kernel.frontends.keys().collect::<Result<Vec<_>, _>>()? {
-        kernel.frontends.remove(&key)?;
-    }
-    Ok(())
-}
-
-/// A question and its answer by a protocol.
-fn talk(protocol: u8, from: (&str, u16), to: (&str, u16), answer: bool) -> Vec<u8> {
-    let header = ip(from.0, to.0);
-    match protocol {
-        TCP => header.tcp(from.1, to.1, if answer { SYN | ACK } else { SYN }, b""),
-        UDP => header.udp(from.1, to.1, b"some text"),
-        _ => header.sctp(from.1, to.1),
-    }
-}
-
-fn everywhere(test: impl Fn(&mut Kernel, Family, Routing) -> Result<()> + Send + Sync + Copy + 'static) {
-    for routing in [Routing::Native, Routing::Vxlan] {
-        on_node(routing, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family, routing)));
-    }
-}
-
-/// The inner frame of a VXLAN packet, with its VNI.
-fn unwrap(frame: &[u8]) -> (u32, Vec<u8>) {
-    let outer = read(frame);
-    assert_eq!((outer.source, outer.destination, outer.protocol), (parsed(V4.node), parsed(V4.peer), UDP));
-    let vni = u32::from_be_bytes([0, outer.rest[12], outer.rest[13], outer.rest[14]]);
-    (vni, outer.rest[16..].to_vec())
-}
-
-/// A VXLAN packet from the other node.
-fn wrap(vni: u32, inner: &[u8]) -> Vec<u8> {
-    let mut payload = vec![8, 0, 0, 0];
-    payload.extend(&vni.to_be_bytes()[1..]);
-    payload.push(0);
-    payload.extend(inner);
-    ip(V4.peer, V4.node).udp(50000, 8472, &payload)
 }
 
 #[test]
@@ -113,7 +44,7 @@ fn a_pod_of_the_node_is_reached_by_its_link_and_answers_come_from_the_service() 
             let entry = flow(kernel, f.node, f.b)?.context("the connection")?;
             assert_eq!((entry.forward_packets, entry.reply_packets), (3, 3));
             assert_eq!(entry.source_identity, identity::HOST);
-            forget(kernel)?;
+            forget_all(kernel)?;
         }
         Ok(())
     });
@@ -148,7 +79,7 @@ fn a_backend_elsewhere_sees_the_node_and_its_answers_come_from_the_service() {
             }
             let entry = flow(kernel, f.node, f.c)?.context("the connection")?;
             assert_eq!((entry.forward_packets, entry.reply_packets), (3, 3));
-            forget(kernel)?;
+            forget_all(kernel)?;
         }
         // Another node's process is reached without the tunnel.
         put_cluster_ip(kernel, 1, frontend(vip(f), 80, TCP), &[(1, f.peer, 8080)])?;
@@ -156,7 +87,39 @@ fn a_backend_elsewhere_sees_the_node_and_its_answers_come_from_the_service() {
         assert_eq!(ends(&seen), (parsed(f.node), 7, parsed(f.peer), 8080));
         let heard = to_stack(&from_wire(kernel, &talk(TCP, (f.peer, 8080), (f.node, 7), true))?);
         assert_eq!(ends(&heard), (parsed(vip(f)), 80, parsed(f.node), 7));
-        forget(kernel)
+        forget_all(kernel)
+    });
+}
+
+/// Through the kernel's own tunnel device, since a single run of a program has no tunnel's key.
+#[test]
+fn answers_that_the_tunnels_device_unwraps_come_from_the_service_too() {
+    on_node(Routing::Vxlan, |kernel| {
+        kernel.attach("weft_from_tunnel", "vx0")?;
+        let peer = ["address", "add", &format!("{}/32", V4.peer), "dev", "lo"];
+        anyhow::ensure!(Command::new("ip").args(peer).status()?.success(), "the other node's address");
+        for device in ["all", "vx0"] {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "0")?;
+        }
+        let tunnel = UdpSocket::bind((V4.peer, 0))?;
+        for f in FAMILIES {
+            put_cluster_ip(kernel, 1, frontend(vip(f), 80, UDP), &[(1, f.c, 8080)])?;
+            assert_eq!(from_node(kernel, &talk(UDP, (f.node, 7), (vip(f), 80), false))?.action, REDIRECT);
+            let process = UdpSocket::bind((parsed(f.node), 7))?;
+            process.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let whole = wrap(ID_C, &talk(UDP, (f.c, 8080), (f.node, 7), true));
+            let mut text = [0; 64];
+            for round in 0..3 {
+                tunnel.send_to(&read(&whole).rest[8..], (V4.node, 8472))?;
+                let (length, from) = process.recv_from(&mut text).context("an answer")?;
+                assert_eq!((from.ip(), from.port(), &text[..length]), (parsed(vip(f)), 80, &b"some text"[..]));
+                if round == 1 {
+                    kernel.bump(&[0])?;
+                }
+            }
+            forget_all(kernel)?;
+        }
+        Ok(())
     });
 }
 
@@ -184,7 +147,7 @@ fn the_node_reaches_its_own_process_by_a_service() {
                 let outcome = from_wire(kernel, &talk(protocol, (forged.0, forged.1), (forged.2, forged.3), true))?;
                 dropped(kernel, &outcome, DropReason::InvalidSourceIp);
             }
-            forget(kernel)?;
+            forget_all(kernel)?;
         }
         Ok(())
     });
@@ -193,9 +156,8 @@ fn the_node_reaches_its_own_process_by_a_service() {
 #[test]
 fn a_client_outside_reaches_a_process_of_the_node_that_it_asks() {
     everywhere(|kernel, f, _| {
-        let any = if f.v6 { "::" } else { "0.0.0.0" };
         for protocol in [TCP, UDP, SCTP] {
-            put_service(kernel, 1, frontend(any, 30080, protocol), service_flags::NODE_PORT, &[(1, f.node, 8080)])?;
+            put_service(kernel, 1, frontend(any(f), 30080, protocol), service_flags::NODE_PORT, &[(1, f.node, 8080)])?;
             for round in 0..3 {
                 let seen = to_stack(&from_wire(kernel, &talk(protocol, (f.world, 7000), (f.node, 30080), false))?);
                 assert_eq!(ends(&seen), (parsed(f.world), 7000, parsed(f.node), 8080), "protocol {protocol}");
@@ -215,7 +177,7 @@ fn a_client_outside_reaches_a_process_of_the_node_that_it_asks() {
                 let (l4, quote) = (ETH + if f.v6 { 40 } else { 20 }, quoted(&told));
                 assert_eq!(quote[l4..l4 + 4], question[l4..l4 + 4], "ports of the quote");
             }
-            forget(kernel)?;
+            forget_all(kernel)?;
         }
         Ok(())
     });
@@ -238,7 +200,7 @@ fn a_service_without_backends_refuses_the_node_at_once() {
             assert_eq!((again.action, again.mark, again.frame), (PASS, 0, outcome.frame));
         }
         assert!(kernel.connections()?.is_empty());
-        forget(kernel)
+        forget_all(kernel)
     });
 }
 
@@ -252,7 +214,7 @@ fn errors_about_a_backend_tell_the_node_of_the_service() {
         let told = to_stack(&from_b(kernel, &ip(f.b, f.node).unreachable(&outcome.frame))?);
         assert_eq!((told.source, told.destination), (parsed(vip(f)), parsed(f.node)));
         assert_eq!(quoted(&told)[l4..l4 + 4], question[l4..l4 + 4], "ports of the quote");
-        forget(kernel)?;
+        forget_all(kernel)?;
         if routing == Routing::Native {
             put_cluster_ip(kernel, 1, frontend(vip(f), 53, UDP), &[(1, f.c, 5353)])?;
             let outcome = from_node(kernel, &question)?;
@@ -261,7 +223,7 @@ fn errors_about_a_backend_tell_the_node_of_the_service() {
                 assert_eq!((told.source, told.destination), (parsed(shown), parsed(f.node)));
                 assert_eq!(quoted(&told)[l4..l4 + 4], question[l4..l4 + 4], "ports of the quote");
             }
-            forget(kernel)?;
+            forget_all(kernel)?;
         } else {
             // What does not fit the tunnel is told in the service's name.
             put_cluster_ip(kernel, 1, frontend(vip(f), 53, UDP), &[(1, f.c, 5353)])?;
@@ -269,7 +231,7 @@ fn errors_about_a_backend_tell_the_node_of_the_service() {
             assert_eq!((told.source, told.destination), (parsed(vip(f)), parsed(f.node)));
             assert_eq!(told.rest[..2], if f.v6 { [2, 0] } else { [3, 4] });
             assert_eq!(told.rest[6..8], 1450_u16.to_be_bytes());
-            forget(kernel)?;
+            forget_all(kernel)?;
         }
         Ok(())
     });
@@ -294,7 +256,7 @@ fn what_is_no_service_leaves_as_it_is() {
         let outcome = kernel.on("weft_to_device", (POD_A, DEVICE), &frame, 1, 0)?;
         assert_eq!((outcome.action, outcome.frame), (PASS, frame));
         assert!(kernel.connections()?.is_empty());
-        forget(kernel)
+        forget_all(kernel)
     });
 }
 
@@ -318,6 +280,6 @@ fn policies_of_the_node_are_asked_about_the_backend() {
         isolate_node(kernel, 22, 22, false)?;
         assert_eq!(ends(&passed(&from_node(kernel, &talk(TCP, (f.node, 8), (vip(f), 81), false))?)).2, parsed(f.b));
         free_node(kernel)?;
-        forget(kernel)
+        forget_all(kernel)
     });
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp};
 use std::net::IpAddr;
 use std::path::Path;
 use weft_abi::{
@@ -245,6 +245,17 @@ impl Kernel {
         out.truncate(result.data_size_out as usize);
         let ns = u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX);
         Ok(Outcome { action: result.return_value, frame: out, mark: 0, ns })
+    }
+
+    /// Attaches a program to what comes by a device of this thread's network namespace, for as long as this lives.
+    ///
+    /// # Errors
+    /// If the kernel will not attach it.
+    pub fn attach(&mut self, program: &str, device: &str) -> Result<()> {
+        let found = self.ebpf.program_mut(program).with_context(|| format!("the object has no program {program}"))?;
+        let program: &mut SchedClassifier = found.try_into()?;
+        program.attach(device, TcAttachType::Ingress)?;
+        Ok(())
     }
 
     /// Instructions that the verifier looked at, by program.
