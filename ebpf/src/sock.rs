@@ -16,12 +16,14 @@
 //! be told from a backend. What no frontend fits passes as it is, and those programs judge it.
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_getsockopt, bpf_set_retval,
+};
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use weft_abi::{
-    Addr, AffinityKey, BackendInfo, FrontendInfo, FrontendKey, MaglevKey, MaglevPart, NodeConfig, SlotKey, SocketKey,
-    SocketValue, backend_flags, client_hash, service_flags, socket_kind,
+    Addr, AffinityKey, BackendInfo, FrontendInfo, FrontendKey, LISTENER_MARK, MaglevKey, MaglevPart, NodeConfig,
+    SlotKey, SocketKey, SocketValue, backend_flags, client_hash, config_flags, service_flags, socket_kind,
 };
 
 use crate::balance::{self, Bound};
@@ -224,20 +226,38 @@ pub fn weft_bind6(ctx: SockAddrContext) -> i32 {
 fn bind<F: Family>(call: Call) -> i32 {
     let Some(asked) = asked::<F>(call) else { return GO_ON };
     let Some(config) = track::config() else { return GO_ON };
-    if asked.port_be == 0 || !is_node(netns(call), config) {
+    if asked.port_be == 0 || config.flags & config_flags::PORTS_FREE != 0 || !is_node(netns(call), config) {
         return GO_ON;
     }
+    let port = u16::from_be(asked.port_be);
+    let is_kept = config.kept_port_min <= port && port <= config.kept_port_max;
     // A socket of every IPv6 address may be one of every IPv4 address too.
-    let v4 = (asked.addr.is_v4() || asked.addr.is_none()) && is_node_port(&asked, FrontendKey::ANY_V4);
-    let v6 = !asked.addr.is_v4() && is_node_port(&asked, FrontendKey::ANY_V6);
-    if v4 || v6 { fail(EADDRINUSE) } else { GO_ON }
+    let v4 = asked.addr.is_v4() || asked.addr.is_none();
+    let v6 = !asked.addr.is_v4();
+    let has = is_kept
+        || v4 && has_frontend(&asked, FrontendKey::ANY_V4, service_flags::NODE_PORT)
+        || v6 && has_frontend(&asked, FrontendKey::ANY_V6, service_flags::NODE_PORT)
+        || has_frontend(&asked, asked.addr, service_flags::LOAD_BALANCER | service_flags::EXTERNAL_IP);
+    if has && !is_agents(call) { fail(EADDRINUSE) } else { GO_ON }
 }
 
+/// Whether a Service has the port at this address, as one of these kinds.
 #[inline(always)]
-fn is_node_port(asked: &FrontendKey, any: Addr) -> bool {
-    let key = FrontendKey { addr: any, ..*asked };
+fn has_frontend(asked: &FrontendKey, addr: Addr, kinds: u32) -> bool {
+    let key = FrontendKey { addr, ..*asked };
     // SAFETY: read at once.
-    unsafe { FRONTENDS.get(&key) }.is_some_and(|info| info.flags & service_flags::NODE_PORT != 0)
+    unsafe { FRONTENDS.get(&key) }.is_some_and(|info| info.flags & kinds != 0)
+}
+
+/// Whether it is the agent's own socket, by its mark: health checks of Services have ports of the same range.
+#[inline(always)]
+fn is_agents(call: Call) -> bool {
+    const SOL_SOCKET: i32 = 1;
+    const SO_MARK: i32 = 36;
+    let mut mark = 0_u32;
+    // SAFETY: four bytes of the stack.
+    let got = unsafe { bpf_getsockopt(call.cast(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), 4) };
+    got == 0 && mark == LISTENER_MARK
 }
 
 /// See the table above.

@@ -32,6 +32,11 @@ pub struct NodeConfig {
     pub nat_port_min: u16,
     /// Last.
     pub nat_port_max: u16,
+    /// Ports to which the node's own sockets are not bound, host order, inclusive; last 0: none. See
+    /// [`config_flags::PORTS_FREE`] for those that Services have.
+    pub kept_port_min: u16,
+    /// Last.
+    pub kept_port_max: u16,
     /// MAC of the node's device.
     pub device_mac: [u8; 6],
     /// Zero.
@@ -66,4 +71,10 @@ pub mod config_flags {
     pub const HOST_POLICY: u32 = 32;
     /// What the node's policies would drop is reported and passes.
     pub const HOST_AUDIT: u32 = 64;
+    /// The node's own sockets may be bound to ports that Services have at its addresses.
+    pub const PORTS_FREE: u32 = 128;
 }
+
+/// Mark of a socket (`SO_MARK`) that may be bound to any port: the agent's own, where a Service wants it to listen. Setting
+/// it takes `CAP_NET_ADMIN`.
+pub const LISTENER_MARK: u32 = 0x5746_0400;

@@ -16,7 +16,7 @@ mod policy;
 mod service;
 
 pub use addr::Addr;
-pub use config::{NodeConfig, config_flags};
+pub use config::{LISTENER_MARK, NodeConfig, config_flags};
 pub use drop_reason::DropReason;
 pub use endpoint::{
     CidrValue, EndpointInfo, IpcacheInfo, LpmKey, RouteInfo, endpoint_flags, ipcache_flags, route_flags,
@@ -37,7 +37,7 @@ pub use service::{
 };
 
 /// Version of all layouts in this crate together. It is part of the pin directory's name.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Highest endpoint number of a node; slot 0 of the generation array is the node's own.
 pub const ENDPOINT_ID_MAX: u16 = 4095;

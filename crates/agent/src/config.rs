@@ -12,6 +12,7 @@ use serde::Deserialize;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use weft_datapath::PortGuard;
 use weft_datapath::sockets::Protocols;
 use weft_k8s::endpoint::Propagation;
 use weft_model::intent::{Covers, Forwarding};
@@ -125,6 +126,11 @@ pub struct Options {
     /// Ports of Services at the nodes' addresses: first and last. As the API server's `--service-node-port-range`.
     #[arg(long, env = "WEFT_NODE_PORT_RANGE")]
     pub node_port_range: Option<String>,
+    /// Which ports the node's own processes, and pods in its network, cannot listen at: `services` (default: those that
+    /// Services have at the node's addresses), `range` (all of `--node-port-range` as well) or `none`. TCP and UDP, with
+    /// `--socket-lb`.
+    #[arg(long, env = "WEFT_NODE_PORT_BIND_PROTECTION")]
+    pub node_port_bind_protection: Option<String>,
     /// How clients outside reach backends of other nodes, unless a Service says otherwise: `snat` (default: with the
     /// node's address, and answers come back through it) or `dsr` (with their own, and the backend's node answers; the
     /// network must let nodes send with addresses that are not theirs).
@@ -258,6 +264,8 @@ pub struct Config {
     pub close_removed_backends: Protocols,
     /// Ports of Services at the nodes' addresses.
     pub node_ports: RangeInclusive<u16>,
+    /// Which ports the node's own sockets keep off.
+    pub node_port_bind_protection: PortGuard,
     /// How clients outside reach backends of other nodes.
     pub node_port_mode: Forwarding,
     /// Whether they pass through the node at its device.
@@ -349,6 +357,7 @@ impl Options {
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
             close_removed_backends: self.close_removed_backends.or(other.close_removed_backends),
             node_port_range: self.node_port_range.or(other.node_port_range),
+            node_port_bind_protection: self.node_port_bind_protection.or(other.node_port_bind_protection),
             node_port_mode: self.node_port_mode.or(other.node_port_mode),
             node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
@@ -402,6 +411,13 @@ impl Options {
             return Err(value("pod-cidr", "nothing, with this ipam mode", &self.pod_cidr.unwrap_or_default()));
         }
         let ipam_plugin = ipam::plugin(mode, self.ipam_plugin.as_deref())?;
+        let node_ports = ports("node-port-range", self.node_port_range.as_deref().unwrap_or("30000-32767"))?;
+        let node_port_bind_protection = match self.node_port_bind_protection.as_deref().unwrap_or("services") {
+            "services" => PortGuard::Services,
+            "range" => PortGuard::Range(node_ports.clone()),
+            "none" => PortGuard::None,
+            other => return Err(value("node-port-bind-protection", "`services`, `range` or `none`", other)),
+        };
         Ok(Config {
             ipam,
             ipam_plugin,
@@ -434,7 +450,8 @@ impl Options {
             socket_lb: switch("socket-lb", self.socket_lb, true)?,
             cgroup_root: self.cgroup_root.map(|path| absolute("cgroup-root", path)).transpose()?,
             close_removed_backends: protocols(self.close_removed_backends.as_deref().unwrap_or("udp"))?,
-            node_ports: ports("node-port-range", self.node_port_range.as_deref().unwrap_or("30000-32767"))?,
+            node_ports,
+            node_port_bind_protection,
             node_port_mode: match self.node_port_mode.as_deref().unwrap_or("snat") {
                 "snat" => Forwarding::Snat,
                 "dsr" => Forwarding::Dsr,
@@ -637,6 +654,10 @@ mod tests {
             (&["--node-name", "n", "--node-port-range", "32767-30000"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "0-5"], "node-port-range: expected first and last"),
             (&["--node-name", "n", "--node-port-range", "30000"], "node-port-range: expected first and last"),
+            (
+                &["--node-name", "n", "--node-port-bind-protection", "true"],
+                "node-port-bind-protection: expected `services`, `range` or `none`, found true",
+            ),
             (&["--node-name", "n", "--node-port-mode", "DSR"], "node-port-mode: expected `snat` or `dsr`, found DSR"),
             (
                 &["--node-name", "n", "--node-port-acceleration", "native", "--routing", "vxlan"],

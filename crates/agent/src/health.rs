@@ -153,7 +153,7 @@ impl Health {
                 if serving.contains_key(&at) {
                     continue;
                 }
-                match TcpListener::bind(at).await {
+                match listen(at) {
                     Ok(listener) => {
                         let running = stop.child_token();
                         let (health, name) = (self.clone(), service.clone());
@@ -178,7 +178,7 @@ impl Health {
     /// Answers for the node as a whole, until `stop`.
     pub async fn run_node(self, at: SocketAddr, stop: CancellationToken) {
         loop {
-            match TcpListener::bind(at).await {
+            match listen(at) {
                 Ok(listener) => {
                     let health = self.clone();
                     return http::serve(listener, move |path: &str| health.node_answer(path), stop).await;
@@ -191,6 +191,10 @@ impl Health {
             }
         }
     }
+}
+
+fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::from_std(weft_datapath::listen(at)?)
 }
 
 #[cfg(test)]

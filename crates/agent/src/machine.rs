@@ -117,6 +117,7 @@ fn prepare(config: &Config, own: &Node, nodes: &BTreeMap<String, Node>) -> Resul
     };
     let device = node::discover(name.as_deref()).map_err(|error| describe(&error))?;
     node::prepare(config.ipv4, config.ipv6, &device.name).map_err(|error| describe(&error))?;
+    node::reserve_ports(&config.node_ports).map_err(|error| describe(&error))?;
     let address = |ipv4: bool| own.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4);
     let tunnel = match config.routing {
         Routing::Native => {
@@ -159,7 +160,8 @@ fn prepare(config: &Config, own: &Node, nodes: &BTreeMap<String, Node>) -> Resul
             .or(device.v6.map(IpAddr::V6))
             .and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None }),
         pod_mtu: u16::try_from(pod_mtu).unwrap_or(u16::MAX),
-        nat_ports: node::nat_ports().map_err(|error| describe(&error))?,
+        nat_ports: node::nat_ports(&config.node_ports).map_err(|error| describe(&error))?,
+        guard: config.node_port_bind_protection.clone(),
         masquerade_v4: config.masquerade && config.ipv4,
         masquerade_v6: config.masquerade && config.ipv6,
         dual_stack: config.ipv4 && config.ipv6,

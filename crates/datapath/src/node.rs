@@ -92,21 +92,49 @@ pub fn prepare(ipv4: bool, ipv6: bool, device: &str) -> io::Result<()> {
 }
 
 /// Ports (and ICMP ids) for masquerading: the largest range above the well-known ports that holds neither the node's own
-/// ephemeral ports nor Kubernetes' node ports.
+/// ephemeral ports nor those of Services at the nodes' addresses.
 ///
 /// # Errors
 /// The kernel parameter cannot be read.
-pub fn nat_ports() -> io::Result<RangeInclusive<u16>> {
+pub fn nat_ports(node_ports: &RangeInclusive<u16>) -> io::Result<RangeInclusive<u16>> {
+    Ok(largest_gap(&[ephemeral_ports()?, node_ports.clone()]))
+}
+
+/// Keeps the kernel from giving these ports to whoever asks for any: a Service may get them later.
+///
+/// # Errors
+/// A kernel parameter cannot be read or written.
+pub fn reserve_ports(ports: &RangeInclusive<u16>) -> io::Result<()> {
+    const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
+    match reserved(&sysctl::read(RESERVED)?, &ephemeral_ports()?, ports) {
+        Some(text) => sysctl::write(RESERVED, &text),
+        None => Ok(()),
+    }
+}
+
+/// What is to be reserved beside what `now` says; `None`: nothing, as the kernel gives none of them or they are in it.
+fn reserved(now: &str, ephemeral: &RangeInclusive<u16>, ports: &RangeInclusive<u16>) -> Option<String> {
+    if ephemeral.end() < ports.start() || ports.end() < ephemeral.start() {
+        return None;
+    }
+    let numbers = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
+    };
+    let is_in = now.split(',').filter_map(numbers).any(|(first, last)| first <= *ports.start() && *ports.end() <= last);
+    let own = format!("{}-{}", ports.start(), ports.end());
+    (!is_in).then(|| if now.is_empty() { own } else { format!("{now},{own}") })
+}
+
+fn ephemeral_ports() -> io::Result<RangeInclusive<u16>> {
     let text = sysctl::read("net/ipv4/ip_local_port_range")?;
     let mut numbers = text.split_whitespace().filter_map(|number| number.parse::<u16>().ok());
     match (numbers.next(), numbers.next()) {
-        (Some(low), Some(high)) if low <= high => Ok(largest_gap(&[low..=high, NODE_PORTS])),
+        (Some(low), Some(high)) if low <= high => Ok(low..=high),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("net/ipv4/ip_local_port_range: {text:?}"))),
     }
 }
 
-/// Kubernetes' usual range.
-const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// Below are ports that somebody may listen on for good reason.
 const NAT_PORT_MIN: u16 = 12_000;
 
@@ -134,6 +162,32 @@ fn largest_gap(taken: &[RangeInclusive<u16>]) -> RangeInclusive<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Kubernetes' usual range.
+    const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
+    #[test]
+    fn ports_of_services_are_given_to_nobody_who_asks_for_any() {
+        let ask = |now: &str, ephemeral| reserved(now, &ephemeral, &NODE_PORTS);
+        assert_eq!(ask("", 32_768..=60_999), None, "they are not given anyway");
+        assert_eq!(ask("", 10_000..=29_999), None);
+        assert_eq!(ask("", 32_767..=60_999).as_deref(), Some("30000-32767"));
+        assert_eq!(ask("8080,9000-9100", 1024..=65_535).as_deref(), Some("8080,9000-9100,30000-32767"));
+        assert_eq!(ask("8080,29000-40000", 1024..=65_535), None, "they are reserved");
+        let netns = crate::netns::NetNs::create().unwrap();
+        netns
+            .run(|| {
+                sysctl::write("net/ipv4/ip_local_port_range", "30000 30009").unwrap();
+                reserve_ports(&(30_000..=30_004)).unwrap();
+                reserve_ports(&(30_000..=30_004)).unwrap();
+                assert_eq!(sysctl::read("net/ipv4/ip_local_reserved_ports").unwrap(), "30000-30004");
+                let any = |_| std::net::UdpSocket::bind("127.0.0.1:0").map(|socket| (socket.local_addr(), socket));
+                for socket in (0..5).map(any).collect::<io::Result<Vec<_>>>().unwrap() {
+                    assert!(socket.0.unwrap().port() > 30_004);
+                }
+            })
+            .unwrap();
+    }
 
     #[test]
     fn masquerading_keeps_away_from_the_nodes_own_ports() {

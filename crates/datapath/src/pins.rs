@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <bpf-dir>/               locked by the agent that owns the node
-//! <bpf-dir>/v3/maps/NAME   v3: weft_abi::LAYOUT_VERSION
+//! <bpf-dir>/v4/maps/NAME   v4: weft_abi::LAYOUT_VERSION
 //! <bpf-dir>/v3/links/<device>-{ingress,egress}
 //! <bpf-dir>/v3/links/<device>-device-xdp
 //! <bpf-dir>/v3/links/socket-<call>

@@ -34,6 +34,17 @@ pub struct TunnelSettings {
     pub source: IpAddr,
 }
 
+/// Which ports the node's own sockets cannot be bound to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PortGuard {
+    /// They can be bound to any.
+    None,
+    /// Those that Services have at the node's addresses.
+    Services,
+    /// These as well, whether a Service has them yet or not.
+    Range(RangeInclusive<u16>),
+}
+
 /// The node, as the programs must know it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeSettings {
@@ -51,6 +62,8 @@ pub struct NodeSettings {
     pub pod_mtu: u16,
     /// Ports for masqueraded connections, outside the node's own ephemeral range.
     pub nat_ports: RangeInclusive<u16>,
+    /// Which ports the node's own sockets keep off.
+    pub guard: PortGuard,
     /// Pods reach the outside with the node's address, IPv4.
     pub masquerade_v4: bool,
     /// The same for IPv6.
@@ -70,6 +83,10 @@ impl NodeSettings {
     pub fn to_abi(&self) -> NodeConfig {
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         let address = |address: Option<IpAddr>| address.map_or(Addr::NONE, Addr::from);
+        let (kept_port_min, kept_port_max) = match &self.guard {
+            PortGuard::Range(ports) => (*ports.start(), *ports.end()),
+            PortGuard::None | PortGuard::Services => (0, 0),
+        };
         NodeConfig {
             revision: 0,
             host_ingress: 0,
@@ -77,7 +94,8 @@ impl NodeSettings {
             flags: flag(self.masquerade_v4, config_flags::MASQUERADE_V4)
                 | flag(self.masquerade_v6, config_flags::MASQUERADE_V6)
                 | flag(self.dual_stack, config_flags::DUAL_STACK)
-                | flag(self.device_mac.is_none(), config_flags::DEVICE_L3),
+                | flag(self.device_mac.is_none(), config_flags::DEVICE_L3)
+                | flag(self.guard == PortGuard::None, config_flags::PORTS_FREE),
             device_ifindex: self.device_ifindex,
             tunnel_ifindex: self.tunnel.map_or(0, |tunnel| tunnel.ifindex),
             node_v4: address(self.node_v4.map(IpAddr::V4)),
@@ -87,6 +105,8 @@ impl NodeSettings {
             pod_mtu: self.pod_mtu,
             nat_port_min: *self.nat_ports.start(),
             nat_port_max: *self.nat_ports.end(),
+            kept_port_min,
+            kept_port_max,
             device_mac: self.device_mac.unwrap_or_default(),
             pad: [0; 2],
             tcp_established_s: self.timeouts.tcp_established_s,

@@ -203,6 +203,8 @@ pub fn fill(kernel: &mut Kernel, routing: Routing) -> Result<()> {
         pod_mtu: if routing == Routing::Vxlan { 1450 } else { 1500 },
         nat_port_min: 20000,
         nat_port_max: 29999,
+        kept_port_min: 0,
+        kept_port_max: 0,
         device_mac: MAC_DEVICE,
         pad: [0; 2],
         tcp_established_s: 8000,

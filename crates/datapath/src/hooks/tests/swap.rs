@@ -17,6 +17,7 @@ pub(super) fn settings() -> NodeSettings {
         node_v6: Some("2001:db8::1".parse().unwrap()),
         pod_mtu: 1500,
         nat_ports: 12_000..=29_999,
+        guard: crate::PortGuard::Services,
         masquerade_v4: true,
         masquerade_v6: true,
         dual_stack: true,
