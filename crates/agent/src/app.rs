@@ -9,6 +9,7 @@ use crate::core::{Core, Settings};
 use crate::health::Health;
 use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
+use crate::metrics::Metrics;
 use crate::peer::{self, Unknown};
 use crate::ports::{Cluster, Links};
 use crate::state::StateDir;
@@ -90,6 +91,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tasks.spawn(health.clone().run(stop.clone()));
     if let Some(at) = config.healthz_bind_address {
         tasks.spawn(health.run_node(at, stop.clone()));
+    }
+    if let Some(at) = config.metrics_address {
+        let services = core.look(Core::service_metrics);
+        Metrics::new(&services, Some(metrics.clone())).serve(at, stop.clone()).await?;
     }
     tasks.spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
     tasks.spawn(cluster::report_services(core.clone(), client.clone(), progress.clone(), stop.clone()));

@@ -149,6 +149,9 @@ pub struct Options {
     /// kube-proxy's; without it: nowhere.
     #[arg(long, env = "WEFT_HEALTHZ_BIND_ADDRESS")]
     pub healthz_bind_address: Option<String>,
+    /// Address and port at which `/metrics` is served, such as 127.0.0.1:9962; without it: nowhere.
+    #[arg(long, env = "WEFT_METRICS_ADDRESS")]
+    pub metrics_address: Option<String>,
     /// Certificate of this agent, PEM, with which it asks other agents whose an address is that nobody told of yet, and
     /// answers them: for organisation `weft:agents` and the node's name (DNS). Without it, nobody is asked.
     #[arg(long, env = "WEFT_PEER_CERTIFICATE")]
@@ -274,6 +277,8 @@ pub struct Config {
     pub maglev_table_size: u32,
     /// Where load balancers ask whether the node is well.
     pub healthz_bind_address: Option<SocketAddr>,
+    /// Where metrics are read.
+    pub metrics_address: Option<SocketAddr>,
     /// How agents ask each other; `None`: they do not.
     pub peer: Option<peer::Settings>,
     /// Log directives.
@@ -362,6 +367,7 @@ impl Options {
             node_port_acceleration: self.node_port_acceleration.or(other.node_port_acceleration),
             maglev_table_size: self.maglev_table_size.or(other.maglev_table_size),
             healthz_bind_address: self.healthz_bind_address.or(other.healthz_bind_address),
+            metrics_address: self.metrics_address.or(other.metrics_address),
             peer_certificate: self.peer_certificate.or(other.peer_certificate),
             peer_key: self.peer_key.or(other.peer_key),
             peer_authority: self.peer_authority.or(other.peer_authority),
@@ -466,7 +472,8 @@ impl Options {
                 }
             },
             maglev_table_size: table_size(self.maglev_table_size.unwrap_or(16_381))?,
-            healthz_bind_address: bind_address(self.healthz_bind_address)?,
+            healthz_bind_address: bind_address("healthz-bind-address", self.healthz_bind_address)?,
+            metrics_address: bind_address("metrics-address", self.metrics_address)?,
             peer,
             log: self.log.unwrap_or_else(|| "info".into()),
         })
@@ -552,11 +559,11 @@ fn ports(field: &'static str, text: &str) -> Result<RangeInclusive<u16>, ConfigE
     range.ok_or_else(|| value(field, "first and last port such as 30000-32767", text))
 }
 
-fn bind_address(text: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
+fn bind_address(field: &'static str, text: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
     let expected = "an address and a port such as 0.0.0.0:10256 or [::]:10256";
     let parse = |text: String| {
         let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);
-        address.ok_or_else(|| value("healthz-bind-address", expected, &text))
+        address.ok_or_else(|| value(field, expected, &text))
     };
     text.filter(|text| !text.is_empty()).map(parse).transpose()
 }
@@ -669,6 +676,7 @@ mod tests {
             ),
             (&["--node-name", "n", "--maglev-table-size", "16384"], "maglev-table-size: expected 251, 509"),
             (&["--node-name", "n", "--healthz-bind-address", "10256"], "healthz-bind-address: expected an address"),
+            (&["--node-name", "n", "--metrics-address", "[::]:0"], "metrics-address: expected an address"),
             (&["--node-name", "n", "--cni-conf-dir", "etc"], "cni-conf-dir: expected an absolute path"),
             (&["--node-name", "n", "--cgroup-root", "weft"], "cgroup-root: expected an absolute path"),
             (&["--node-name", "n", "--close-removed-backends", "sctp"], "close-removed-backends: expected `udp`"),

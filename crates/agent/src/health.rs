@@ -5,6 +5,7 @@
 //! - With `--healthz-bind-address`: `/healthz` and `/livez`, as load balancers ask kube-proxy.
 
 use crate::core::Progress;
+use crate::http;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -14,8 +15,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use weft_model::intent::{Change, Node, ObjectName};
-
-mod http;
 
 /// Pause before a port that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -121,7 +120,7 @@ impl Health {
             "localEndpoints": count,
             "serviceProxyHealthy": healthy,
         });
-        http::Answer { ok: healthy && count > 0, weight: Some(count), body: body.to_string() }
+        http::Answer { ok: healthy && count > 0, weight: Some(count), kind: http::JSON, body: body.to_string() }
     }
 
     /// What is told of the node as a whole. `/livez` and `/healthz` differ for a node that is about to go, which is no
@@ -133,7 +132,7 @@ impl Health {
         let (ok, now) = (self.is_ready(), jiff::Timestamp::now().to_string());
         // In force without a pause: as of now, or not at all.
         let body = if ok { json!({"lastUpdated": now, "currentTime": now}) } else { json!({"currentTime": now}) };
-        Some(http::Answer { ok, weight: None, body: body.to_string() })
+        Some(http::Answer { ok, weight: None, kind: http::JSON, body: body.to_string() })
     }
 
     /// Listens where Services ask for it, until `stop`.

@@ -14,11 +14,13 @@ pub mod core;
 #[cfg(test)]
 mod fakes;
 pub mod health;
+mod http;
 pub mod install;
 pub mod ipam;
 pub mod kernel;
 pub mod local;
 pub mod machine;
+pub mod metrics;
 pub mod peer;
 pub mod ports;
 pub mod propagation;

@@ -14,6 +14,7 @@ use weft_model::intent::{Algorithm, Forwarding, HostPort, ObjectName, Protocol};
 mod backends;
 mod claims;
 mod engine;
+mod events;
 mod held;
 mod list;
 pub mod maglev;
@@ -21,6 +22,7 @@ mod redirect;
 mod wanted;
 
 pub use engine::{Engine, Outcome};
+pub use events::Event;
 
 /// What the engine must know of the node.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,12 +1,14 @@
 //! Between the engine of Services and the kernel: tells it of this node's pods, carries out its plans.
 
 use super::{Core, Settings, describe};
+use crate::metrics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 use weft_api::agent as api;
-use weft_control::service::{self as engine, Engine, ListedPort, LocalPod, Object, Outcome, Reason};
+use weft_control::service::{self as engine, Engine, Event, ListedPort, LocalPod, Object, Outcome, Reason};
 use weft_model::desired::{BackendEntry, BackendId, DataplaneError, Frontend, ServiceTables};
 use weft_model::intent::{Change, ObjectName, Protocol};
 
@@ -18,7 +20,7 @@ pub type Gone = Vec<(BackendId, BackendEntry)>;
 
 /// See the module.
 pub struct Services {
-    engine: Engine,
+    pub(super) engine: Engine,
     /// Pods or endpoints of this node have changed.
     pods_changed: bool,
     /// Pods that the engine knows.
@@ -27,6 +29,9 @@ pub struct Services {
     out_of_step: bool,
     /// Who wants to know of backends that are gone.
     gone: Option<Sender<Gone>>,
+    metrics: metrics::Services,
+    /// Since when Services wait for something to be in force.
+    waiting: BTreeMap<ObjectName, Instant>,
 }
 
 impl Services {
@@ -47,18 +52,46 @@ impl Services {
             pods: BTreeSet::new(),
             out_of_step: false,
             gone: None,
+            metrics: metrics::Services::default(),
+            waiting: BTreeMap::new(),
         }
     }
 
     /// Hears of a change.
     pub(super) fn take(&mut self, change: &Change) {
         self.engine.hear(change);
+        let service = match change {
+            Change::Service(service) => Some(&service.name),
+            Change::ServiceGone(name) => Some(name),
+            Change::Backends(slice) => {
+                let ending = slice.endpoints.iter().filter(|endpoint| endpoint.terminating).count();
+                self.metrics.terminating.inc_by(ending as u64);
+                Some(&slice.service)
+            }
+            _ => None,
+        };
+        if let Some(name) = service {
+            self.waiting.entry(name.clone()).or_insert_with(Instant::now);
+        }
         self.pods_changed |= matches!(change, Change::Pod(_) | Change::PodGone(..));
     }
 
     /// Pods or endpoints of this node have changed.
     pub(super) fn note_pods(&mut self) {
         self.pods_changed = true;
+    }
+
+    /// These are in force.
+    fn count(&mut self, events: BTreeMap<Object, Event>) {
+        for (object, event) in events {
+            let labels = [("action", event.as_str())];
+            self.metrics.events.get_or_create(&labels).inc();
+            if let Object::Service(name) = &object
+                && let Some(since) = self.waiting.remove(name)
+            {
+                self.metrics.delay.get_or_create(&labels).observe(since.elapsed().as_secs_f64());
+            }
+        }
     }
 
     /// What a former agent left.
@@ -68,6 +101,12 @@ impl Services {
 }
 
 impl Core {
+    /// What is counted of Services.
+    #[must_use]
+    pub fn service_metrics(&self) -> metrics::Services {
+        self.services.metrics.clone()
+    }
+
     /// Who is to be told of backends that are gone from now on.
     pub fn tell_of_gone_backends(&mut self, to: Sender<Gone>) {
         self.services.gone = Some(to);
@@ -96,9 +135,16 @@ impl Core {
             self.services.out_of_step = false;
         }
         for _ in 0..PLANS_MAX {
+            if self.services.engine.plan().is_none() {
+                // Whoever waits still has changed nothing.
+                self.services.waiting.clear();
+                break;
+            }
+            let events = self.services.engine.planned_events();
             let Some(patch) = self.services.engine.plan() else { break };
             match self.dataplane.patch_services(patch) {
                 Ok(()) => {
+                    self.services.count(events);
                     let gone = self.services.engine.done(Outcome::Written);
                     if let Some(to) = self.services.gone.as_ref().filter(|_| !gone.is_empty()) {
                         // Nobody listens any more only while the agent ends.

@@ -55,7 +55,7 @@ pub struct Engine {
     pub(super) objects: BTreeMap<Arc<Object>, Own>,
     claims: Claims,
     pub(super) held: Held,
-    owners: HashMap<ServiceId, (Arc<Object>, PortKey)>,
+    pub(super) owners: HashMap<ServiceId, (Arc<Object>, PortKey)>,
     /// Tables were taken over, and not yet compared with what is wanted.
     fresh: bool,
     groups: VecDeque<Group>,
@@ -225,6 +225,11 @@ impl Engine {
                 break;
             }
         }
+        self.planned.as_ref().map(|(_, patch)| patch)
+    }
+
+    /// The patch that was planned last, if nobody has said yet what became of it.
+    pub(super) fn planned_patch(&self) -> Option<&ServicePatch> {
         self.planned.as_ref().map(|(_, patch)| patch)
     }
 

@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as a health check needs: a request without a body, one answer, the end of the connection.
+//! As much of HTTP/1.1 as health checks and readers of metrics need: a request without a body, one answer, the end of the connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause after a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// A body of JSON.
+pub(super) const JSON: &str = "application/json";
+
 /// An answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Answer {
@@ -23,7 +26,9 @@ pub(super) struct Answer {
     pub(super) ok: bool,
     /// How much of the traffic the node is worth.
     pub(super) weight: Option<usize>,
-    /// JSON.
+    /// What the body is.
+    pub(super) kind: &'static str,
+    /// Text.
     pub(super) body: String,
 }
 
@@ -75,37 +80,40 @@ fn respond(head: &[u8], answer: impl Fn(&str) -> Option<Answer>) -> String {
     let mut words = line.unwrap_or_default().split(' ');
     let (method, target, version) = (words.next(), words.next().unwrap_or_default(), words.next());
     if !version.is_some_and(|version| version.starts_with("HTTP/1.")) || words.next().is_some() {
-        return response("400 Bad Request", None, "", false);
+        return response("400 Bad Request", None, JSON, "", false);
     }
     if !matches!(method, Some("GET" | "HEAD")) {
-        return response("405 Method Not Allowed", None, "", false);
+        return response("405 Method Not Allowed", None, JSON, "", false);
     }
     let path = target.split('?').next().unwrap_or_default();
     let without_body = method == Some("HEAD");
     match answer(path) {
-        Some(Answer { ok: true, weight, body }) => response("200 OK", weight, &body, without_body),
-        Some(Answer { ok: false, weight, body }) => response("503 Service Unavailable", weight, &body, without_body),
-        None => response("404 Not Found", None, "", without_body),
+        Some(Answer { ok, weight, kind, body }) => {
+            response(if ok { "200 OK" } else { "503 Service Unavailable" }, weight, kind, &body, without_body)
+        }
+        None => response("404 Not Found", None, JSON, "", without_body),
     }
 }
 
-fn response(status: &str, weight: Option<usize>, body: &str, without_body: bool) -> String {
+fn response(status: &str, weight: Option<usize>, kind: &str, body: &str, without_body: bool) -> String {
     let weight = weight.map(|weight| format!("X-Load-Balancing-Endpoint-Weight: {weight}\r\n")).unwrap_or_default();
     let length = body.len();
     let body = if without_body { "" } else { body };
     format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n{weight}\
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nX-Content-Type-Options: nosniff\r\n{weight}\
          Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Answer, respond};
+    use super::{Answer, JSON, respond};
 
     #[test]
     fn requests_are_answered_and_nonsense_is_refused() {
-        let answer = |path: &str| (path == "/a").then(|| Answer { ok: true, weight: Some(3), body: "{}".to_owned() });
+        let answer = |path: &str| {
+            (path == "/a").then(|| Answer { ok: true, weight: Some(3), kind: JSON, body: "{}".to_owned() })
+        };
         let status = |head: &str| respond(head.as_bytes(), answer).split("\r\n").next().map(str::to_owned);
         let table = [
             ("GET /a HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200 OK"),

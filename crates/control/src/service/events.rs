@@ -1,0 +1,56 @@
+//! What a plan does to whom: how Services come, change and go, for those who count.
+
+use super::{Engine, Object};
+use std::collections::BTreeMap;
+use weft_model::desired::ServiceId;
+
+/// What happens to an object.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Event {
+    /// It gets its first frontends.
+    Add,
+    /// Something about them, or behind them, is another.
+    Update,
+    /// It loses all of them.
+    Delete,
+}
+
+impl Event {
+    /// One word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+impl Engine {
+    /// What the patch that was planned last does, before anybody says what became of it.
+    #[must_use]
+    pub fn planned_events(&self) -> BTreeMap<Object, Event> {
+        let Some(patch) = self.planned_patch() else { return BTreeMap::new() };
+        let owner = |service: ServiceId| self.owners.get(&service).map(|(object, _)| &**object);
+        let mut changes: BTreeMap<&Object, (usize, usize)> = BTreeMap::new();
+        for object in patch.put_frontends.values().filter_map(|entry| owner(entry.service)) {
+            changes.entry(object).or_default().0 += 1;
+        }
+        let gone = patch.del_frontends.iter().filter_map(|frontend| owner(self.held.frontend(frontend)?.service));
+        for object in gone {
+            changes.entry(object).or_default().1 += 1;
+        }
+        let event = |(object, (put, del)): (&Object, (usize, usize))| {
+            let ports = self.objects.get(object).into_iter().flat_map(|own| own.ports.values());
+            let had: usize = ports.filter_map(|id| self.held.of_service(*id)).map(|rows| rows.frontends.len()).sum();
+            let event = match (had, put) {
+                (0, _) => Event::Add,
+                (_, 0) if del == had => Event::Delete,
+                _ => Event::Update,
+            };
+            (object.clone(), event)
+        };
+        changes.into_iter().map(event).collect()
+    }
+}
