@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use weft_tests::cluster::{Cluster, Pod, eventually};
 use weft_tests::quiet;
@@ -10,6 +11,8 @@ use weft_tests::service::{Case, Client, Expect, addresses, target};
 
 /// Connections that show how backends are chosen: of two backends, all the same one is 1 in 2^39 by chance.
 const TIMES: usize = 40;
+/// Where agents show what they count.
+const METRICS_PORT: u16 = 9962;
 /// Services to each of which a client connects for the first time.
 const SERVICES: usize = 10;
 
@@ -35,7 +38,9 @@ struct Stage {
 fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
     let _quiet = quiet::alone()?;
     let setting = format!("socket-lb={at_sockets}");
-    let cluster = Cluster::up(label, &["--nodes", "2", "--routing", routing, "--agent", &setting])?;
+    let metrics = format!("metrics-address=[::]:{METRICS_PORT}");
+    let options = ["--nodes", "2", "--routing", routing, "--agent", &setting, "--agent", &metrics];
+    let cluster = Cluster::up(label, &options)?;
     let a = cluster.pod_with("a", "node-1", "role: server", "ports: [{name: web, containerPort: 8080}]")?;
     let other_port = "args: [serve, --port, '9090'], ports: [{name: web, containerPort: 9090}]";
     let b = cluster.pod_with("b", "node-2", "role: server", other_port)?;
@@ -54,6 +59,8 @@ fn traits(label: &str, routing: &str, at_sockets: bool) -> Result<()> {
     redirects(&stage).context("local redirects")?;
     others(&stage).context("services of another proxy")?;
     dns(&stage).context("names")?;
+    explained(&stage).context("explanations")?;
+    counted(&stage).context("metrics")?;
     stage.cluster.down()
 }
 
@@ -308,6 +315,72 @@ fn health_check(stage: &Stage) -> Result<()> {
         ensure!(answer == "refused", "{answer}");
         Ok(())
     })
+}
+
+/// Whoever asks whether a service would be reached is told of each backend.
+fn explained(stage: &Stage) -> Result<()> {
+    let Stage { cluster, .. } = stage;
+    cluster.service("shown", "selector: {role: server}, ports: [{port: 80, targetPort: web}]")?;
+    let shown = cluster.cluster_ips("shown")?;
+    let explain = |from: &str, to: IpAddr, port: &str| -> Result<serde_json::Value> {
+        let to = to.to_string();
+        let output = cluster.try_weft(&["explain", "--from", from, "--to", &to, "--port", port, "-o", "json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("weft explain: {}", String::from_utf8_lossy(&output.stderr)))
+    };
+    for to in shown {
+        let all = eventually("the service to be there", || {
+            let answer = explain("default/near", to, "80/tcp")?;
+            ensure!(answer["service"]["backends"].as_array().is_some_and(|all| all.len() == 2), "{answer}");
+            Ok(answer)
+        })?;
+        ensure!(all["allowed"] == true && all["service"]["name"] == "shown", "{all}");
+        let outside = explain("198.51.100.10", to, "80/tcp");
+        ensure!(to.is_ipv6() || outside.is_ok_and(|answer| answer["allowed"] == false), "from outside to {to}");
+    }
+    cluster.policy("b-closed", "{podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress]}")?;
+    for to in shown {
+        let answer = explain("default/near", to, "80/tcp")?;
+        ensure!(answer["allowed"] == false, "{answer}");
+        let backends = answer["service"]["backends"].as_array().context("backends")?;
+        for backend in backends {
+            let is_b = stage.b.addresses.iter().any(|address| backend["to"] == address.to_string());
+            ensure!(backend["allowed"] == !is_b, "{answer}");
+            ensure!(!is_b || backend["ingress"]["policies"][0]["name"] == "b-closed", "{answer}");
+        }
+    }
+    cluster.no_policy("b-closed")?;
+    cluster.kubectl(&["delete", "service", "shown"]).map(drop)
+}
+
+/// What the agents count has the names that dashboards know.
+fn counted(stage: &Stage) -> Result<()> {
+    for node in ["node-1", "node-2"] {
+        let netns = std::fs::File::open(format!("/run/netns/weft-{}-{node}", stage.cluster.name()))?;
+        let asked = std::thread::spawn(move || -> Result<String> {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", METRICS_PORT))?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        });
+        let text = asked.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
+        let value = |name: &str| -> Result<u64> {
+            let line = text.lines().find(|line| line.starts_with(name)).with_context(|| format!("{name}: {text}"))?;
+            Ok(line.rsplit(' ').next().context("a value")?.parse()?)
+        };
+        for action in ["add", "update", "delete"] {
+            let name = format!("cilium_services_events_total{{action=\"{action}\"}}");
+            ensure!(value(&name)? > 0, "{node}: {name} is 0");
+            let name = format!("cilium_service_implementation_delay_count{{action=\"{action}\"}}");
+            ensure!(value(&name)? > 0, "{node}: {name} is 0");
+        }
+        ensure!(value("cilium_k8s_terminating_endpoints_events_total")? > 0, "{node}: nothing ended");
+        ensure!(value("cilium_forward_count_total")? > 0, "{node}: nothing was forwarded");
+        ensure!(text.contains("cilium_drop_count_total{reason="), "{node}: nothing was dropped: {text}");
+    }
+    Ok(())
 }
 
 /// An address, and a service, lead to pods of the client's own node.

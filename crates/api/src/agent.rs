@@ -323,6 +323,9 @@ pub struct ExplainRequest {
     pub port: u16,
     /// `TCP`, `UDP`, `SCTP`, `ICMP`.
     pub protocol: String,
+    /// Also if `to` is an address of a Service, it is meant as it stands.
+    #[serde(default)]
+    pub as_it_stands: bool,
 }
 
 /// The answer. A side that is not on this node is `None`: ask its own node.
@@ -332,6 +335,38 @@ pub struct Explanation {
     pub egress: Option<Decision>,
     /// Entering the responder.
     pub ingress: Option<Decision>,
+    /// The destination is this Service's, as far as this node serves the originator: then policies are asked about its
+    /// backends alone, and the sides are `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ExplainedService>,
+}
+
+/// A Service whose frontend was asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExplainedService {
+    /// `Service`, `HostPort` or `LocalRedirect`.
+    pub kind: String,
+    /// Of the object.
+    pub namespace: String,
+    /// Of the object.
+    pub name: String,
+    /// Why the originator is not served at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Where a new connection of the originator may go.
+    pub backends: Vec<ExplainedBackend>,
+}
+
+/// A backend of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExplainedBackend {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// The originator's address, as the backend and its policies see it, if it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen_as: Option<IpAddr>,
 }
 
 /// One direction.

@@ -10,6 +10,8 @@ use weft_control::explain::{self, Party, Question};
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::ObjectName;
 
+mod service;
+
 impl Core {
     /// Whether a new connection would pass, and why.
     ///
@@ -42,9 +44,13 @@ impl Core {
             (true, false) => (58, 128),
             (false, _) => (protocol, request.port),
         };
+        let is_address = matches!(request.to, ExplainPeer::Ip(_)) && !request.as_it_stands;
+        if let Some(service) = is_address.then(|| self.explain_service(from, to, port, protocol)).flatten() {
+            return Ok(Explanation { egress: None, ingress: None, service: Some(service) });
+        }
         let question = Question { from: self.party(from), to: self.party(to), protocol, port };
         let answer = explain::explain(&self.policy.engine, &question);
-        Ok(Explanation { egress: answer.egress.map(decision), ingress: answer.ingress.map(decision) })
+        Ok(Explanation { egress: answer.egress.map(decision), ingress: answer.ingress.map(decision), service: None })
     }
 
     fn candidates(&self, peer: &ExplainPeer) -> Result<Vec<IpAddr>, CniError> {

@@ -2,6 +2,7 @@
 
 use super::{attach, position, synced_core};
 use crate::fakes::{World, core, first_news, ip, name, pod};
+use weft_api::agent::{ExplainPeer, ExplainRequest, ExplainedBackend};
 use weft_model::intent::{
     Backend, Backends, Change, HostPort, LocalRedirect, NamedPort, Protocol, RedirectFrontend, RedirectPort, Routing,
     Service, ServicePort,
@@ -46,6 +47,101 @@ fn a_backend_is_known_before_a_frontend_leads_there() {
     assert_eq!((listed.frontends.len(), listed.backends.len(), listed.backends[0].state.as_str()), (2, 1, "active"));
     assert_eq!(core.service_at(ip("10.96.0.1"), 80, Protocol::Tcp), Some(name("shop/web")));
     assert_eq!(core.service_at(ip("10.96.0.1"), 81, Protocol::Tcp), None);
+}
+
+#[test]
+fn what_becomes_of_services_is_counted_when_it_is_in_force() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    let metrics = core.service_metrics();
+    let counted =
+        || ["add", "update", "delete"].map(|action| metrics.events.get_or_create(&[("action", action)]).get());
+    let delays = || {
+        let text = crate::metrics::Metrics::new(&metrics, None).text();
+        let count = |line: &str| line.split(' ').nth(1)?.parse::<u64>().ok();
+        text.lines()
+            .filter(|line| line.starts_with("cilium_service_implementation_delay_count"))
+            .filter_map(count)
+            .sum()
+    };
+    world.fail("patch_services");
+    core.apply(vec![service("shop/web", &["10.96.0.1", "fd96::1"])]);
+    let retry = core.flush().expect("it is tried again");
+    assert_eq!((counted(), delays()), ([0, 0, 0], 0), "not in force");
+    world.heal();
+    core.set_time(retry);
+    core.flush();
+    assert_eq!((counted(), delays()), ([1, 0, 0], 1));
+    core.apply(vec![backends("shop/web", &["10.244.2.7"])]);
+    core.flush();
+    assert_eq!((counted(), delays()), ([1, 1, 0], 2));
+    // The same again is no event.
+    core.apply(vec![backends("shop/web", &["10.244.2.7"]), service("shop/web", &["10.96.0.1", "fd96::1"])]);
+    core.flush();
+    assert_eq!((counted(), delays()), ([1, 1, 0], 2));
+    let ending = Backend { terminating: true, ..Backend::ready(ip("10.244.2.7")) };
+    let Change::Backends(slice) = backends("shop/web", &[]) else { unreachable!() };
+    core.apply(vec![Change::Backends(Backends { endpoints: vec![ending], ..slice })]);
+    core.apply(vec![Change::ServiceGone(name("shop/web"))]);
+    core.flush();
+    assert_eq!((counted(), delays(), metrics.terminating.get()), ([1, 1, 1], 3, 1));
+}
+
+#[test]
+fn whoever_asks_for_a_service_is_told_where_it_leads() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    attach(&mut core, &pod("shop/client", "u1", &[]), "c1");
+    let node_port = |mut change: Change| {
+        if let Change::Service(Service { routing: Some(routing), .. }) = &mut change {
+            routing.ports[0].node_port = 30080;
+        }
+        change
+    };
+    let mut both = |of: &str, addresses: [&str; 2], behind: [&str; 2]| {
+        let [v4, v6] = behind;
+        let Change::Backends(slice) = backends(of, &[v6]) else { unreachable!() };
+        let of_v6 = Change::Backends(Backends { slice: name(&format!("{of}-6")), ..slice });
+        core.apply(vec![node_port(service(of, &addresses)), backends(of, &[v4]), of_v6]);
+        core.flush();
+    };
+    both("shop/web", ["10.96.0.1", "fd96::1"], ["10.244.2.7", "fd44:0:0:2::7"]);
+    core.apply(vec![super::slice("one", &[super::remote("u2", 300, "10.244.2.7")])]);
+    core.flush();
+    let ask = |from: &str, to: &str, port: u16, as_it_stands: bool| {
+        let end = |text: &str| text.parse().map_or_else(|_| ExplainPeer::Pod(text.into()), ExplainPeer::Ip);
+        let request = ExplainRequest { from: end(from), to: end(to), port, protocol: "TCP".into(), as_it_stands };
+        core.explain(&request).expect("an answer").service
+    };
+    let cases = [
+        // A pod of this node; the node itself.
+        ("shop/client", "10.96.0.1", 80, "10.244.2.7", None),
+        ("shop/client", "fd96::1", 80, "fd44:0:0:2::7", None),
+        ("shop/client", "172.31.0.11", 30080, "10.244.2.7", None),
+        ("172.31.0.11", "10.96.0.1", 80, "10.244.2.7", None),
+        // Clients outside reach a backend elsewhere as the node.
+        ("192.0.2.1", "172.31.0.11", 30080, "10.244.2.7", Some("172.31.0.11")),
+        ("2001:db8::1", "fd31::11", 30080, "fd44:0:0:2::7", Some("fd31::11")),
+        // So does another node's pod that asks this one.
+        ("10.244.2.7", "172.31.0.11", 30080, "10.244.2.7", Some("172.31.0.11")),
+    ];
+    for (from, to, port, behind, seen_as) in cases {
+        let service = ask(from, to, port, false).unwrap_or_else(|| panic!("{from} -> {to}: no service"));
+        assert_eq!((service.namespace.as_str(), service.name.as_str(), service.refused), ("shop", "web", None));
+        let expected = ExplainedBackend { address: ip(behind), port: 8080, seen_as: seen_as.map(ip) };
+        assert_eq!(service.backends, [expected], "{from} -> {to}");
+    }
+    for (from, to, port, as_it_stands) in [
+        ("shop/client", "10.96.0.1", 80, true),
+        ("shop/client", "10.96.0.1", 81, false),
+        ("shop/client", "172.31.0.12", 30080, false),
+        // Its own node knows where it leads from there.
+        ("10.244.2.7", "10.96.0.1", 80, false),
+    ] {
+        assert_eq!(ask(from, to, port, as_it_stands), None, "{from} -> {to}:{port}");
+    }
+    let outside = ask("192.0.2.1", "10.96.0.1", 80, false).expect("a service");
+    assert!(outside.refused.expect("refused").contains("inside the cluster") && outside.backends.is_empty());
 }
 
 #[test]
