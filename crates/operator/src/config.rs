@@ -226,7 +226,9 @@ impl Config {
             "kubernetes" | "delegated" => Mode::Elsewhere,
             "multi-pool" => Mode::MultiPool,
             "azure-overlay" => Mode::Cloud { v4: node_mask_v4, v6: node_mask_v6 },
-            "azure-pod-subnet" | "azure-node-subnet" => Mode::Cloud { v4: 32, v6: 128 },
+            // An interface has 256 configurations, those of both families together: of IPv6 one block does for all pods.
+            "azure-pod-subnet" => Mode::Cloud { v4: 32, v6: 80 },
+            "azure-node-subnet" => Mode::Cloud { v4: 32, v6: 128 },
             "azure-pod-subnet-block" => Mode::Cloud { v4: 28, v6: 124 },
             other => bail!(
                 "ipam: {other:?}, expected cluster-pool, kubernetes, multi-pool, azure-overlay, azure-pod-subnet, \

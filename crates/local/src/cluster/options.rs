@@ -248,6 +248,11 @@ impl UpOptions {
             }
             (false, None) => Vec::new(),
         };
+        // Each node gets a block of it.
+        let short = |net: &&IpNet| ipam == Ipam::AzurePodSubnet && net.addr().is_ipv6() && net.prefix_len() > 79;
+        if let Some(net) = pod_subnets.iter().find(short) {
+            return Err(wrong("pod-subnet", net, "expected /79 or shorter"));
+        }
         check_node_subnet(ipam, nodes, max_pods, ipv4)?;
         let node_mask_v6 = self.node_mask_v6.unwrap_or(NODE_MASK_V6);
         if !(48..=120).contains(&node_mask_v6) {
