@@ -94,6 +94,7 @@ fn whoever_asks_for_a_service_is_told_where_it_leads() {
     attach(&mut core, &pod("shop/client", "u1", &[]), "c1");
     let node_port = |mut change: Change| {
         if let Change::Service(Service { routing: Some(routing), .. }) = &mut change {
+            routing.node_ports = true;
             routing.ports[0].node_port = 30080;
         }
         change
