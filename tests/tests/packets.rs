@@ -3,12 +3,13 @@
 use anyhow::{Context, Result};
 use aya::programs::Program;
 use std::net::IpAddr;
-use weft_abi::{Addr, DropReason, FlowEntry, IpcacheInfo, MetricKey, flow_flags, flow_kind, identity, path_action};
+use weft_abi::{Addr, DropReason, IpcacheInfo, MetricKey, flow_flags, identity, path_action};
 use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT, object};
 use weft_tests::packet::site::{
-    FAMILIES, Family, HOST_MAC_B, ID_A, ID_B, ID_C, MAC_B, POD_A, POD_B, Routing, addr, allow, allow_port, cidr, deny,
-    from_a, from_b, from_wire, isolate, on_node, put_cidr, put_policy,
+    HOST_MAC_B, ID_A, ID_B, ID_C, MAC_B, POD_A, POD_B, Routing, addr, allow, allow_port, cidr, deny, from_a, from_b,
+    from_wire, isolate, on_node, put_cidr, put_policy,
 };
+use weft_tests::packet::stage::{dropped, flow, native};
 use weft_tests::packet::{ACK, FIN, RST, SCTP, SYN, TCP, UDP, ip, quoted, read};
 
 /// The frame passed into a pod, addressed to it, one hop on.
@@ -18,23 +19,9 @@ fn delivered_to_b(outcome: &Outcome) {
     assert_eq!((read.destination_mac, read.source_mac, read.ttl), (MAC_B, HOST_MAC_B, 63));
 }
 
-/// The frame was dropped for this reason, and an event says so.
-fn dropped(kernel: &mut Kernel, outcome: &Outcome, reason: DropReason) {
-    let event = kernel.drain().pop().expect("an event");
-    assert_eq!((outcome.action, DropReason::from_raw(event.reason)), (DROP, Some(reason)));
-}
-
-fn flow(kernel: &Kernel, one: &str, other: &str) -> Result<Option<FlowEntry>> {
-    Ok(kernel.connection(flow_kind::FLOW, one.parse()?, other.parse()?)?.map(|(_, entry)| entry))
-}
-
-fn both(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
-    on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
-}
-
 #[test]
 fn pods_of_one_node_talk_when_nobody_isolates_them() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let (there, back) = (ip(f.a, f.b), ip(f.b, f.a));
         delivered_to_b(&from_a(kernel, &there.tcp(40000, 80, SYN, b""))?);
         let answer = from_b(kernel, &back.tcp(80, 40000, SYN | ACK, b""))?;
@@ -55,7 +42,7 @@ fn pods_of_one_node_talk_when_nobody_isolates_them() {
 
 #[test]
 fn policy_denies_by_default_and_names_the_rule_that_allows() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 10, &[allow_port(ID_A, TCP, 80)])?;
         isolate(kernel, f.b, 10, 0)?;
         kernel.bump(&[2])?;
@@ -90,7 +77,7 @@ fn policy_denies_by_default_and_names_the_rule_that_allows() {
 
 #[test]
 fn both_ends_policies_are_asked_and_deny_beats_allow() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let packet = ip(f.a, f.b);
         put_policy(kernel, 20, &[allow(ID_B), allow_port(0, UDP, 53)])?;
         put_policy(kernel, 21, &[allow_port(ID_A, TCP, 80)])?;
@@ -113,7 +100,7 @@ fn both_ends_policies_are_asked_and_deny_beats_allow() {
 
 #[test]
 fn an_established_connection_obeys_the_new_policy_at_the_next_packet_of_either_side() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let (there, back) = (ip(f.a, f.b), ip(f.b, f.a));
         put_policy(kernel, 30, &[allow_port(ID_A, TCP, 80)])?;
         put_policy(kernel, 31, &[])?;
@@ -146,7 +133,7 @@ fn an_established_connection_obeys_the_new_policy_at_the_next_packet_of_either_s
 
 #[test]
 fn a_change_that_does_not_touch_a_connection_does_not_redecide_it() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let there = ip(f.a, f.b);
         from_a(kernel, &there.tcp(40000, 80, SYN, b""))?;
         let before = flow(kernel, f.a, f.b)?.context("an entry")?.revision;
@@ -162,7 +149,7 @@ fn a_change_that_does_not_touch_a_connection_does_not_redecide_it() {
 
 #[test]
 fn replies_pass_an_isolated_originator_and_nobody_else_does() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 40, &[])?;
         isolate(kernel, f.a, 40, 0)?;
         kernel.bump(&[1])?;
@@ -179,7 +166,7 @@ fn replies_pass_an_isolated_originator_and_nobody_else_does() {
 
 #[test]
 fn nobody_speaks_for_another() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         for source in [f.b, f.c, f.world, f.node, f.gone] {
             kernel.drain();
             let outcome = from_a(kernel, &ip(source, f.b).tcp(1, 2, SYN, b""))?;
@@ -201,7 +188,7 @@ fn nobody_speaks_for_another() {
 
 #[test]
 fn a_pod_always_reaches_itself() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 50, &[])?;
         isolate(kernel, f.a, 50, 50)?;
         kernel.bump(&[1])?;
@@ -212,7 +199,7 @@ fn a_pod_always_reaches_itself() {
 
 #[test]
 fn the_host_reaches_its_pods_and_pods_their_host_as_policy_says() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 60, &[])?;
         isolate(kernel, f.a, 60, 60)?;
         kernel.bump(&[1])?;
@@ -233,7 +220,7 @@ fn the_host_reaches_its_pods_and_pods_their_host_as_policy_says() {
 
 #[test]
 fn a_link_takes_what_is_for_its_own_pod() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         kernel.drain();
         for destination in [f.b, f.c, f.gone, f.world] {
             let outcome = kernel.run("weft_to_pod", POD_A, &ip(f.node, destination).tcp(1, 80, SYN, b""))?;
@@ -245,7 +232,7 @@ fn a_link_takes_what_is_for_its_own_pod() {
 
 #[test]
 fn prefixes_match_whoever_has_the_address() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let number = cidr(5);
         put_cidr(kernel, if f.v6 { "fd44:0:0:1::/64" } else { "10.244.1.0/24" }, number)?;
         put_policy(kernel, 70, &[allow_port(number | identity::SCOPE_POD, TCP, 80)])?;
@@ -259,7 +246,7 @@ fn prefixes_match_whoever_has_the_address() {
 
 #[test]
 fn pods_elsewhere_are_reached_natively_and_reach_us() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let outcome = from_a(kernel, &ip(f.a, f.c).tcp(1, 80, SYN, b""))?;
         assert_eq!((outcome.action, read(&outcome.frame).ttl), (REDIRECT, 63));
         let entry = flow(kernel, f.a, f.c)?.context("an entry")?;
@@ -274,7 +261,7 @@ fn pods_elsewhere_are_reached_natively_and_reach_us() {
 
 #[test]
 fn a_pod_address_that_nobody_knows_is_not_the_world() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 80, &[allow(if f.v6 { identity::WORLD_IPV6 } else { identity::WORLD_IPV4 })])?;
         isolate(kernel, f.b, 80, 0)?;
         kernel.bump(&[2])?;
@@ -301,7 +288,7 @@ fn a_pod_address_that_nobody_knows_is_not_the_world() {
 
 #[test]
 fn the_last_hop_goes_to_the_stack_which_says_so() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         for ttl in [0, 1] {
             let frame = ip(f.a, f.b).ttl(ttl).tcp(1, 80, SYN, b"");
             let outcome = from_a(kernel, &frame)?;
@@ -314,7 +301,7 @@ fn the_last_hop_goes_to_the_stack_which_says_so() {
 
 #[test]
 fn the_state_of_tcp_follows_its_flags() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let (there, back) = (ip(f.a, f.b), ip(f.b, f.a));
         let state = |kernel: &Kernel| -> Result<u16> { Ok(flow(kernel, f.a, f.b)?.context("an entry")?.flags) };
         from_a(kernel, &there.tcp(1, 80, SYN, b""))?;
@@ -340,7 +327,7 @@ fn the_state_of_tcp_follows_its_flags() {
 
 #[test]
 fn errors_about_a_connection_pass_and_others_do_not() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 90, &[allow_port(ID_A, UDP, 53)])?;
         isolate(kernel, f.b, 90, 90)?;
         put_policy(kernel, 91, &[allow_port(ID_B, UDP, 53)])?;
@@ -369,7 +356,7 @@ fn errors_about_a_connection_pass_and_others_do_not() {
 
 #[test]
 fn a_router_on_the_way_may_tell_the_path_mtu() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 95, &[allow(ID_C)])?;
         isolate(kernel, f.a, 95, 95)?;
         kernel.bump(&[1])?;
@@ -387,7 +374,7 @@ fn a_router_on_the_way_may_tell_the_path_mtu() {
 
 #[test]
 fn an_endpoint_without_a_policy_in_force_is_closed() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         isolate(kernel, f.b, 4242, 0)?;
         kernel.bump(&[2])?;
         kernel.drain();
@@ -494,7 +481,7 @@ fn the_verifier_takes_the_programs_at_sockets() -> Result<()> {
 
 #[test]
 fn sctp_is_told_apart_by_its_ports() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 97, &[allow_port(ID_A, SCTP, 5000)])?;
         isolate(kernel, f.b, 97, 0)?;
         kernel.bump(&[2])?;

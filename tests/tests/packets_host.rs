@@ -1,29 +1,18 @@
 //! The node itself as a subject of policies: what comes to it and what it sends.
 
 use anyhow::{Context, Result, ensure};
-use weft_abi::{DropReason, ENDPOINT_ID_HOST, Event, FlowEntry, flow_kind, identity, verdict};
+use weft_abi::{DropReason, ENDPOINT_ID_HOST, Event, identity, verdict};
 use weft_tests::packet::kernel::{DROP, Kernel, PASS, REDIRECT};
 use weft_tests::packet::site::{
-    DEVICE, FAMILIES, Family, ID_A, POD_A, Routing, TUNNEL, V4, V6, allow, allow_port, deny, free_node, from_a,
-    from_node, from_wire, isolate, isolate_node, on_node, put_open_policy, put_policy,
+    DEVICE, FAMILIES, ID_A, POD_A, Routing, TUNNEL, V4, V6, allow, allow_port, deny, free_node, from_a, from_node,
+    from_wire, isolate, isolate_node, on_node, put_open_policy, put_policy,
 };
+use weft_tests::packet::stage::{flow, native, world};
 use weft_tests::packet::{ACK, ETH, ICMP, ICMPV6, RST, SYN, TCP, UDP, ip, read};
-
-fn native(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
-    on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
-}
 
 /// The last event.
 fn last(kernel: &mut Kernel) -> Result<Event> {
     kernel.drain().pop().context("an event")
-}
-
-fn flow(kernel: &Kernel, one: &str, other: &str) -> Result<Option<FlowEntry>> {
-    Ok(kernel.connection(flow_kind::FLOW, one.parse()?, other.parse()?)?.map(|(_, entry)| entry))
-}
-
-fn world(f: Family) -> u32 {
-    if f.v6 { identity::WORLD_IPV6 } else { identity::WORLD_IPV4 }
 }
 
 #[test]

@@ -1,17 +1,13 @@
 //! Packets that mean harm: cut at every byte, with absurd fields, in fragments, behind extension headers. None of them
 //! may pass, and none may do harm to the node.
 
-use anyhow::Result;
 use weft_abi::DropReason;
-use weft_tests::packet::kernel::{DROP, Kernel, PASS, REDIRECT};
+use weft_tests::packet::kernel::{DROP, PASS, REDIRECT};
 use weft_tests::packet::site::{
     FAMILIES, Family, POD_A, Routing, V4, V6, addr, allow_port, from_a, from_wire, isolate, on_node, put_policy,
 };
+use weft_tests::packet::stage::native;
 use weft_tests::packet::{ACK, ETH, FIN, ICMP, ICMPV6, Ip, RST, SYN, TCP, UDP, ip};
-
-fn both(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
-    on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
-}
 
 /// Bytes of the headers that a program must see before it lets a packet pass.
 fn headers(f: Family, protocol: u8) -> usize {
@@ -25,7 +21,7 @@ fn headers(f: Family, protocol: u8) -> usize {
 
 #[test]
 fn packets_cut_at_any_byte_never_pass() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let packet = ip(f.a, f.b);
         let icmp = if f.v6 { ICMPV6 } else { ICMP };
         let frames = [
@@ -93,7 +89,7 @@ fn every_single_wrong_byte_is_survived() {
 
 #[test]
 fn absurd_fields_are_no_packets() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let good = ip(f.a, f.b).tcp(1, 80, SYN, b"");
         let with = |at: usize, value: u8| {
             let mut frame = good.clone();
@@ -156,7 +152,7 @@ fn an_address_of_the_other_family_in_disguise_is_refused() {
 
 #[test]
 fn bytes_beyond_the_length_do_not_count() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         // Ethernet pads short frames.
         let mut frame = ip(f.a, f.b).udp(1, 53, b"");
         frame.extend([0; 18]);
@@ -183,7 +179,7 @@ fn fragments(packet: &Ip, whole: &[u8], protocol: u8, id: u32, size: usize) -> V
 
 #[test]
 fn fragments_follow_their_first_one_in_any_order() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 10, &[allow_port(300, UDP, 53)])?;
         isolate(kernel, f.b, 10, 0)?;
         kernel.bump(&[2])?;
@@ -216,7 +212,7 @@ fn fragments_follow_their_first_one_in_any_order() {
 
 #[test]
 fn no_fragment_overlays_a_transport_header() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let packet = ip(f.a, f.b);
         let whole = packet.tcp(1, 80, SYN, &[0; 100]);
         let tiny = fragments(&packet, &whole, TCP, 21, 8);
@@ -272,7 +268,7 @@ fn extension_headers_are_walked_and_too_many_refused() {
 
 #[test]
 fn without_a_configuration_nothing_passes() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let config = kernel.config.get(&0, 0)?;
         kernel.config.set(0, weft_abi::NodeConfig::default(), 0)?;
         for frame in [ip(f.a, f.b).tcp(1, 80, SYN, b""), ip(f.a, f.world).udp(1, 2, b""), ip(f.a, f.b).ping(3)] {
@@ -291,7 +287,7 @@ fn without_a_configuration_nothing_passes() {
 /// An error about a connection between two pods of this node does not come from the network in one's name.
 #[test]
 fn errors_in_the_name_of_a_pod_of_ours() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         from_a(kernel, &ip(f.a, f.b).tcp(1024, 80, SYN, b""))?;
         let error = ip(f.a, f.b).unreachable(&ip(f.b, f.a).tcp(80, 1024, ACK, b""));
         assert_eq!(from_a(kernel, &error)?.action, REDIRECT, "the pod itself may say so");

@@ -8,18 +8,11 @@ use weft_tests::packet::site::{
     DEVICE, FAMILIES, Family, HOST_MAC_A, HOST_MAC_B, ID_A, ID_C, MAC_A, MAC_B, POD_A, Routing, TUNNEL, V4, V6, addr,
     allow, allow_port, from_a, from_b, from_wire, isolate, on_node, put_policy,
 };
-use weft_tests::packet::{ACK, ETH, Ip, RST, SYN, TCP, UDP, checksum, ip, quoted, read};
-
-fn native(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
-    on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
-}
+use weft_tests::packet::stage::{native, parsed, unwrap};
+use weft_tests::packet::{ACK, ETH, Ip, RST, SYN, TCP, checksum, ip, quoted, read};
 
 fn vxlan(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
     on_node(Routing::Vxlan, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
-}
-
-fn parsed(text: &str) -> IpAddr {
-    text.parse().expect("an address")
 }
 
 /// The answer of an outside host to the port that it saw.
@@ -161,17 +154,6 @@ fn the_nodes_own_traffic_is_left_alone() {
         assert_eq!(kernel.run("weft_to_device", DEVICE, &ip(f.node, f.world).ping(5))?.action, PASS);
         Ok(())
     });
-}
-
-/// The inner frame of a VXLAN packet, with its VNI, after checks of the outer header.
-fn unwrap(frame: &[u8]) -> (u32, Vec<u8>) {
-    let outer = read(frame);
-    assert_eq!((outer.source, outer.destination, outer.protocol), (parsed(V4.node), parsed(V4.peer), UDP));
-    assert_eq!(outer.destination_port(), 8472);
-    assert_eq!(outer.rest[8], 8, "the flag of a valid VNI");
-    assert_eq!(usize::from(u16::from_be_bytes([outer.rest[4], outer.rest[5]])), outer.rest.len());
-    let vni = u32::from_be_bytes([0, outer.rest[12], outer.rest[13], outer.rest[14]]);
-    (vni, outer.rest[16..].to_vec())
 }
 
 /// A VXLAN packet from the other node.

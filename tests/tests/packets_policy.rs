@@ -4,14 +4,11 @@ use anyhow::{Context, Result, ensure};
 use weft_abi::{DropReason, Event, MetricKey, event_kind, flow_kind, identity, verdict};
 use weft_tests::packet::kernel::{DROP, Kernel, REDIRECT};
 use weft_tests::packet::site::{
-    FAMILIES, Family, ID_A, ID_B, ID_C, REST, Routing, allow, allow_port, audit, cidr, deny, from_a, from_b, from_wire,
-    isolate, on_node, pass, put_cidr, put_open_policy, put_policy,
+    Family, ID_A, ID_B, ID_C, REST, allow, allow_port, audit, cidr, deny, from_a, from_b, from_wire, isolate, pass,
+    put_cidr, put_open_policy, put_policy,
 };
+use weft_tests::packet::stage::native;
 use weft_tests::packet::{ACK, ICMP, ICMPV6, SYN, TCP, UDP, ip};
-
-fn both(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
-    on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
-}
 
 /// Puts pod B under this policy for what comes to it; decided connections decide again.
 fn guard(kernel: &mut Kernel, f: Family, policy: u32) -> Result<()> {
@@ -33,7 +30,7 @@ fn last(kernel: &mut Kernel) -> Result<Event> {
 
 #[test]
 fn the_first_tier_is_before_all_and_its_order_counts() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         // Denied by Admin, whatever Normal allows; what Admin does not mention is Normal's.
         put_policy(kernel, 10, &[deny(ID_A).port(TCP, 22).admin(0), allow(ID_A)])?;
         guard(kernel, f, 10)?;
@@ -56,7 +53,7 @@ fn the_first_tier_is_before_all_and_its_order_counts() {
 
 #[test]
 fn a_pass_leaves_it_to_the_tiers_below() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         // Passed over the Admin deny of everything to what Normal says: one port.
         let rules = [pass(ID_A), deny(0).admin(1), allow_port(ID_A, TCP, 80)];
         put_policy(kernel, 20, &rules)?;
@@ -79,7 +76,7 @@ fn a_pass_leaves_it_to_the_tiers_below() {
 
 #[test]
 fn deny_beats_allow_and_no_rule_is_what_the_policy_says() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(
             kernel,
             30,
@@ -105,7 +102,7 @@ fn deny_beats_allow_and_no_rule_is_what_the_policy_says() {
 
 #[test]
 fn the_rest_are_those_with_a_class_of_which_nothing_is_said() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         // A is named; C has a class in the node, but none here; the other pod of that node has none at all.
         put_policy(kernel, 40, &[allow_port(ID_A, TCP, 80), allow_port(REST, TCP, 90)])?;
         put_policy(kernel, 41, &[allow(ID_C)])?;
@@ -126,7 +123,7 @@ fn the_rest_are_those_with_a_class_of_which_nothing_is_said() {
 
 #[test]
 fn a_prefix_counts_by_what_its_peer_is() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let number = cidr(7);
         let (pods, world, nodes) = if f.v6 {
             ("fd44:0:0:1::/64", "2001:db8:100::/48", "fd31::/64")
@@ -157,7 +154,7 @@ fn a_prefix_counts_by_what_its_peer_is() {
 
 #[test]
 fn icmp_is_judged_by_its_type() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let (protocol, request, other) = if f.v6 { (ICMPV6, 128, 139) } else { (ICMP, 8, 13) };
         put_policy(kernel, 60, &[allow_port(ID_A, protocol, request)])?;
         guard(kernel, f, 60)?;
@@ -196,7 +193,7 @@ fn icmp_is_judged_by_its_type() {
 
 #[test]
 fn protocols_without_ports_are_named_by_their_number() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         // VRRP, IGMP, GRE, IPIP, IPv6 in IP, ESP, AH.
         for protocol in [112, 2, 47, 4, 41, 50, 51] {
             put_policy(kernel, 70, &[allow_port(ID_A, protocol, 0)])?;
@@ -224,7 +221,7 @@ fn protocols_without_ports_are_named_by_their_number() {
 
 #[test]
 fn a_fragment_without_its_first_one_passes_only_where_that_could() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let late = ip(f.a, f.b).fragment(31, 1400, false).raw(UDP, &[7; 100]);
         for (rules, passes) in [
             (&[allow_port(ID_A, UDP, 53)][..], true),
@@ -253,7 +250,7 @@ fn a_fragment_without_its_first_one_passes_only_where_that_could() {
 
 #[test]
 fn an_audit_lets_pass_and_tells() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_policy(kernel, 90, &[deny(ID_A).port(TCP, 22), allow_port(ID_A, TCP, 80)])?;
         guard(kernel, f, 90)?;
         audit(kernel, f.b, true)?;

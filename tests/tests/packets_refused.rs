@@ -1,31 +1,12 @@
 //! What clients of services without backends are told, packet by packet: TCP by a reset, others by an ICMP error.
 
-use anyhow::{Context, Result};
-use std::net::IpAddr;
+use anyhow::Context;
 use weft_abi::{DropReason, service_flags};
-use weft_tests::packet::kernel::{DROP, Kernel, Outcome, REDIRECT};
+use weft_tests::packet::kernel::{DROP, Kernel, Outcome};
 use weft_tests::packet::service::{frontend, put_cluster_ip, put_service};
-use weft_tests::packet::site::{FAMILIES, Family, Routing, from_a, from_wire, on_node};
-use weft_tests::packet::{ACK, ETH, FIN, ICMP, ICMPV6, RST, Read, SCTP, SYN, TCP, UDP, checksum, ip, quoted, read};
-
-fn both(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
-    on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
-}
-
-fn parsed(text: &str) -> IpAddr {
-    text.parse().expect("an address")
-}
-
-/// An address of a service.
-fn vip(f: Family) -> &'static str {
-    if f.v6 { "fd96::5" } else { "10.96.0.5" }
-}
-
-/// The frame passed, and what it says.
-fn passed(outcome: &Outcome) -> Read {
-    assert_eq!(outcome.action, REDIRECT);
-    read(&outcome.frame)
-}
+use weft_tests::packet::site::{from_a, from_wire};
+use weft_tests::packet::stage::{native, parsed, passed, vip};
+use weft_tests::packet::{ACK, ETH, FIN, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP, checksum, ip, quoted, read};
 
 /// As if the sender left the transport checksum at `at` of the header to its device: the sum over the pseudo-header
 /// stands in its place.
@@ -59,7 +40,7 @@ fn reset(outcome: &Outcome, frame: &[u8], sequence: u32, acknowledged: Option<u3
 
 #[test]
 fn tcp_is_reset_as_by_a_host_that_knows_nothing_of_it() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_cluster_ip(kernel, 1, frontend(vip(f), 80, TCP), &[])?;
         let any = if f.v6 { "::" } else { "0.0.0.0" };
         put_service(kernel, 2, frontend(any, 30080, TCP), service_flags::NODE_PORT, &[])?;
@@ -125,7 +106,7 @@ fn tcp_is_reset_as_by_a_host_that_knows_nothing_of_it() {
 
 #[test]
 fn others_hear_that_nobody_listens() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         let there = ip(f.a, vip(f));
         for protocol in [UDP, SCTP] {
             put_cluster_ip(kernel, 1, frontend(vip(f), 80, protocol), &[])?;
@@ -170,7 +151,7 @@ fn others_hear_that_nobody_listens() {
 
 #[test]
 fn of_a_datagram_in_fragments_the_first_one_alone_is_answered() {
-    both(|kernel, f| {
+    native(|kernel, f| {
         put_cluster_ip(kernel, 1, frontend(vip(f), 80, UDP), &[])?;
         let whole = ip(f.a, vip(f)).udp(7, 80, &[3; 1200]);
         let header = ETH + if f.v6 { 40 } else { 20 };
