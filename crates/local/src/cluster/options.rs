@@ -487,7 +487,7 @@ pub fn nth_address(range: &IpNet, nth: u32) -> Option<IpAddr> {
 }
 
 /// Settings of the agent that a cluster on one machine leaves to its user.
-const AGENT_SETTINGS: [&str; 16] = [
+const AGENT_SETTINGS: [&str; 18] = [
     "extended-protocols",
     "host-firewall",
     "ipam-batch",
@@ -495,9 +495,11 @@ const AGENT_SETTINGS: [&str; 16] = [
     "log",
     "maglev-table-size",
     "masquerade",
+    "metrics-address",
     "mtu",
     "no-masquerade",
     "node-port-acceleration",
+    "node-port-bind-protection",
     "node-port-mode",
     "node-port-range",
     "policy-audit-mode",
