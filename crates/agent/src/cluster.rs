@@ -8,6 +8,7 @@ use crate::core::thread::Handle;
 use crate::ports::{Cluster, ClusterError, Created};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -21,6 +22,8 @@ use weft_model::intent::{IdentityLabels, Namespace, ObjectName, Pod};
 const RETRY: Duration = Duration::from_secs(2);
 /// How often the node's objects are looked at again: a kubelet that registers anew brings its taint back.
 const AUDIT: Duration = Duration::from_secs(60);
+/// Between two looks for problems of objects: every change of any table wakes those who look, and few are about these.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// The API server.
 pub struct ApiServer {
@@ -87,10 +90,12 @@ pub async fn report_policies(
             }
         }
         told = problems;
+        let again = tokio::time::Instant::now() + BETWEEN_LOOKS;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = progress.changed() => if changed.is_err() { return },
         }
+        tokio::time::sleep_until(again).await;
     }
 }
 
@@ -121,10 +126,12 @@ pub async fn report_services(
             }
         }
         told = problems;
+        let again = tokio::time::Instant::now() + BETWEEN_LOOKS;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = progress.changed() => if changed.is_err() { return },
         }
+        tokio::time::sleep_until(again).await;
     }
 }
 
@@ -162,11 +169,13 @@ pub async fn announce_node(
     stop: CancellationToken,
 ) {
     let Ok(signals) = core.call(|core| core.signals()).await else { return };
+    // Agents that started together do not ask together for ever.
+    let audit = AUDIT + AUDIT.mul_f64(RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64);
     loop {
         let name = node_name.clone();
-        let Ok(mut nodes) = core.call(|core| core.nodes()).await else { return };
+        let Ok(own) = core.call(|core| core.own_node()).await else { return };
         let mut problem = None;
-        if let Some(own) = nodes.remove(&name) {
+        if let Some(own) = own {
             let announcement = node::Announcement {
                 name: name.clone(),
                 addresses: own.addresses,
@@ -180,7 +189,7 @@ pub async fn announce_node(
             let told = if ready { node::set_network_ready(&client, &name).await } else { Ok(()) };
             problem = announced.and(told).err().map(|error| crate::core::describe(&error));
         }
-        let (pause, ready) = (if problem.is_some() { RETRY } else { AUDIT }, progress.borrow().ready);
+        let (pause, ready) = (if problem.is_some() { RETRY } else { audit }, progress.borrow().ready);
         let _ = core.call(move |core| core.set_problem("node object", problem)).await;
         tokio::select! {
             () = stop.cancelled() => return,

@@ -108,7 +108,7 @@ pub struct Signals {
     pub endpoints: Notify,
     /// Nodes have changed: for who sets up the machine.
     pub nodes: Notify,
-    /// Nodes have changed: for who tells the cluster.
+    /// This node has changed: for who tells the cluster.
     pub nodes_announce: Notify,
     /// Label sets wait for a number.
     pub identities: Notify,
@@ -238,6 +238,7 @@ impl Core {
                 }
             }
         }
+        self.settle_routes();
         self.touch();
     }
 

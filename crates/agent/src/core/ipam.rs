@@ -258,6 +258,7 @@ impl Core {
             self.set_problem("pod-cidrs", Some(format!("cannot write the file: {error}")));
         }
         self.nodes_changed();
+        self.signals.nodes_announce.notify_one();
         self.touch();
         self.signals.blocks.notify_waiters();
     }

@@ -14,6 +14,10 @@ pub struct Routes {
     wanted: BTreeMap<IpNet, Route>,
     /// What was written; what differs from `wanted` is to do.
     written: BTreeMap<IpNet, Route>,
+    /// Nodes have changed since `wanted` was worked out.
+    stale: bool,
+    /// `written` may differ from `wanted`: most changes touch no node, and shall not cost a look at all of them.
+    differs: bool,
 }
 
 impl Core {
@@ -35,6 +39,8 @@ impl Core {
                 self.policy.set_host(&node);
             }
             self.set_prefixes(&node.pod_cidrs);
+            // Only this one: a node that comes or goes must not make a thousand others speak.
+            self.signals.nodes_announce.notify_one();
         }
         self.nodes_changed();
     }
@@ -52,7 +58,18 @@ impl Core {
         self.nodes_changed();
     }
 
+    /// Says that prefixes are to be worked out anew, once for all nodes that change together.
     pub(super) fn nodes_changed(&mut self) {
+        self.routes.stale = true;
+        self.signals.nodes.notify_one();
+    }
+
+    /// Works out which prefixes the kernel shall know, if nodes have changed.
+    pub(super) fn settle_routes(&mut self) {
+        if !std::mem::take(&mut self.routes.stale) {
+            return;
+        }
+        self.routes.differs = true;
         let mut wanted: BTreeMap<IpNet, Route> =
             self.settings.no_masquerade.iter().map(|cidr| (*cidr, Route::NoMasquerade)).collect();
         // Pods of any node, without saying whose: an address that is not known yet is no stranger's.
@@ -70,8 +87,6 @@ impl Core {
             }
         }
         self.routes.wanted = wanted;
-        self.signals.nodes.notify_one();
-        self.signals.nodes_announce.notify_one();
     }
 
     /// All nodes with the prefixes that packets reach their pods by, wherever these are written.
@@ -101,14 +116,18 @@ impl Core {
         self.own_addresses().into_iter().min_by_key(|address| !address.is_ipv4())
     }
 
-    /// All nodes, as their objects say.
+    /// This node, as its object says.
     #[must_use]
-    pub fn nodes(&self) -> BTreeMap<String, Node> {
-        self.nodes.clone()
+    pub fn own_node(&self) -> Option<Node> {
+        self.nodes.get(&self.settings.node_name).cloned()
     }
 
     /// Writes what differs from what was written.
     pub(super) fn write_routes(&mut self) -> Result<(), ()> {
+        self.settle_routes();
+        if !self.routes.differs {
+            return Ok(());
+        }
         let mut result = Ok(());
         let mut changes: Vec<(IpNet, Option<Route>)> = Vec::new();
         for (cidr, route) in &self.routes.wanted {
@@ -138,6 +157,7 @@ impl Core {
             self.touched_node = true;
         }
         if result.is_ok() {
+            self.routes.differs = false;
             self.problems.remove("routes");
         }
         result
@@ -166,6 +186,7 @@ impl Core {
     /// Takes over what the kernel holds as written, so that the next write removes what is not wanted.
     pub(super) fn adopt_routes(&mut self) -> Result<(), weft_model::desired::DataplaneError> {
         self.routes.written = self.dataplane.routes()?;
+        self.routes.differs = true;
         Ok(())
     }
 }

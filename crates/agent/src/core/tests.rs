@@ -76,6 +76,29 @@ fn policy(text: &str, version: &str, app: &str, peer: &str) -> Policy {
     }
 }
 
+/// With a thousand nodes, one that comes or goes must not make a thousand agents write about themselves; the way to its
+/// pods is known all the same.
+#[test]
+fn a_node_that_comes_or_goes_makes_no_other_announce_itself() {
+    use futures::FutureExt as _;
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("directory"));
+    let mut core = synced_core(&world, dir.path());
+    let signals = core.signals();
+    let announce = || signals.nodes_announce.notified().now_or_never().is_some();
+    announce();
+    core.apply(vec![Change::Node(node("node-9", 9))]);
+    core.flush();
+    let cidr = node("node-9", 9).pod_cidrs[0];
+    assert!(core.in_a_pool(cidr.addr()), "{cidr}");
+    core.apply(vec![Change::NodeGone("node-9".into())]);
+    core.flush();
+    assert!(!core.in_a_pool(cidr.addr()), "{cidr}");
+    assert!(!announce(), "about another node");
+    let own = core.own_node().expect("known");
+    core.apply(vec![Change::Node(own)]);
+    assert!(announce(), "about this node");
+}
+
 fn policy_name(text: &str) -> PolicyName {
     PolicyName { kind: PolicyKind::NetworkPolicy, object: name(text) }
 }
