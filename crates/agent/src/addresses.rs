@@ -5,7 +5,7 @@
 //! one with the same address or the same name. Of several claims the one that was last made or changed holds. When
 //! the last one goes, the answer lingers for a moment, in case the claim is only on its way from slice to slice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,15 +27,21 @@ struct Claim {
     sequence: u64,
 }
 
+/// A slice's word: the address, the pod's UID, what it makes of it.
+type Said = (IpAddr, Arc<str>, IpcacheEntry);
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Addresses {
-    claims: BTreeMap<IpAddr, Vec<Claim>>,
-    /// Which addresses each slice claims, and for whom.
-    slices: BTreeMap<Arc<str>, BTreeSet<(IpAddr, Arc<str>)>>,
+    claims: HashMap<IpAddr, Vec<Claim>>,
+    /// What each slice says, sorted: what it says again costs no look at any claim. Most of an agent's memory is what
+    /// it knows of others' pods, so nothing here has room to spare.
+    slices: HashMap<Arc<str>, Box<[Said]>>,
     nodes: BTreeMap<IpAddr, (IpcacheEntry, Arc<str>)>,
     local: BTreeMap<IpAddr, Identity>,
-    lingering: BTreeMap<IpAddr, (IpcacheEntry, Duration)>,
+    lingering: HashMap<IpAddr, (IpcacheEntry, Duration)>,
+    /// The same by time; some may be claimed again by now.
+    leaving: VecDeque<(Duration, IpAddr)>,
     /// Addresses whose answer may differ from what was last taken.
     dirty: BTreeSet<IpAddr>,
     sequence: u64,
@@ -47,28 +53,35 @@ impl Addresses {
     pub fn set_slice(&mut self, slice: &EndpointSlice, now: Duration, skip: impl Fn(&RemoteEndpoint) -> bool) {
         let name: Arc<str> = slice.name.as_str().into();
         let before = self.slices.remove(&name).unwrap_or_default();
-        let mut after = BTreeSet::new();
+        let mut after: Vec<Said> = Vec::with_capacity(before.len() + 2);
         for endpoint in slice.endpoints.iter().filter(|endpoint| !skip(endpoint)) {
-            let uid: Arc<str> = endpoint.pod_uid.as_str().into();
-            let pod = Arc::new(endpoint.name.clone());
+            let entry = IpcacheEntry { identity: endpoint.identity, node: Some(endpoint.node), is_node: false };
+            let mut names = None;
             for address in &endpoint.addresses {
-                let entry = IpcacheEntry { identity: endpoint.identity, node: Some(endpoint.node), is_node: false };
+                let said = said(&before, *address, &endpoint.pod_uid);
+                if let Some(same) = said.filter(|(_, _, said)| *said == entry) {
+                    after.push(same.clone());
+                    continue;
+                }
+                let (uid, pod) = names.get_or_insert_with(|| self.names_of(endpoint)).clone();
                 self.claim(*address, &name, &uid, &pod, entry);
-                after.insert((*address, uid.clone()));
+                after.push((*address, uid, entry));
             }
         }
-        for (address, uid) in before.difference(&after) {
+        after.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        after.dedup_by(|a, b| (a.0, &a.1) == (b.0, &b.1));
+        for (address, uid, _) in before.iter().filter(|(address, uid, _)| said(&after, *address, uid).is_none()) {
             self.unclaim(*address, &name, uid, now);
         }
         if !after.is_empty() {
-            self.slices.insert(name, after);
+            self.slices.insert(name, after.into_boxed_slice());
         }
     }
 
     /// A slice is gone.
     pub fn remove_slice(&mut self, name: &str, now: Duration) {
         let Some((name, claims)) = self.slices.remove_entry(name) else { return };
-        for (address, uid) in claims {
+        for (address, uid, _) in claims {
             self.unclaim(address, &name, &uid, now);
         }
     }
@@ -130,7 +143,10 @@ impl Addresses {
         let named = |claims: &[Claim]| {
             claims.iter().max_by_key(|claim| claim.sequence).is_some_and(|claim| *claim.name == *name)
         };
-        self.claims.iter().filter(|(_, claims)| named(claims)).map(|(address, _)| *address).collect()
+        let mut of: Vec<IpAddr> =
+            self.claims.iter().filter(|(_, claims)| named(claims)).map(|(address, _)| *address).collect();
+        of.sort_unstable();
+        of
     }
 
     /// Every address and who has it.
@@ -149,13 +165,28 @@ impl Addresses {
 
     /// Drops what lingered long enough; says when to come again.
     pub fn expire(&mut self, now: Duration) -> Option<Duration> {
-        let over: Vec<_> =
-            self.lingering.iter().filter(|(_, (_, until))| *until <= now).map(|(address, _)| *address).collect();
-        for address in over {
-            self.lingering.remove(&address);
-            self.dirty.insert(address);
+        while let Some((until, address)) = self.leaving.front().copied() {
+            let waits = self.lingering.get(&address).is_some_and(|(_, waits)| *waits == until);
+            if waits && until > now {
+                return Some(until);
+            }
+            self.leaving.pop_front();
+            if waits {
+                self.lingering.remove(&address);
+                self.dirty.insert(address);
+            }
         }
-        self.lingering.values().map(|(_, until)| *until).min()
+        None
+    }
+
+    /// The UID and the name of an endpoint, shared with its claims that are there already.
+    fn names_of(&self, endpoint: &RemoteEndpoint) -> (Arc<str>, Arc<ObjectName>) {
+        let claims = endpoint.addresses.iter().filter_map(|address| self.claims.get(address)).flatten();
+        let mut same = claims.filter(|claim| *claim.uid == *endpoint.pod_uid && *claim.name == endpoint.name);
+        match same.next() {
+            Some(claim) => (claim.uid.clone(), claim.name.clone()),
+            None => (endpoint.pod_uid.as_str().into(), Arc::new(endpoint.name.clone())),
+        }
     }
 
     fn claim(
@@ -166,7 +197,7 @@ impl Addresses {
         name: &Arc<ObjectName>,
         entry: IpcacheEntry,
     ) {
-        let claims = self.claims.entry(address).or_default();
+        let claims = self.claims.entry(address).or_insert_with(|| Vec::with_capacity(1));
         match claims.iter_mut().find(|claim| claim.slice == *slice && claim.uid == *uid) {
             Some(claim) if claim.entry == entry => return,
             Some(claim) => {
@@ -191,10 +222,17 @@ impl Addresses {
             self.claims.remove(&address);
             if !self.local.contains_key(&address) {
                 self.lingering.insert(address, (gone.entry, now + LINGER));
+                self.leaving.push_back((now + LINGER, address));
             }
         }
         self.dirty.insert(address);
     }
+}
+
+/// What a slice says of an address of a pod.
+fn said<'a>(all: &'a [Said], address: IpAddr, uid: &str) -> Option<&'a Said> {
+    let at = all.binary_search_by(|(of, who, _)| (*of, &**who).cmp(&(address, uid)));
+    at.ok().map(|at| &all[at])
 }
 
 #[cfg(test)]

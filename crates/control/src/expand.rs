@@ -75,6 +75,8 @@ pub struct Expander {
     api_server: BTreeSet<IpAddr>,
     /// What keeps nodes reachable, if there are policies for nodes.
     guard: Option<Arc<Policy>>,
+    /// Something has changed that could be the guard's business.
+    unguarded: bool,
     /// What changed since the last [`Self::take`].
     changed: Needs,
     out: Vec<EngineChange>,
@@ -83,6 +85,9 @@ pub struct Expander {
 impl Expander {
     /// Hears of a change; those of other kinds are none of its business.
     pub fn hear(&mut self, change: &Change) {
+        // Of these there are more than of all others, and nobody shall pay for a look at all policies.
+        self.unguarded |=
+            !matches!(change, Change::Slice(_) | Change::SliceGone(_) | Change::Identity(_) | Change::IdentityGone(_));
         match change {
             Change::Policy(policy) => {
                 self.settle();
@@ -175,7 +180,9 @@ impl Expander {
     /// What the engine is to hear.
     pub fn take(&mut self) -> Vec<EngineChange> {
         self.settle();
-        self.guard();
+        if std::mem::take(&mut self.unguarded) {
+            self.guard();
+        }
         std::mem::take(&mut self.out)
     }
 

@@ -6,7 +6,8 @@
 //! an endpoint that moves between slices, or from one way of propagation to another, is never gone in between,
 //! whatever the order of the news.
 
-use std::collections::{BTreeMap, BTreeSet};
+use foldhash::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_model::intent::{EndpointSlice, RemoteEndpoint};
 
@@ -26,9 +27,10 @@ type Words = Vec<(Arc<str>, Arc<RemoteEndpoint>)>;
 #[derive(Debug, Default)]
 pub struct Remotes {
     /// By UID.
-    rows: BTreeMap<Arc<str>, Words>,
-    /// The UIDs that each source has.
-    sources: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    rows: HashMap<Arc<str>, Words>,
+    /// What each source says. An endpoint of which it says the same as before costs no look at anything else: a slice
+    /// comes anew as a whole for one endpoint that changed.
+    sources: HashMap<Arc<str>, Box<[Arc<RemoteEndpoint>]>>,
 }
 
 impl Remotes {
@@ -36,47 +38,55 @@ impl Remotes {
     pub fn set(&mut self, slice: &EndpointSlice, skip: impl Fn(&RemoteEndpoint) -> bool) -> Vec<Merged> {
         let (name, before) = match self.sources.remove_entry(slice.name.as_str()) {
             Some(known) => known,
-            None => (slice.name.as_str().into(), BTreeSet::new()),
+            None => (slice.name.as_str().into(), Box::default()),
         };
+        let mut endpoints: Vec<&RemoteEndpoint> = slice.endpoints.iter().filter(|endpoint| !skip(endpoint)).collect();
+        let mut uids: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.pod_uid.as_str()).collect();
+        uids.sort_unstable();
+        if uids.windows(2).any(|pair| pair[0] == pair[1]) {
+            // Of two words of one source about one endpoint the last counts.
+            let last: BTreeMap<&str, &RemoteEndpoint> =
+                endpoints.iter().map(|endpoint| (endpoint.pod_uid.as_str(), *endpoint)).collect();
+            endpoints = last.into_values().collect();
+        }
         let mut merged = Vec::new();
-        let mut after: BTreeSet<Arc<str>> = BTreeSet::new();
-        for endpoint in slice.endpoints.iter().filter(|endpoint| !skip(endpoint)) {
-            let uid = match self.rows.get_key_value(endpoint.pod_uid.as_str()) {
-                Some((uid, _)) => uid.clone(),
-                None => endpoint.pod_uid.as_str().into(),
-            };
-            let words = self.rows.entry(uid.clone()).or_default();
-            after.insert(uid);
-            let said = words.iter().position(|(source, _)| *source == name);
-            if said.is_some_and(|at| *words[at].1 == *endpoint) {
+        let mut after: Vec<Arc<RemoteEndpoint>> = Vec::with_capacity(endpoints.len());
+        for (n, endpoint) in endpoints.into_iter().enumerate() {
+            // Mostly it is where it was.
+            let there = before.get(n).filter(|said| ***said == *endpoint);
+            if let Some(said) = there.or_else(|| before.iter().find(|said| ***said == *endpoint)) {
+                after.push(said.clone());
                 continue;
             }
             let word = Arc::new(endpoint.clone());
+            after.push(word.clone());
+            let words = match self.rows.get_mut(endpoint.pod_uid.as_str()) {
+                Some(words) => words,
+                None => self.rows.entry(endpoint.pod_uid.as_str().into()).or_insert_with(|| Vec::with_capacity(1)),
+            };
             let news = words.last().is_none_or(|(_, held)| **held != *endpoint);
-            if let Some(at) = said {
-                words.remove(at);
-            }
+            words.retain(|(source, _)| *source != name);
             words.push((name.clone(), word.clone()));
             if news {
                 merged.push(Merged::Put(word));
             }
         }
-        for uid in before.difference(&after) {
-            merged.extend(self.take_back(&name, uid));
+        for said in before.iter().filter(|said| uids.binary_search(&said.pod_uid.as_str()).is_err()) {
+            merged.extend(self.take_back(&name, &said.pod_uid));
         }
         if !after.is_empty() {
-            self.sources.insert(name, after);
+            self.sources.insert(name, after.into_boxed_slice());
         }
         merged
     }
 
     /// A source is gone.
     pub fn remove(&mut self, name: &str) -> Vec<Merged> {
-        let Some((name, uids)) = self.sources.remove_entry(name) else { return Vec::new() };
-        uids.iter().filter_map(|uid| self.take_back(&name, uid)).collect()
+        let Some((name, said)) = self.sources.remove_entry(name) else { return Vec::new() };
+        said.iter().filter_map(|endpoint| self.take_back(&name, &endpoint.pod_uid)).collect()
     }
 
-    fn take_back(&mut self, source: &Arc<str>, uid: &Arc<str>) -> Option<Merged> {
+    fn take_back(&mut self, source: &Arc<str>, uid: &str) -> Option<Merged> {
         let words = self.rows.get_mut(uid)?;
         let at = words.iter().position(|(held, _)| held == source)?;
         let was_last = at + 1 == words.len();
@@ -84,7 +94,7 @@ impl Remotes {
         match words.last() {
             None => {
                 self.rows.remove(uid);
-                Some(Merged::Gone(uid.to_string()))
+                Some(Merged::Gone(uid.to_owned()))
             }
             Some((_, now)) if was_last && **now != *gone => Some(Merged::Put(now.clone())),
             Some(_) => None,

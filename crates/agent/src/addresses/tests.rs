@@ -102,6 +102,34 @@ fn what_is_gone_lingers_and_then_goes() {
     assert_eq!(addresses.take_dirty(), [(ip(A), None)]);
 }
 
+/// An address that comes back while it lingers, and goes again, lingers from then on.
+#[test]
+fn what_came_back_lingers_anew() {
+    let mut addresses = Addresses::default();
+    let all = slice("one", &[endpoint("web", "u1", 300, A, N1)]);
+    step(&mut addresses, &all, 0, A);
+    addresses.remove_slice("one", Duration::from_secs(10));
+    step(&mut addresses, &all, 12, A);
+    assert_eq!(addresses.expire(Duration::from_secs(16)), None);
+    addresses.remove_slice("one", Duration::from_secs(17));
+    assert_eq!(addresses.expire(Duration::from_secs(18)), Some(Duration::from_secs(17) + LINGER));
+    assert!(addresses.get(ip(A)).is_some());
+    assert_eq!(addresses.expire(Duration::from_secs(22)), None);
+    assert!(addresses.get(ip(A)).is_none());
+}
+
+/// A slice comes as a whole: of what it says again nothing changes hands, and what another said later still holds.
+#[test]
+fn what_a_slice_says_again_is_no_new_claim() {
+    let mut addresses = Addresses::default();
+    let (web, other) = (endpoint("web", "u1", 300, A, N1), endpoint("db", "u2", 301, "10.244.1.6", N1));
+    step(&mut addresses, &slice("one", std::slice::from_ref(&web)), 0, A);
+    let moved = endpoint("web", "u1", 400, A, N1);
+    assert_eq!(step(&mut addresses, &slice("two", &[moved]), 1, A), 400);
+    assert_eq!(step(&mut addresses, &slice("one", &[web, other]), 2, A), 400);
+    assert_eq!(addresses.get(ip("10.244.1.6")).map(|entry| entry.identity.raw()), Some(301));
+}
+
 #[test]
 fn local_beats_node_beats_slice() {
     let mut addresses = Addresses::default();

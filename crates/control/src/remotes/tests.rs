@@ -48,6 +48,22 @@ fn a_source_that_does_not_hold_may_leave_unnoticed() {
     assert_eq!(remotes.told_only(|source| source == "b").collect::<Vec<_>>(), ["uid-1"]);
 }
 
+/// A source that tells of an endpoint twice is believed the second time, and told again the same it is no news.
+#[test]
+fn of_two_words_of_one_source_the_last_counts() {
+    let mut remotes = Remotes::default();
+    let twice = slice("a", &[(1, 0), (2, 0), (1, 1)]);
+    let mut first = remotes.set(&twice, |_| false);
+    first.sort_by_key(|news| format!("{news:?}"));
+    assert_eq!(first.len(), 2);
+    assert!(first.contains(&put(1, 1)) && first.contains(&put(2, 0)), "{first:?}");
+    assert!(remotes.set(&twice, |_| false).is_empty());
+    assert_eq!(remotes.set(&slice("a", &[(1, 0), (2, 0)]), |_| false), [put(1, 0)]);
+    assert_eq!(remotes.set(&slice("a", &[(2, 0)]), |_| false), [Merged::Gone("uid-1".into())]);
+    assert_eq!(remotes.remove("a"), [Merged::Gone("uid-2".into())]);
+    assert!(remotes.rows.is_empty() && remotes.sources.is_empty());
+}
+
 proptest! {
     /// Whatever the order: an endpoint is there exactly while a source has it, and is as the last change said.
     #[test]
