@@ -14,10 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Time between bookmarks.
-const BOOKMARK_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between bookmarks, as in known API servers.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// A watch without `timeoutSeconds` ends after this.
 const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Lines that go out as one part of the answer, in bytes.
+const PART_BYTES: usize = 16 << 10;
 /// Events read from the history in one go.
 const BATCH_MAX: usize = 500;
 
@@ -88,7 +90,8 @@ impl Watcher {
     async fn run(mut self, present: Vec<Arc<Stored>>, revision: u64) {
         let end = tokio::time::Instant::now() + self.request.timeout.unwrap_or(TIMEOUT);
         for object in present {
-            if self.tell("ADDED", &object.value).await.is_err() {
+            let line = self.told("ADDED", &object.value);
+            if self.send(&[line]).await.is_err() {
                 return;
             }
         }
@@ -144,56 +147,75 @@ impl Watcher {
 
     async fn expired(&self, revision: u64, gone: Compacted) {
         let error = ApiError::expired(format!("too old resource version: {revision} ({})", gone.oldest));
-        let _ = self.line(&json!({"type": "ERROR", "object": error.status()})).await;
+        let _ = self.send(&[line(&json!({"type": "ERROR", "object": error.status()}))]).await;
     }
 
+    /// What waits together goes out together: under load the cost of a part of the answer is shared by many changes.
     async fn events(&mut self, events: &[Arc<Event>]) -> Result<(), Gone> {
+        let mut lines = Vec::with_capacity(events.len());
         for event in events {
             if self.request.namespace.is_empty() || event.key.namespace == self.request.namespace {
-                self.event(event).await?;
+                lines.extend(self.event(event));
             }
+        }
+        self.send(&lines).await
+    }
+
+    async fn send(&self, lines: &[Bytes]) -> Result<(), Gone> {
+        let mut rest = lines;
+        while let Some(first) = rest.first() {
+            let mut size = first.len();
+            let more = rest[1..].iter().take_while(|line| {
+                size += line.len();
+                size <= PART_BYTES
+            });
+            let (part, behind) = rest.split_at(1 + more.count());
+            // A single line is shared with all who are told it.
+            let bytes = if part.len() == 1 { first.clone() } else { Bytes::from(part.concat()) };
+            self.chunks.send(bytes).await.map_err(|_| Gone)?;
+            rest = behind;
         }
         Ok(())
     }
 
     /// Tells a change as it looks through the selectors.
-    async fn event(&mut self, event: &Event) -> Result<(), Gone> {
+    fn event(&mut self, event: &Event) -> Option<Bytes> {
         let selection = &self.request.selection;
         let fits = |object: &Value| selection.labels.matches(object) && selection.fields.matches(object);
         let before = event.previous.as_ref().is_some_and(|p| fits(&p.value));
         let after = event.effect != Effect::Deleted && fits(&event.object.value);
         match (before, after) {
-            (false, true) => self.share(event, Effect::Added).await,
-            (true, true) => self.share(event, Effect::Modified).await,
-            (true, false) if event.effect == Effect::Deleted => self.share(event, Effect::Deleted).await,
+            (false, true) => Some(self.share(event, Effect::Added)),
+            (true, true) => Some(self.share(event, Effect::Modified)),
+            (true, false) if event.effect == Effect::Deleted => Some(self.share(event, Effect::Deleted)),
             (true, false) => {
                 // The client is told the state that it knew, under the revision of the change.
                 let mut last = event.previous.as_ref().map_or(Value::Null, |p| p.value.clone());
                 super::object::set(&mut last, &["metadata"], "resourceVersion", event.revision.to_string());
-                self.tell("DELETED", &last).await
+                Some(self.told("DELETED", &last))
             }
-            (false, false) => Ok(()),
+            (false, false) => None,
         }
     }
 
     /// Tells a change in the form that most watchers want, which is written out once for all of them.
-    async fn share(&mut self, event: &Event, effect: Effect) -> Result<(), Gone> {
+    fn share(&mut self, event: &Event, effect: Effect) -> Bytes {
         let resource = &self.request.resource;
         let object = &event.object.value;
         let plain = matches!(self.request.form, Form::Plain | Form::Aggregated)
             && api::in_version(resource, &self.request.version, object).is_none();
         if plain {
-            return self.chunks.send(event.line(effect)).await.map_err(|_| Gone);
+            return event.line(effect);
         }
         let kind = match effect {
             Effect::Added => "ADDED",
             Effect::Modified => "MODIFIED",
             Effect::Deleted => "DELETED",
         };
-        self.tell(kind, object).await
+        self.told(kind, object)
     }
 
-    async fn tell(&mut self, kind: &str, object: &Value) -> Result<(), Gone> {
+    fn told(&mut self, kind: &str, object: &Value) -> Bytes {
         let resource = &self.request.resource;
         let shown = api::in_version(resource, &self.request.version, object);
         let object = shown.as_ref().unwrap_or(object);
@@ -209,7 +231,7 @@ impl Watcher {
             Form::Metadata => json!({"type": kind, "object": super::handler::metadata_only(object)}),
             Form::Plain | Form::Aggregated => json!({"type": kind, "object": object}),
         };
-        self.line(&event).await
+        line(&event)
     }
 
     async fn bookmark(&self, revision: u64, initial: bool) -> Result<(), Gone> {
@@ -223,15 +245,16 @@ impl Watcher {
             Form::Table => ("Table".to_owned(), "meta.k8s.io/v1".to_owned()),
             _ => (resource.kind.clone(), resource.api_version(&self.request.version)),
         };
-        self.line(&json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": version, "metadata": metadata}}))
-            .await
+        let bookmark =
+            json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": version, "metadata": metadata}});
+        self.send(&[line(&bookmark)]).await
     }
+}
 
-    async fn line(&self, event: &Value) -> Result<(), Gone> {
-        let mut text = event.to_string();
-        text.push('\n');
-        self.chunks.send(Bytes::from(text)).await.map_err(|_| Gone)
-    }
+fn line(event: &Value) -> Bytes {
+    let mut text = event.to_string();
+    text.push('\n');
+    Bytes::from(text)
 }
 
 /// The client went away.
