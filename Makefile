@@ -79,7 +79,7 @@ bench-services: root build
 bench-scale:
 	cargo xtask build-ebpf
 	cargo build --quiet --release -p weft-sim
-	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale --seconds 20 $(SCALE)
+	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale --seconds 20 --rates 60,100,150,200,300 $(SCALE)
 
 check:
 	scripts/setup.sh check

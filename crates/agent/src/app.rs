@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use weft_datapath::sockets::{Destroyer, Protocols};
 use weft_datapath::{Collector, Datapath, EventReader, ObserveSwitch, Options};
 use weft_k8s::Client;
+use weft_k8s::endpoint::manner::Manner;
 use weft_observe::Observer;
 
 /// Events that are kept for those who look later.
@@ -77,7 +78,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let client = Client::connect(&options).await.context("API server")?;
     let client_again = client.clone();
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
-    let writers = propagation::Writers::start(&client, &config.node_name, &stop);
+    let writers = propagation::Writers::start(&client, &config.node_name, Manner::Sparing, &stop);
     let mode = (config.node_name.clone(), config.endpoint_propagation);
     let (elsewhere, found_elsewhere) = tokio::sync::watch::channel(propagation::Elsewhere::new());
     let conversion = weft_k8s::convert::Settings {

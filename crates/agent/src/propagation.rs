@@ -13,12 +13,13 @@
 
 use crate::core::thread::Handle;
 use crate::health::Health;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::convert::{Settings, endpoint_of_slice};
+use weft_k8s::endpoint::manner::Manner;
 use weft_k8s::endpoint::{Own, Propagation};
 use weft_k8s::watch::EndpointsWatch;
 use weft_k8s::{Client, endpoint, slice};
@@ -41,12 +42,20 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts both.
+    /// Starts both; `manner`: how CiliumEndpoints are written.
     #[must_use]
-    pub fn start(client: &Client, node_name: &str, stop: &CancellationToken) -> Self {
+    pub fn start(client: &Client, node_name: &str, manner: Manner, stop: &CancellationToken) -> Self {
         Self {
             slices: slice::Writer::start(client.clone(), node_name, slice::REMOVAL_DELAY, stop.clone()),
-            endpoints: endpoint::Writer::start(client.clone(), node_name, stop.clone()),
+            endpoints: endpoint::Writer::start(client.clone(), node_name, manner, stop.clone()),
+        }
+    }
+
+    /// Whether an object of that name (of an endpoint: as a slice of one) shall be there.
+    fn hold(&self, name: &str) -> bool {
+        match endpoint_of_slice(name) {
+            Some(endpoint) => self.endpoints.wants(&endpoint),
+            None => self.slices.holds(name),
         }
     }
 }
@@ -148,15 +157,19 @@ pub async fn watch(
     let mut changes = weft_k8s::watch::start(&client, &node_name, conversion, watched, &stop);
     let mut handover = (mode == Propagation::CesOperator).then(|| Handover::new(endpoints));
     let mut recheck_at: Option<Instant> = None;
+    // Own objects that said something else than this node when they were last heard of; true: they are gone.
+    let mut strange: HashMap<String, bool> = HashMap::new();
     let mut look_at = Instant::now() + LOOK;
     loop {
         let recheck = recheck_at.unwrap_or_else(Instant::now);
         let mut batch = tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep_until(recheck), if recheck_at.is_some() => {
-                writers.slices.recheck();
-                writers.endpoints.recheck();
                 recheck_at = None;
+                if strange.drain().any(|(name, is_gone)| !is_gone || writers.hold(&name)) {
+                    writers.slices.recheck();
+                    writers.endpoints.recheck();
+                }
                 continue;
             }
             () = tokio::time::sleep_until(look_at), if handover.is_some() => {
@@ -181,18 +194,10 @@ pub async fn watch(
             continue;
         }
         health.hear(&batch);
-        let is_strange = |change: &Change| match (change, of_endpoint(change)) {
-            (Change::Slice(slice), Some(name)) => {
-                writers.endpoints.wants(&name) && !core.look(|core| core.agrees_with(slice))
-            }
-            (Change::SliceGone(_), Some(name)) => writers.endpoints.wants(&name),
-            (Change::Slice(slice), None) => {
-                writers.slices.is_own(&slice.name) && !core.look(|core| core.agrees_with(slice))
-            }
-            (Change::SliceGone(name), None) => writers.slices.is_own(name),
-            _ => false,
-        };
-        if batch.iter().any(is_strange) {
+        for change in &batch {
+            note_strange(change, &core, &writers, &mut strange);
+        }
+        if !strange.is_empty() {
             recheck_at.get_or_insert_with(|| Instant::now() + GRACE);
         }
         if mode == Propagation::CesOperator {
@@ -201,6 +206,24 @@ pub async fn watch(
         if core.call(move |core| core.apply(batch)).await.is_err() {
             return;
         }
+    }
+}
+
+/// Whether an own object says what this node says. The newest write may be on its way: judged is what it last said.
+fn note_strange(change: &Change, core: &Handle, writers: &Writers, strange: &mut HashMap<String, bool>) {
+    let (name, agrees) = match change {
+        Change::Slice(slice) => (&slice.name, Some(slice)),
+        Change::SliceGone(name) => (name, None),
+        _ => return,
+    };
+    let own = match endpoint_of_slice(name) {
+        Some(name) => writers.endpoints.wants(&name),
+        None => writers.slices.is_own(name),
+    };
+    if !own || agrees.is_some_and(|slice| core.look(|core| core.agrees_with(slice))) {
+        strange.remove(name);
+    } else {
+        strange.insert(name.clone(), agrees.is_none());
     }
 }
 

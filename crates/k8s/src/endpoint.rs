@@ -4,6 +4,8 @@
 //! pod (owner reference with the UID) and carries the node's label; what is deleted is deleted by UID, so that a late
 //! word about an old pod never hits the object of a new one with the same name.
 
+pub mod manner;
+
 use crate::client::{Client, PatchKind, Preconditions, segment};
 use crate::convert;
 use crate::error::Error;
@@ -13,18 +15,16 @@ use crate::wire::{
     CILIUM_V2, CiliumEndpoint, EndpointEncryption, EndpointIdentity, EndpointStatus, Metadata, OwnerReference, path,
 };
 use futures::StreamExt as _;
+use manner::{Limiter, Manner};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_model::intent::{ObjectName, RemoteEndpoint};
 
-/// How long changes gather before they are written.
-const BURST: Duration = Duration::from_millis(10);
-/// Requests at once.
-const PARALLEL: usize = 4;
 /// How often the objects are compared with what they should be, though nothing was heard.
 const AUDIT: Duration = Duration::from_secs(300);
 /// Annotation of a CiliumNode: how its agent makes its endpoints known, as in [`Propagation::as_str`].
@@ -101,11 +101,12 @@ pub struct Writer {
 impl Writer {
     /// Starts the writer of `node_name`. Nothing is written before the first [`Writer::set`].
     #[must_use]
-    pub fn start(client: Client, node_name: &str, stop: CancellationToken) -> Self {
+    pub fn start(client: Client, node_name: &str, manner: Manner, stop: CancellationToken) -> Self {
         let (wanted, wanted_reader) = watch::channel(Wanted::default());
         let (announcing, announced) = watch::channel(Announced::default());
         let recheck = Arc::new(Notify::new());
-        let task = Task { client, label: label_value(node_name), held: None, announcing };
+        let turns = Arc::new(Turns { client, label: label_value(node_name), manner, limiter: Limiter::new(manner) });
+        let task = Task { turns, held: None, announcing };
         let again = Arc::clone(&recheck);
         tokio::spawn(async move {
             tokio::select! {
@@ -152,6 +153,8 @@ struct Held {
     uid: String,
     pod_uid: String,
     status: EndpointStatus,
+    /// When this agent made it.
+    made: Option<Instant>,
 }
 
 impl Held {
@@ -159,13 +162,20 @@ impl Held {
         let name = ObjectName { namespace: object.metadata.namespace, name: object.metadata.name };
         let pod = object.metadata.owner_references.into_iter().find(|owner| owner.kind == "Pod");
         let pod_uid = pod.map(|owner| owner.uid).unwrap_or_default();
-        (name, Self { uid: object.metadata.uid, pod_uid, status: object.status })
+        (name, Self { uid: object.metadata.uid, pod_uid, status: object.status, made: None })
     }
 }
 
-struct Task {
+/// What every write needs.
+struct Turns {
     client: Client,
     label: String,
+    manner: Manner,
+    limiter: Limiter,
+}
+
+struct Task {
+    turns: Arc<Turns>,
     /// This node's objects as they are in the API; `None`: to be read.
     held: Option<BTreeMap<ObjectName, Held>>,
     announcing: watch::Sender<Announced>,
@@ -179,16 +189,18 @@ impl Task {
         }
         let mut retry = Retry::new();
         loop {
-            tokio::time::sleep(BURST).await;
+            tokio::time::sleep(self.turns.manner.gathers()).await;
             let now = wanted.borrow_and_update().clone();
             match self.write(&now.endpoints).await {
                 Ok(()) => {
                     retry.reset();
                     let objects = self.held.as_ref().map_or(0, BTreeMap::len);
                     self.announcing.send_replace(Announced { generation: now.generation, objects, problem: None });
+                    let round = self.round();
                     tokio::select! {
                         changed = wanted.changed() => if changed.is_err() { return },
                         () = recheck.notified() => self.held = None,
+                        () = tokio::time::sleep_until(round.unwrap_or_else(Instant::now)), if round.is_some() => {}
                         () = tokio::time::sleep(AUDIT), if objects > 0 => self.held = None,
                     }
                 }
@@ -211,21 +223,24 @@ impl Task {
         }
         let held = self.held.as_ref().expect("read above");
         let names: BTreeSet<&ObjectName> = endpoints.keys().chain(held.keys()).collect();
+        let manner = self.turns.manner;
         let differs = |name: &&&ObjectName| match (endpoints.get(**name), held.get(**name)) {
-            (Some(own), Some(held)) => held.pod_uid != own.endpoint.pod_uid || held.status != status(own),
+            (Some(own), Some(held)) => {
+                held.pod_uid != own.endpoint.pod_uid || held.status != status(own, manner.state(held.made))
+            }
             (None, None) => false,
             _ => true,
         };
         let jobs = names.iter().filter(differs).map(|name| {
             let (own, held) = (endpoints.get(*name).cloned(), held.get(*name).cloned());
-            let (client, label, name) = (self.client.clone(), self.label.clone(), (*name).clone());
+            let (turns, name) = (self.turns.clone(), (*name).clone());
             async move {
-                let outcome = write_one(&client, &label, &name, own.as_ref(), held).await;
+                let outcome = turns.write_one(&name, own.as_ref(), held).await;
                 (name, outcome)
             }
         });
         let jobs: Vec<_> = jobs.collect();
-        let outcomes: Vec<_> = futures::stream::iter(jobs).buffer_unordered(PARALLEL).collect().await;
+        let outcomes: Vec<_> = futures::stream::iter(jobs).buffer_unordered(manner.side_by_side()).collect().await;
         let held = self.held.as_mut().expect("read above");
         let mut result = Ok(());
         for (name, outcome) in outcomes {
@@ -238,12 +253,19 @@ impl Task {
         result
     }
 
+    /// When the next object is to say something else of its endpoint's state.
+    fn round(&self) -> Option<Instant> {
+        let held = self.held.iter().flat_map(BTreeMap::values).filter(|held| held.status.state != "ready");
+        held.filter_map(|held| held.made).min().map(|made| made + manner::ROUND)
+    }
+
     async fn read(&self) -> Result<BTreeMap<ObjectName, Held>, Error> {
         let mut held = BTreeMap::new();
-        let query = [("labelSelector", format!("{NODE_LABEL}={}", self.label))];
-        let listed = crate::list::each(&self.client, path::ENDPOINTS, 100, &query, |object: CiliumEndpoint| {
+        let Turns { client, label, .. } = &*self.turns;
+        let query = [("labelSelector", format!("{NODE_LABEL}={label}"))];
+        let listed = crate::list::each(client, path::ENDPOINTS, 100, &query, |object: CiliumEndpoint| {
             // The server's word on the label is checked: a wrong answer must not cost another node its objects.
-            if object.metadata.labels.get(NODE_LABEL) == Some(&self.label) {
+            if object.metadata.labels.get(NODE_LABEL) == Some(label) {
                 held.extend([Held::of(object)]);
             }
         });
@@ -256,62 +278,87 @@ impl Task {
     }
 }
 
-/// Brings one object to what it should be; answers what is there now.
-async fn write_one(
-    client: &Client,
-    label: &str,
-    name: &ObjectName,
-    own: Option<&Own>,
-    held: Option<Held>,
-) -> Result<Option<Held>, Error> {
-    let Some(own) = own else {
-        if let Some(held) = held {
-            delete(client, name, &held.uid).await?;
+impl Turns {
+    /// Brings one object to what it should be; answers what is there now.
+    async fn write_one(&self, name: &ObjectName, own: Option<&Own>, held: Option<Held>) -> Result<Option<Held>, Error> {
+        let Some(own) = own else {
+            if let Some(held) = held {
+                self.delete(name, &held.uid).await?;
+            }
+            return Ok(None);
+        };
+        let mut held = held;
+        if let Some(old) = held.take_if(|held| held.pod_uid != own.endpoint.pod_uid) {
+            self.delete(name, &old.uid).await?;
         }
-        return Ok(None);
-    };
-    let mut held = held;
-    if let Some(old) = held.take_if(|held| held.pod_uid != own.endpoint.pod_uid) {
-        delete(client, name, &old.uid).await?;
-    }
-    if held.is_none() {
-        match client.create::<CiliumEndpoint>(&collection(name)?, &object(label, own)).await {
-            Ok(made) => return complete(client, label, own, made).await,
-            Err(error) if error.is_already_exists() => {
-                let Some(found) = client.find::<CiliumEndpoint>(&object_path(name)?).await? else { return Err(error) };
-                let found = Held::of(found).1;
-                if found.pod_uid != own.endpoint.pod_uid {
-                    // Of two pods with one name the one that the API server knows is the living one.
-                    let living = crate::pod::get(client, name).await?.map(|pod| pod.uid);
-                    if living.as_ref() != Some(&own.endpoint.pod_uid) {
-                        return Ok(None);
+        if held.is_none() {
+            if self.manner == Manner::Known {
+                self.limiter.turn().await;
+                held = self.client.find::<CiliumEndpoint>(&object_path(name)?).await?.map(|found| Held::of(found).1);
+                held = held.filter(|held| held.pod_uid == own.endpoint.pod_uid);
+            }
+            if held.is_none() {
+                match self.create(name, own).await {
+                    Ok(made) => return Ok(Some(made)),
+                    Err(error) if error.is_already_exists() => {
+                        let Some(found) = self.client.find::<CiliumEndpoint>(&object_path(name)?).await? else {
+                            return Err(error);
+                        };
+                        let found = Held::of(found).1;
+                        if found.pod_uid != own.endpoint.pod_uid {
+                            // Of two pods with one name the one that the API server knows is the living one.
+                            let living = crate::pod::get(&self.client, name).await?.map(|pod| pod.uid);
+                            if living.as_ref() != Some(&own.endpoint.pod_uid) {
+                                return Ok(None);
+                            }
+                            self.delete(name, &found.uid).await?;
+                            return self.create(name, own).await.map(Some);
+                        }
                     }
-                    delete(client, name, &found.uid).await?;
-                    let made: CiliumEndpoint = client.create(&collection(name)?, &object(label, own)).await?;
-                    return complete(client, label, own, made).await;
+                    Err(error) => return Err(error),
                 }
             }
-            Err(error) => return Err(error),
+        }
+        let made = held.and_then(|held| held.made);
+        let wanted = status(own, self.manner.state(made));
+        let patch = json!({"metadata": metadata(&self.label, own), "status": wanted});
+        self.limiter.turn().await;
+        let object: CiliumEndpoint = self.client.patch(&object_path(name)?, PatchKind::Merge, &patch).await?;
+        self.complete(own, object, made, wanted).await.map(Some)
+    }
+
+    async fn create(&self, name: &ObjectName, own: &Own) -> Result<Held, Error> {
+        self.limiter.turn().await;
+        let now = Some(Instant::now());
+        let object = object(&self.label, own, self.manner.state(now));
+        let made: CiliumEndpoint = self.client.create(&collection(name)?, &object).await?;
+        self.complete(own, made, now, object.status).await
+    }
+
+    /// Definitions with a status subresource ignore the status of the object itself: there it is written on its own.
+    async fn complete(
+        &self,
+        own: &Own,
+        object: CiliumEndpoint,
+        made: Option<Instant>,
+        wanted: EndpointStatus,
+    ) -> Result<Held, Error> {
+        if object.status == wanted {
+            return Ok(Held { made, ..Held::of(object).1 });
+        }
+        let patch = json!({"metadata": metadata(&self.label, own), "status": wanted});
+        let path = format!("{}/status", object_path(&own.endpoint.name)?);
+        match self.client.patch::<CiliumEndpoint>(&path, PatchKind::Merge, &patch).await {
+            Ok(object) => Ok(Held { made, ..Held::of(object).1 }),
+            // No subresource: the server keeps something else than it was given, such as fields that its definition lacks.
+            Err(error) if error.is_not_found() => Ok(Held { made, status: wanted, ..Held::of(object).1 }),
+            Err(error) => Err(error),
         }
     }
-    let patch = json!({"metadata": metadata(label, own), "status": status(own)});
-    let made: CiliumEndpoint = client.patch(&object_path(name)?, PatchKind::Merge, &patch).await?;
-    complete(client, label, own, made).await
-}
 
-/// Definitions with a status subresource ignore the status of the object itself: there it is written on its own.
-async fn complete(client: &Client, label: &str, own: &Own, made: CiliumEndpoint) -> Result<Option<Held>, Error> {
-    let wanted = status(own);
-    if made.status == wanted {
-        return Ok(Some(Held::of(made).1));
-    }
-    let patch = json!({"metadata": metadata(label, own), "status": wanted});
-    let path = format!("{}/status", object_path(&own.endpoint.name)?);
-    match client.patch::<CiliumEndpoint>(&path, PatchKind::Merge, &patch).await {
-        Ok(made) => Ok(Some(Held::of(made).1)),
-        // No subresource: the server keeps something else than it was given, such as fields that its definition lacks.
-        Err(error) if error.is_not_found() => Ok(Some(Held { status: wanted, ..Held::of(made).1 })),
-        Err(error) => Err(error),
+    async fn delete(&self, name: &ObjectName, uid: &str) -> Result<(), Error> {
+        self.limiter.turn().await;
+        delete(&self.client, name, uid).await
     }
 }
 
@@ -337,7 +384,7 @@ fn owner(own: &Own) -> OwnerReference {
     }
 }
 
-fn object(label: &str, own: &Own) -> CiliumEndpoint {
+fn object(label: &str, own: &Own, state: &str) -> CiliumEndpoint {
     CiliumEndpoint {
         api_version: CILIUM_V2.to_owned(),
         kind: "CiliumEndpoint".to_owned(),
@@ -348,11 +395,11 @@ fn object(label: &str, own: &Own) -> CiliumEndpoint {
             owner_references: vec![owner(own)],
             ..Metadata::default()
         },
-        status: status(own),
+        status: status(own, state),
     }
 }
 
-fn status(own: &Own) -> EndpointStatus {
+fn status(own: &Own, state: &str) -> EndpointStatus {
     let core = convert::slice_endpoint(&own.endpoint);
     EndpointStatus {
         id: i64::from(own.id),
@@ -361,7 +408,7 @@ fn status(own: &Own) -> EndpointStatus {
         encryption: EndpointEncryption::default(),
         named_ports: core.named_ports,
         service_account: own.service_account.clone(),
-        state: "ready".to_owned(),
+        state: state.to_owned(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::wire::{CILIUM_V2ALPHA1, CiliumEndpointSlice, CoreEndpoint, Metadata, 
 use plan::{Held, Write};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -22,8 +22,9 @@ use weft_model::intent::{ObjectName, RemoteEndpoint};
 
 /// Label of a slice: the node that wrote it (its name, or a hash of a name that is too long for a label).
 pub const NODE_LABEL: &str = "weft.dev/node";
-/// How long changes gather before they are written.
-const BURST: Duration = Duration::from_millis(10);
+/// How long after a write the next one is made. What comes after a quiet time is written at once; what comes in a burst
+/// gathers while the former write is on its way, and for this long.
+const PACE: Duration = Duration::from_millis(50);
 /// How long it may take until it is written that an endpoint is gone: under churn it is written along with the next
 /// endpoint that comes. If one of its addresses is given again, it is written at once. Short, since an address may go
 /// to another node's pod, and nobody must take that one for the pod that is gone.
@@ -55,6 +56,7 @@ pub struct Writer {
     announced: watch::Receiver<Announced>,
     recheck: Arc<Notify>,
     stem: Arc<str>,
+    names: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Writer {
@@ -73,7 +75,10 @@ impl Writer {
             taken: BTreeSet::new(),
             announcing,
             removal_delay,
+            writes: 0,
+            names: Arc::default(),
         };
+        let names = Arc::clone(&task.names);
         let again = Arc::clone(&recheck);
         tokio::spawn(async move {
             tokio::select! {
@@ -81,7 +86,7 @@ impl Writer {
                 () = task.run(wanted_reader, again) => {}
             }
         });
-        Self { wanted: Arc::new(wanted), announced, recheck, stem: stem(node_name).into() }
+        Self { wanted: Arc::new(wanted), announced, recheck, stem: stem(node_name).into(), names }
     }
 
     /// States the full set of this node's endpoints; returns its generation. The first call must come only when all
@@ -119,6 +124,12 @@ impl Writer {
         slice.starts_with(&*self.stem)
     }
 
+    /// Whether a slice of this name is in the API, as far as this writer wrote or read.
+    #[must_use]
+    pub fn holds(&self, slice: &str) -> bool {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).contains(slice)
+    }
+
     /// Reads this node's slices anew and mends them: for when somebody else changed or deleted one.
     pub fn recheck(&self) {
         self.recheck.notify_one();
@@ -135,6 +146,10 @@ struct Task {
     taken: BTreeSet<String>,
     announcing: watch::Sender<Announced>,
     removal_delay: Duration,
+    /// Writes so far.
+    writes: u64,
+    /// Names of what is held, for others to look at.
+    names: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// What came of an attempt to write.
@@ -153,12 +168,19 @@ impl Task {
         }
         let mut retry = Retry::new();
         let mut removals_due: Option<Instant> = None;
+        let mut next = Instant::now();
         loop {
-            // More of the same burst may be on its way.
-            tokio::time::sleep(BURST).await;
+            tokio::time::sleep_until(next).await;
             let now = wanted.borrow_and_update().clone();
             let removals = self.removal_delay.is_zero() || removals_due.is_some_and(|due| due <= Instant::now());
-            match self.write(&now, removals).await {
+            let before = self.writes;
+            let outcome = self.write(&now, removals).await;
+            let names = self.held.iter().flat_map(BTreeMap::keys).cloned().collect();
+            *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+            if self.writes != before {
+                next = Instant::now() + PACE;
+            }
+            match outcome {
                 Ok(Wrote::Removals) => {
                     retry.reset();
                     self.announcing.send_modify(|announced| announced.problem = None);
@@ -246,6 +268,7 @@ impl Task {
 
     /// False: the name was somebody else's, plan anew.
     async fn apply(&mut self, write: Write) -> Result<bool, Error> {
+        self.writes += 1;
         let held = self.held.as_mut().expect("read before anything is planned");
         match write {
             Write::Create { name, namespace, endpoints } => {

@@ -18,6 +18,7 @@ use weft_agent::state::StateDir;
 use weft_agent::{propagation, restart};
 use weft_k8s::Client;
 use weft_k8s::endpoint::Propagation;
+use weft_k8s::endpoint::manner::Manner;
 
 /// An agent that runs.
 pub struct Node {
@@ -50,13 +51,13 @@ pub fn pod_cidrs(index: usize) -> [String; 2] {
 }
 
 impl Node {
-    /// Starts the agent of node `index`.
+    /// Starts the agent of node `index`; `manner`: how it writes CiliumEndpoints, in the modes that have any.
     ///
     /// # Errors
     /// It cannot begin.
     pub async fn start(
         index: usize,
-        mode: Propagation,
+        (mode, manner): (Propagation, Manner),
         client: Client,
         recorder: Recorder,
         dir: &Path,
@@ -71,7 +72,7 @@ impl Node {
         let progress = core.progress();
         let (core, _) = thread::spawn(core).context("thread")?;
         let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
-        let writers = propagation::Writers::start(&client, &name(index), &stop);
+        let writers = propagation::Writers::start(&client, &name(index), manner, &stop);
         let (elsewhere, found) = tokio::sync::watch::channel(propagation::Elsewhere::new());
         let conversion = weft_k8s::convert::Settings::EVERYTHING;
         let own = (name(index), mode);

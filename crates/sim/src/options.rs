@@ -25,6 +25,9 @@ pub struct Run {
     /// Pods that roll-outs replace in a second: one comes, then another goes.
     #[arg(long, default_value_t = 30.0)]
     pub rate: f64,
+    /// Seconds of the same churn before anything is counted: what comes some seconds after a pod's start is there too.
+    #[arg(long, default_value_t = 12.0)]
+    pub warm_up: f64,
     /// Seconds of churn.
     #[arg(long, default_value_t = 30.0)]
     pub seconds: f64,
@@ -37,6 +40,9 @@ pub struct Run {
     /// Seconds to wait for stragglers after the churn.
     #[arg(long, default_value_t = 60.0)]
     pub drain: f64,
+    /// Rates that are tried afterwards, one after the other, until pods are not known to all in time.
+    #[arg(long, value_delimiter = ',')]
+    pub rates: Vec<f64>,
     /// Seed of all that is random.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

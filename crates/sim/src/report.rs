@@ -88,6 +88,12 @@ pub struct Report {
     pub writes_per_pod: f64,
     /// CPUs in use, on average, while pods came and went.
     pub cpus: f64,
+    /// How late timers were meanwhile: what everything that has to be done had to wait for its turn.
+    pub lag: Spread,
+    /// The highest of the rates tried afterwards that was kept up with: pods known to all in time.
+    pub rates_kept: Option<f64>,
+    /// The first that was not.
+    pub rate_lost: Option<f64>,
     /// How long the roll-outs took, from the first to the last; longer than planned means overload.
     pub churn_seconds: f64,
     /// How long it took to bring the first pods up.
@@ -145,6 +151,7 @@ impl Report {
         text += &spread("API latency", &self.api_latency);
         text += &spread("pod start", &self.pod_start);
         text += &spread("propagation", &self.propagation);
+        text += &spread("late timers", &self.lag);
         text += &format!(
             "{:.1} KiB of API bodies, {:.0} watch events, {:.2} writes per pod; {:.0} KiB of memory per agent; {:.2} CPUs; \
              churn took {:.1} s; {} pods unknown to somebody at the end, {} not measured, {} holes, {} failures\n",

@@ -9,16 +9,25 @@ use crate::tracker::Tracker;
 use crate::wire::{Meter, connect};
 use anyhow::Context as _;
 use clap::Parser as _;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_k8s::endpoint::Propagation;
+use weft_k8s::endpoint::manner::{self, Manner, ROUND};
 use weft_local::apiserver::InProcess;
 use weft_local::apiserver::api::{Api, Settings};
 use weft_local::apiserver::store::Store;
 
 /// Clients that stand for the kubelets' connections.
 const KUBELETS: usize = 16;
+/// Beyond a round of known agents, until what they said has been heard.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Between two looks at how late timers are.
+const LAG_EVERY: Duration = Duration::from_millis(20);
+/// How long each rate is tried.
+const STEP_SECONDS: f64 = 8.0;
+/// So long after the last pod all but one in twenty are known to all, where a rate is kept up with.
+const IN_TIME: Duration = Duration::from_secs(2);
 /// How long the cluster may take to be filled.
 const FILL_MAX: Duration = Duration::from_secs(900);
 
@@ -50,16 +59,21 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
 
     let tracker = Arc::new(Tracker::default());
     tracker.set_agents(options.nodes);
-    let before = resident_kib();
+    let (before, started) = (resident_kib(), Instant::now());
+    // What others do is done as others do it; our own way as we do it.
+    let manner = if mode == Propagation::CesNode { Manner::Sparing } else { Manner::Known };
     let mut nodes = Vec::with_capacity(options.nodes);
     for index in 0..options.nodes {
         let client = connect(&server, "agent", &meter).await?;
         let dir = dir.path().join(node::name(index));
-        nodes.push(Node::start(index, mode, client, Recorder::new(tracker.clone(), false), &dir, &stop).await?);
+        nodes.push(
+            Node::start(index, (mode, manner), client, Recorder::new(tracker.clone(), false), &dir, &stop).await?,
+        );
     }
     for node in &nodes {
         tokio::time::timeout(FILL_MAX, node.ready()).await.context("an agent does not become ready")??;
     }
+    tracing::info!(seconds = started.elapsed().as_secs_f64(), "agents are ready");
     let mut kubelets = Vec::new();
     for _ in 0..KUBELETS {
         kubelets.push(connect(&server, "kubelet", &meter).await?);
@@ -74,16 +88,25 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let fill_seconds = began.elapsed().as_secs_f64();
+    tracing::info!(seconds = fill_seconds, "the first pods are known to all");
     let memory = resident_kib().saturating_sub(before) as f64 / options.nodes.max(1) as f64;
 
+    if manner == Manner::Known {
+        // Until what these agents say a second time of the first pods has been told.
+        tokio::time::sleep(ROUND + SETTLE).await;
+    }
+    cluster.roll_out(&mut dice, options.rate, options.warm_up).await;
+    let lag = Lag::watch(&stop);
     cluster.starts.lock().unwrap_or_else(PoisonError::into_inner).clear();
     meter.reset();
+    tracker.restart();
     tracker.measure(true);
     let (began, cpu) = (Instant::now(), cpu_seconds());
     cluster.churn(&mut dice).await;
     let churn_seconds = began.elapsed().as_secs_f64();
     let cpus = (cpu_seconds() - cpu) / churn_seconds;
     tracker.measure(false);
+    let lag = lag.take();
     let end = Instant::now() + Duration::from_secs_f64(options.drain);
     while tracker.waiting() > 0 && Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -97,6 +120,7 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
     let pods = starts.len().max(1) as f64;
     let ours = || api.iter().filter(|row| row.who == "agent" || row.who == "operator");
     let is_write = |verb: &str| !matches!(verb, "get" | "list" | "watch");
+    let (rates_kept, rate_lost) = climb(&options.rates, &cluster, &tracker, &mut dice).await;
     let failures = cluster.failures.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let report = Report {
         mode: mode.as_str().to_owned(),
@@ -111,6 +135,9 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
         not_measured,
         holes: tracker.holes(),
         cpus,
+        lag,
+        rates_kept,
+        rate_lost,
         churn_seconds,
         fill_seconds,
         memory_per_agent_kib: memory,
@@ -129,13 +156,22 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
 pub fn conditions() -> Vec<String> {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     vec![
-        format!("one process on {cpus} CPUs: agents, operator, API server and kubelets compete for them"),
+        format!(
+            "one process on {cpus} CPUs: agents, operator, API server and kubelets compete for them; where nearly all is \
+             in use, or timers are late, what is compared is what each way costs in CPU"
+        ),
         "agents are the real ones but for the kernel: maps and links are a recorder".to_owned(),
         "HTTP/2 over pipes in memory, one connection per agent; no TLS, no network".to_owned(),
         "the embedded API server, its database on a file system in memory".to_owned(),
-        "cep: a CiliumEndpoint is written once when its pod is in force and deleted once; clients are not rate limited \
-         (known agents write it more often, and are)"
-            .to_owned(),
+        format!(
+            "cep, ces-operator: CiliumEndpoints are written as known agents do: looked for, created when the pod is in \
+             force, its state mended {} s later, deleted; {:.0} requests/s an agent, {:.0} at once. Their objects carry \
+             less here (no pod labels, no external identifiers), and there is no limit on pods that start",
+            manner::ROUND.as_secs(),
+            manner::RATE,
+            manner::AHEAD
+        ),
+        "ces-operator: 100 endpoints a slice, a change waits 0.5 s, 10 writes/s, 20 at once".to_owned(),
         format!(
             "ces-node: that a pod is gone is written with the next pod of its slice, or after {} s: of what the churn \
              leaves behind, the rest is written later",
@@ -144,6 +180,56 @@ pub fn conditions() -> Vec<String> {
         "pods are bound and started by the script: no scheduler, no kubelet but for create, status and delete of pods"
             .to_owned(),
     ]
+}
+
+/// How late timers are: what a task waits for its turn.
+struct Lag {
+    late: Arc<Mutex<Vec<Duration>>>,
+    _ends: DropGuard,
+}
+
+impl Lag {
+    fn watch(stop: &CancellationToken) -> Self {
+        let (all, stop) = (Arc::<Mutex<Vec<Duration>>>::default(), stop.child_token());
+        let (noted, stopped) = (all.clone(), stop.clone());
+        tokio::spawn(stopped.run_until_cancelled_owned(async move {
+            loop {
+                let due = Instant::now() + LAG_EVERY;
+                tokio::time::sleep_until(due.into()).await;
+                noted.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed());
+            }
+        }));
+        Self { late: all, _ends: stop.drop_guard() }
+    }
+
+    fn take(self) -> Spread {
+        Spread::of(std::mem::take(&mut *self.late.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+/// Faster and faster, until pods are not known to all in time. Answers the last rate that was kept up with, if any, and
+/// the one that was not, if it came to that.
+async fn climb(
+    rates: &[f64],
+    cluster: &Arc<Cluster>,
+    tracker: &Tracker,
+    dice: &mut Dice,
+) -> (Option<f64>, Option<f64>) {
+    let mut kept = None;
+    for rate in rates {
+        tracker.restart();
+        tracker.measure(true);
+        let began = Instant::now();
+        cluster.roll_out(dice, *rate, STEP_SECONDS).await;
+        let took = began.elapsed().as_secs_f64();
+        tracker.measure(false);
+        tokio::time::sleep(IN_TIME).await;
+        if took > STEP_SECONDS * 1.25 || tracker.waiting() as f64 > rate * STEP_SECONDS * 0.05 {
+            return (kept, Some(*rate));
+        }
+        kept = Some(*rate);
+    }
+    (kept, None)
 }
 
 fn resident_kib() -> u64 {

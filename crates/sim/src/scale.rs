@@ -25,10 +25,13 @@ pub struct Options {
     /// Where results go.
     #[arg(long, default_value = "target/bench")]
     pub out: PathBuf,
+    /// Runs whose results are there already are not made again, if they had the same options.
+    #[arg(long)]
+    pub resume: bool,
 }
 
-/// Memory of an agent that knows of no pod, and of what it knows of one.
-const AGENT_KIB: usize = 4096;
+/// Memory of an agent that knows of no pod, both ends of its connection included, and of what it knows of one.
+const AGENT_KIB: usize = 3072;
 const POD_BYTES: usize = 2048;
 
 const MODES: [Propagation; 3] = [Propagation::Cep, Propagation::CesOperator, Propagation::CesNode];
@@ -53,9 +56,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             continue;
         }
         for mode in MODES {
-            let run = Run { nodes, pods, ..options.run.clone() };
+            let compared = (nodes, pods) == (options.run.nodes, options.run.pods);
+            let rates = if compared { options.run.rates.clone() } else { Vec::new() };
+            let run = Run { nodes, pods, rates, ..options.run.clone() };
             eprintln!("{}: {nodes} nodes, {pods} pods", mode.as_str());
-            let report = one(&run, mode, &options.out)?;
+            let report = match options.resume.then(|| former(&run, mode, &options.out)).flatten() {
+                Some(report) => report,
+                None => one(&run, mode, &options.out)?,
+            };
             print!("{}", report.text());
             reports.push(report);
             let json = serde_json::to_vec_pretty(&reports)?;
@@ -96,9 +104,20 @@ fn memory_available_mib() -> usize {
     kib.map_or(usize::MAX, |kib| kib / 1024)
 }
 
+fn file_of(run: &Run, mode: Propagation, out: &Path) -> PathBuf {
+    out.join(format!("sim-{}-{}-{}.json", mode.as_str(), run.nodes, run.pods))
+}
+
+/// What came out of the same run before.
+fn former(run: &Run, mode: Propagation, out: &Path) -> Option<Report> {
+    let report: Report = serde_json::from_slice(&std::fs::read(file_of(run, mode, out)).ok()?).ok()?;
+    let same = serde_json::to_value(&report.options).ok()? == serde_json::to_value(run).ok()?;
+    same.then_some(report)
+}
+
 /// In a process of its own, so that its memory is its own.
 fn one(run: &Run, mode: Propagation, out: &Path) -> anyhow::Result<Report> {
-    let file = out.join(format!("sim-{}-{}-{}.json", mode.as_str(), run.nodes, run.pods));
+    let file = file_of(run, mode, out);
     let program = std::env::current_exe().context("this program's path")?;
     let numbers = [
         ("--nodes", run.nodes.to_string()),
@@ -107,6 +126,7 @@ fn one(run: &Run, mode: Propagation, out: &Path) -> anyhow::Result<Report> {
         ("--namespaces", run.namespaces.to_string()),
         ("--policies", run.policies.to_string()),
         ("--rate", run.rate.to_string()),
+        ("--warm-up", run.warm_up.to_string()),
         ("--seconds", run.seconds.to_string()),
         ("--scale-to-zero", run.scale_to_zero.to_string()),
         ("--lost-nodes", run.lost_nodes.to_string()),
@@ -118,10 +138,24 @@ fn one(run: &Run, mode: Propagation, out: &Path) -> anyhow::Result<Report> {
     for (flag, value) in numbers {
         command.args([flag, &value]);
     }
+    if !run.rates.is_empty() {
+        let rates: Vec<String> = run.rates.iter().map(f64::to_string).collect();
+        command.args(["--rates", &rates.join(",")]);
+    }
     let status = command.status().context("start a run")?;
     anyhow::ensure!(status.success(), "{} with {} nodes failed: {status}", mode.as_str(), run.nodes);
     let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     serde_json::from_str(&text).with_context(|| file.display().to_string())
+}
+
+/// The rates of pods with which a mode keeps up, as far as they were tried.
+fn keeps_up(report: &Report) -> String {
+    match (report.rates_kept, report.rate_lost) {
+        (Some(kept), Some(_)) => format!("{kept}/s"),
+        (Some(kept), None) => format!(">= {kept}/s"),
+        (None, Some(lost)) => format!("< {lost}/s"),
+        (None, None) => String::new(),
+    }
 }
 
 /// The modes of one size beside each other, and how much better they are than `cep`.
@@ -138,7 +172,7 @@ pub fn table(reports: &[Report], (nodes, pods): (usize, usize)) -> String {
         nodes, options.pods, options.rate, options.seconds, options.scale_to_zero, options.lost_nodes, options.seed
     );
     text += &format!(
-        "{:<13}{:>24}{:>24}{:>30}{:>11}{:>8}{:>8}{:>7}\n",
+        "{:<13}{:>24}{:>24}{:>30}{:>11}{:>8}{:>8}{:>7}{:>13}{:>14}\n",
         "",
         "API latency p50/p99 ms",
         "pod start p50/p99 ms",
@@ -146,12 +180,14 @@ pub fn table(reports: &[Report], (nodes, pods): (usize, usize)) -> String {
         "KiB/pod",
         "events",
         "writes",
-        "CPUs"
+        "CPUs",
+        "timers late",
+        "keeps up with"
     );
     for report in MODES.into_iter().filter_map(of) {
         let (api, start, all) = (&report.api_latency, &report.pod_start, &report.propagation);
         text += &format!(
-            "{:<13}{:>24}{:>24}{:>30}{:>11.1}{:>8.0}{:>8.2}{:>7.2}\n",
+            "{:<13}{:>24}{:>24}{:>30}{:>11.1}{:>8.0}{:>8.2}{:>7.2}{:>13}{:>14}\n",
             report.mode,
             format!("{:.1} / {:.1}", api.p50_ms, api.p99_ms),
             format!("{:.1} / {:.1}", start.p50_ms, start.p99_ms),
@@ -160,6 +196,8 @@ pub fn table(reports: &[Report], (nodes, pods): (usize, usize)) -> String {
             report.events_per_pod,
             report.writes_per_pod,
             report.cpus,
+            format!("{:.0} / {:.0}", report.lag.p50_ms, report.lag.p99_ms),
+            keeps_up(report),
         );
     }
     if let (Some(node), Some(operator)) = (of(Propagation::CesNode), of(Propagation::CesOperator)) {

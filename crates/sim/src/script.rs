@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use weft_api::cni::{AddRequest, Attachment, DelRequest};
 use weft_k8s::Client;
 use weft_k8s::client::{PatchKind, Preconditions};
@@ -202,11 +203,11 @@ impl Cluster {
         }
     }
 
-    /// Brings up the pods that are there when the churn begins.
+    /// Brings up the pods that are there when the churn begins, node by node.
     pub async fn fill(self: &Arc<Self>, dice: &mut Dice) {
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut tasks = JoinSet::new();
         for number in 0..self.options.pods {
-            let (cluster, on) = (self.clone(), number % self.nodes.len());
+            let (cluster, on) = (self.clone(), number * self.nodes.len() / self.options.pods);
             let deployment = dice.below(self.options.deployments.max(1));
             tasks.spawn(async move {
                 let outcome = cluster.start(deployment, on).await;
@@ -219,19 +220,28 @@ impl Cluster {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// Roll-outs, then many pods at once, then nodes, at their times. Open loop: what is late does not slow it down.
+    /// Roll-outs at their times. Open loop: what is late does not slow it down.
+    pub async fn roll_out(self: &Arc<Self>, dice: &mut Dice, rate: f64, seconds: f64) {
+        let mut tasks = JoinSet::new();
+        let mut rolling = 0;
+        let began = tokio::time::Instant::now();
+        for turn in 0..(rate * seconds) as usize {
+            tokio::time::sleep_until(began + Duration::from_secs_f64(turn as f64 / rate)).await;
+            self.replace_one(dice, turn, &mut rolling, &mut tasks);
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Roll-outs, then many pods at once, then nodes, at their times. Open loop, too.
     pub async fn churn(self: &Arc<Self>, dice: &mut Dice) {
         let options = self.options.clone();
         let total = (options.rate * options.seconds) as usize;
-        let (began, mut tasks) = (tokio::time::Instant::now(), tokio::task::JoinSet::new());
+        let (began, mut tasks) = (tokio::time::Instant::now(), JoinSet::new());
         let (mut scaled, mut lost) = (options.scale_to_zero <= 0.0, options.lost_nodes == 0);
-        let mut rolling = dice.below(options.deployments.max(1));
+        let mut rolling = 0;
         for turn in 0..total {
             let at = turn as f64 / options.rate;
             tokio::time::sleep_until(began + Duration::from_secs_f64(at)).await;
-            if turn % 40 == 0 {
-                rolling = dice.below(options.deployments.max(1));
-            }
             if !scaled && at >= options.seconds / 2.0 {
                 scaled = true;
                 self.scale_to_zero(&mut tasks);
@@ -243,19 +253,27 @@ impl Cluster {
                 }
                 self.tracker.set_agents(self.nodes.len() - lock(&self.lost).len());
             }
-            let (cluster, on) = (self.clone(), self.pick(dice));
-            let old = self.take_one(rolling);
-            tasks.spawn(async move {
-                let outcome = cluster.start(rolling, on).await;
-                cluster.note("start", outcome);
-                if let Some((number, pod)) = old {
-                    let outcome = cluster.stop(number, pod).await;
-                    cluster.note("stop", outcome);
-                }
-            });
-            while tasks.try_join_next().is_some() {}
+            self.replace_one(dice, turn, &mut rolling, &mut tasks);
         }
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// One comes up, then another goes; forty of a deployment, then forty of the next.
+    fn replace_one(self: &Arc<Self>, dice: &mut Dice, turn: usize, rolling: &mut usize, tasks: &mut JoinSet<()>) {
+        if turn % 40 == 0 {
+            *rolling = dice.below(self.options.deployments.max(1));
+        }
+        let (cluster, on, deployment) = (self.clone(), self.pick(dice), *rolling);
+        let old = self.take_one(deployment);
+        tasks.spawn(async move {
+            let outcome = cluster.start(deployment, on).await;
+            cluster.note("start", outcome);
+            if let Some((number, pod)) = old {
+                let outcome = cluster.stop(number, pod).await;
+                cluster.note("stop", outcome);
+            }
+        });
+        while tasks.try_join_next().is_some() {}
     }
 
     /// A pod of the deployment, or else the oldest of all.
@@ -268,7 +286,7 @@ impl Cluster {
         pods.remove(&number).map(|pod| (number, pod))
     }
 
-    fn scale_to_zero(self: &Arc<Self>, tasks: &mut tokio::task::JoinSet<()>) {
+    fn scale_to_zero(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         let count = (self.options.pods as f64 * self.options.scale_to_zero / 100.0) as usize;
         for _ in 0..count {
             let Some((number, pod)) = self.take_one(usize::MAX) else { return };
@@ -281,7 +299,7 @@ impl Cluster {
     }
 
     /// The machine is off; its Node and its pods are deleted, and what they own is collected.
-    fn lose(self: &Arc<Self>, index: usize, tasks: &mut tokio::task::JoinSet<()>) {
+    fn lose(self: &Arc<Self>, index: usize, tasks: &mut JoinSet<()>) {
         self.nodes[index].lose();
         lock(&self.lost).push(index);
         let gone: Vec<Pod> = {

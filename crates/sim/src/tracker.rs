@@ -160,6 +160,13 @@ impl Tracker {
         self.shards.iter().map(short).sum()
     }
 
+    /// Forgets what is measured so far, and what waits.
+    pub fn restart(&self) {
+        self.set_agents(self.agents.load(Ordering::Relaxed));
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.void.store(0, Ordering::Relaxed);
+    }
+
     /// How long it took, for every pod that all agents know; those that some do not know yet, with how long they have
     /// waited; and how many went before everybody knew them.
     #[must_use]

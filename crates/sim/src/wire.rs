@@ -71,7 +71,7 @@ type AnswerBody = UnsyncBoxBody<Bytes, BoxError>;
 /// # Errors
 /// The connection cannot be made.
 pub async fn connect(server: &InProcess, who: &'static str, meter: &Meter) -> anyhow::Result<Client> {
-    connect_late(server, who, meter, Arc::default()).await
+    over(server, who, meter, None).await
 }
 
 /// The same, over a connection whose answers and events come so many milliseconds late.
@@ -83,6 +83,15 @@ pub async fn connect_late(
     who: &'static str,
     meter: &Meter,
     late_ms: Arc<AtomicU64>,
+) -> anyhow::Result<Client> {
+    over(server, who, meter, Some(late_ms)).await
+}
+
+async fn over(
+    server: &InProcess,
+    who: &'static str,
+    meter: &Meter,
+    late_ms: Option<Arc<AtomicU64>>,
 ) -> anyhow::Result<Client> {
     let io = TokioIo::new(server.connect(who));
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
@@ -135,7 +144,8 @@ pub async fn connect_late(
 }
 
 /// A body whose parts come late, in their order.
-fn late(body: Incoming, late_ms: Arc<AtomicU64>) -> UnsyncBoxBody<Bytes, hyper::Error> {
+fn late(body: Incoming, late_ms: Option<Arc<AtomicU64>>) -> UnsyncBoxBody<Bytes, hyper::Error> {
+    let Some(late_ms) = late_ms else { return body.boxed_unsync() };
     let frames = BodyStream::new(body).then(move |frame| {
         let late_ms = late_ms.load(Ordering::Relaxed);
         async move {

@@ -11,6 +11,9 @@ use weft_model::intent::{ObjectName, RemoteEndpoint};
 
 /// Endpoints per slice, at most.
 pub(super) const ENDPOINTS_MAX: usize = 100;
+/// Endpoints up to which a slice is given new ones. A new endpoint costs every agent the slice that it is in, so slices
+/// are kept small: what they cost in lists is the metadata, which is about one endpoint's worth.
+pub(super) const FILLED: usize = 10;
 
 /// A slice of ours as it is in the API.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -123,9 +126,9 @@ pub(super) fn plan(
     adding
 }
 
-/// The slice of the namespace with the most endpoints that still has room.
+/// The slice of the namespace with the most endpoints that still takes new ones: few slices, as full as they shall be.
 fn fullest(slices: &BTreeMap<String, (String, Vec<CoreEndpoint>)>, namespace: &str) -> Option<String> {
-    let fits = slices.iter().filter(|(_, (of, endpoints))| of == namespace && endpoints.len() < ENDPOINTS_MAX);
+    let fits = slices.iter().filter(|(_, (of, endpoints))| of == namespace && endpoints.len() < FILLED);
     fits.max_by_key(|(_, (_, endpoints))| endpoints.len()).map(|(name, _)| name.clone())
 }
 

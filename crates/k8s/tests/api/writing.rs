@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_k8s::endpoint::manner::{Manner, ROUND};
 use weft_k8s::endpoint::{self, Propagation};
 use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
@@ -65,20 +66,65 @@ async fn slices_follow_the_set_and_bursts_are_one_write() {
     let fake = Fake::new();
     let stop = CancellationToken::new();
     let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
-    for n in 1..=50 {
+    for n in 1..=8 {
         writer.set(endpoints(n, 300));
     }
-    let last = writer.set(endpoints(51, 300));
+    let last = writer.set(endpoints(9, 300));
     announced(&writer, last).await;
-    assert_eq!((held(&fake), fake.writes().len()), (51, 1), "{:?}", fake.writes());
+    assert_eq!((held(&fake), fake.writes().len()), (9, 1), "{:?}", fake.writes());
     let slice = &fake.all(SLICES)[0];
     assert_eq!(slice["metadata"]["labels"][NODE_LABEL], "node-1");
     assert!(writer.is_own(slice["metadata"]["name"].as_str().expect("text")));
     assert_eq!(slice["endpoints"][0]["networking"]["addressing"], json!([{"ipv4": "10.244.1.2", "ipv6": "fd44::2"}]));
     announced(&writer, writer.set(endpoints(250, 300))).await;
-    assert_eq!((held(&fake), fake.all(SLICES).len()), (250, 3));
+    assert_eq!((held(&fake), fake.all(SLICES).len()), (250, 25));
     announced(&writer, writer.set(BTreeMap::new())).await;
     assert!(fake.all(SLICES).is_empty());
+    stop.cancel();
+}
+
+/// Those that come one after the other while a write is on its way, and for a moment after it, are one write.
+#[tokio::test]
+async fn a_burst_gathers_behind_its_first() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let writer = Writer::start(fake.client(), "node-1", Duration::ZERO, stop.clone());
+    announced(&writer, writer.set(endpoints(1, 300))).await;
+    assert_eq!((held(&fake), fake.writes().len()), (1, 1));
+    let mut last = 0;
+    for n in 2..=10 {
+        last = writer.set(endpoints(n, 300));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    announced(&writer, last).await;
+    assert!(held(&fake) == 10 && fake.writes().len() <= 5, "{:?}", fake.writes());
+    let name = fake.all(SLICES)[0]["metadata"]["name"].as_str().expect("text").to_owned();
+    assert!(writer.holds(&name));
+    announced(&writer, writer.set(BTreeMap::new())).await;
+    fake.until("let go of", |_| !writer.holds(&name)).await;
+    stop.cancel();
+}
+
+/// As known agents do: looked for, made, mended a round later, deleted.
+#[tokio::test]
+async fn known_agents_write_an_object_three_times() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let writer = endpoint::Writer::start(fake.client(), "node-1", Manner::Known, stop.clone());
+    let state = |fake: &Fake| fake.all(ENDPOINTS)[0]["status"]["state"].as_str().expect("text").to_owned();
+    let mut progress = writer.announced();
+    let generation = writer.set(own(1, 300));
+    progress.wait_for(|now| now.generation >= generation).await.expect("the writer runs");
+    assert_eq!((state(&fake).as_str(), fake.writes().len()), ("waiting-to-regenerate", 1));
+    let deadline = Instant::now() + ROUND * 3;
+    while state(&fake) != "ready" {
+        assert!(Instant::now() < deadline, "never mended");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(fake.writes().len(), 2);
+    let generation = writer.set(BTreeMap::new());
+    progress.wait_for(|now| now.generation >= generation).await.expect("the writer runs");
+    assert_eq!((fake.all(ENDPOINTS).len(), fake.writes().len()), (0, 3));
     stop.cancel();
 }
 
@@ -139,7 +185,7 @@ async fn race_4_an_object_of_a_successor_on_another_node_is_spared() {
             tokio::time::timeout(Duration::from_secs(10), wait).await.expect("in time").expect("runs").clone()
         }
     };
-    let old = endpoint::Writer::start(fake.client(), "node-1", stop.clone());
+    let old = endpoint::Writer::start(fake.client(), "node-1", Manner::Sparing, stop.clone());
     written(&old, old.set(own(1, 300))).await;
     let made = fake.all(ENDPOINTS).remove(0);
     assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "uid-0");
@@ -151,7 +197,7 @@ async fn race_4_an_object_of_a_successor_on_another_node_is_spared() {
     let mut successor = own(1, 301);
     successor.values_mut().for_each(|own| own.endpoint.pod_uid = "uid-new".to_owned());
     fake.put("api/v1/pods", json!({"metadata": {"name": "pod-0", "namespace": "n", "uid": "uid-new"}}));
-    let new = endpoint::Writer::start(fake.client(), "node-2", stop.clone());
+    let new = endpoint::Writer::start(fake.client(), "node-2", Manner::Sparing, stop.clone());
     written(&new, new.set(successor)).await;
     written(&old, old.set(BTreeMap::new())).await;
     let left = fake.all(ENDPOINTS);
@@ -359,7 +405,7 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     announced(&writer, writer.set(endpoints(1, 300))).await;
     // Endpoints as objects of their own, in a cluster whose definition keeps the status apart.
     fake.keep_status_apart(ENDPOINTS);
-    let objects = endpoint::Writer::start(client.clone(), "node-1", stop.clone());
+    let objects = endpoint::Writer::start(client.clone(), "node-1", Manner::Sparing, stop.clone());
     let written = |generation: u64| {
         let mut announced = objects.announced();
         async move {

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use weft_api::cni::{AddRequest, Attachment};
 use weft_k8s::Client;
 use weft_k8s::endpoint::Propagation;
+use weft_k8s::endpoint::manner::Manner;
 use weft_local::apiserver::InProcess;
 use weft_local::apiserver::api::{Api, Settings};
 use weft_local::apiserver::store::Store;
@@ -47,10 +48,12 @@ pub fn options(nodes: usize) -> Run {
         namespaces: 1,
         policies: 0,
         rate: 1.0,
+        warm_up: 0.0,
         seconds: 1.0,
         scale_to_zero: 0.0,
         lost_nodes: 0,
         drain: 1.0,
+        rates: Vec::new(),
         seed: 1,
     }
 }
@@ -88,7 +91,8 @@ impl World {
         let until = tokio::time::Instant::now() + DEADLINE;
         // The one before it lets go of the directory when its last task has ended.
         let node = loop {
-            match Node::start(index, mode, client.clone(), recorder.clone(), &dir, &self.stop).await {
+            let how = (mode, Manner::Sparing);
+            match Node::start(index, how, client.clone(), recorder.clone(), &dir, &self.stop).await {
                 Ok(node) => break node,
                 Err(error) => assert!(tokio::time::Instant::now() < until, "{error:#}"),
             }

@@ -89,14 +89,14 @@ proptest! {
 }
 
 #[test]
-fn a_pod_more_is_one_write_and_the_hundred_and_first_opens_a_slice() {
-    let mut pods: Vec<(u8, u16, u32)> = (0..99).map(|n| (0, n, 0)).collect();
+fn a_pod_more_is_one_small_write_and_the_eleventh_opens_a_slice() {
+    let mut pods: Vec<(u8, u16, u32)> = (0..9).map(|n| (0, n, 0)).collect();
     let mut held = BTreeMap::new();
     assert_eq!(reach(&mut held, &set(&pods)), 1);
-    pods.push((0, 99, 0));
+    pods.push((0, 9, 0));
     assert_eq!(reach(&mut held, &set(&pods)), 1);
     assert_eq!(held.len(), 1);
-    pods.push((0, 100, 0));
+    pods.push((0, 10, 0));
     assert_eq!(reach(&mut held, &set(&pods)), 1);
     assert_eq!(held.len(), 2);
     // Another namespace, another slice.
@@ -106,8 +106,27 @@ fn a_pod_more_is_one_write_and_the_hundred_and_first_opens_a_slice() {
     // A changed identity touches the pod's slice only.
     pods[0].2 = 1;
     assert_eq!(reach(&mut held, &set(&pods)), 1);
+    // What goes makes room for what comes.
+    pods.remove(3);
+    assert_eq!(reach(&mut held, &set(&pods)), 1);
+    pods.push((0, 11, 0));
+    assert_eq!(reach(&mut held, &set(&pods)), 1);
+    assert_eq!(held.len(), 3);
     assert_eq!(reach(&mut held, &BTreeMap::new()), 3);
     assert!(held.is_empty());
+}
+
+#[test]
+fn a_slice_that_a_former_agent_filled_more_is_left_as_it_is() {
+    let mut pods: Vec<(u8, u16, u32)> = (0..80).map(|n| (0, n, 0)).collect();
+    let endpoints = set(&pods).values().map(convert::slice_endpoint).collect();
+    let large = Held { version: "1".to_owned(), namespace: "ns-0".to_owned(), endpoints };
+    let mut held = BTreeMap::from([("node-1-abc-0".to_owned(), large)]);
+    assert_eq!(reach(&mut held, &set(&pods)), 0);
+    pods.push((0, 80, 0));
+    assert_eq!(reach(&mut held, &set(&pods)), 1);
+    assert_eq!(held["node-1-abc-0"].endpoints.len(), 80);
+    assert_eq!(held["node-1-abc-1"].endpoints.len(), 1);
 }
 
 #[test]

@@ -1,0 +1,106 @@
+//! How CiliumEndpoints are written: as sparingly as it goes, or as the agents do that are known for them, so that a
+//! comparison is with what clusters see today.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// See the module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Manner {
+    /// One write when the endpoint is in force, one when it is gone; what changes together is written together.
+    #[default]
+    Sparing,
+    /// As known agents do: each endpoint for itself and at once, with a look whether the object exists; its status says
+    /// that the endpoint is not ready yet, and is mended at the next of the rounds that are made every
+    /// [`ROUND`]. So a pod that lives for longer than that is three events (created, mended, deleted) for each agent.
+    /// Requests are limited to [`RATE`] a second, [`AHEAD`] at once.
+    Known,
+}
+
+/// Known agents look at each endpoint this often.
+pub const ROUND: Duration = Duration::from_secs(10);
+/// Requests of a known agent in a second.
+pub const RATE: f64 = 10.0;
+/// Requests of a known agent before that holds.
+pub const AHEAD: f64 = 20.0;
+
+impl Manner {
+    /// How long changes gather before they are written.
+    pub(super) const fn gathers(self) -> Duration {
+        match self {
+            Self::Sparing => Duration::from_millis(10),
+            Self::Known => Duration::ZERO,
+        }
+    }
+
+    /// Objects that are written side by side.
+    pub(super) const fn side_by_side(self) -> usize {
+        match self {
+            Self::Sparing => 4,
+            Self::Known => 256,
+        }
+    }
+
+    /// What an object that was made at `made` (`None`: by a former agent) says of its endpoint's state now.
+    pub(super) fn state(self, made: Option<Instant>) -> &'static str {
+        match (self, made) {
+            (Self::Known, Some(made)) if made.elapsed() < ROUND => "waiting-to-regenerate",
+            _ => "ready",
+        }
+    }
+}
+
+/// Lets requests pass at a rate, the first ones at once.
+#[derive(Debug)]
+pub(super) struct Limiter(Option<Mutex<(f64, Instant)>>);
+
+impl Limiter {
+    pub(super) fn new(manner: Manner) -> Self {
+        Self((manner == Manner::Known).then(|| Mutex::new((AHEAD, Instant::now()))))
+    }
+
+    /// Waits for a turn. Turns are given in the order in which they were asked for.
+    pub(super) async fn turn(&self) {
+        let Some(state) = &self.0 else { return };
+        let wait = {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let (left, then) = *state;
+            let left = (left + now.duration_since(then).as_secs_f64() * RATE).min(AHEAD) - 1.0;
+            *state = (left, now);
+            if left < 0.0 { Duration::from_secs_f64(-left / RATE) } else { Duration::ZERO }
+        };
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_known_agent_has_twenty_requests_at_once_and_then_ten_a_second() {
+        let limiter = Limiter::new(Manner::Known);
+        let began = Instant::now();
+        for _ in 0..25 {
+            limiter.turn().await;
+        }
+        assert!(began.elapsed() >= Duration::from_millis(490), "{:?}", began.elapsed());
+        let (left, _) = *limiter.0.as_ref().expect("limited").lock().expect("whole");
+        assert!((-1.0..=0.0).contains(&left.floor()), "{left}");
+        let unlimited = Limiter::new(Manner::Sparing);
+        assert!(unlimited.0.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_known_agents_object_is_ready_a_round_later() {
+        let now = Some(Instant::now());
+        assert_eq!(Manner::Known.state(now), "waiting-to-regenerate");
+        assert_eq!(Manner::Sparing.state(now), "ready");
+        assert_eq!(Manner::Known.state(Instant::now().checked_sub(ROUND)), "ready");
+        assert_eq!(Manner::Known.state(None), "ready");
+    }
+}
