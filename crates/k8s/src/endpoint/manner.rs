@@ -89,10 +89,7 @@ mod tests {
             limiter.turn().await;
         }
         assert!(began.elapsed() >= Duration::from_millis(490), "{:?}", began.elapsed());
-        let (left, _) = *limiter.0.as_ref().expect("limited").lock().expect("whole");
-        assert!((-1.0..=0.0).contains(&left.floor()), "{left}");
-        let unlimited = Limiter::new(Manner::Sparing);
-        assert!(unlimited.0.is_none());
+        assert!(Limiter::new(Manner::Sparing).0.is_none());
     }
 
     #[tokio::test]
