@@ -133,6 +133,7 @@ impl Expander {
 
     /// Where the agent reaches the API server, known before any object is.
     pub fn set_api_server(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.unguarded = true;
         self.changed.api_server |= addresses != self.api_server;
         self.api_server = addresses;
     }

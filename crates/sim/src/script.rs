@@ -223,7 +223,7 @@ impl Cluster {
     /// Roll-outs at their times. Open loop: what is late does not slow it down.
     pub async fn roll_out(self: &Arc<Self>, dice: &mut Dice, rate: f64, seconds: f64) {
         let mut tasks = JoinSet::new();
-        let mut rolling = 0;
+        let mut rolling = dice.below(self.options.deployments.max(1));
         let began = tokio::time::Instant::now();
         for turn in 0..(rate * seconds) as usize {
             tokio::time::sleep_until(began + Duration::from_secs_f64(turn as f64 / rate)).await;
@@ -238,7 +238,7 @@ impl Cluster {
         let total = (options.rate * options.seconds) as usize;
         let (began, mut tasks) = (tokio::time::Instant::now(), JoinSet::new());
         let (mut scaled, mut lost) = (options.scale_to_zero <= 0.0, options.lost_nodes == 0);
-        let mut rolling = 0;
+        let mut rolling = dice.below(self.options.deployments.max(1));
         for turn in 0..total {
             let at = turn as f64 / options.rate;
             tokio::time::sleep_until(began + Duration::from_secs_f64(at)).await;
