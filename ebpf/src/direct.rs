@@ -62,6 +62,14 @@ pub const fn is_telling(number: u64) -> bool {
     number < TELLING || number % AGAIN == 0
 }
 
+/// Whether the client has ended a connection of which only its half comes by: no more of it is ever seen here, so the
+/// other end cannot be waited for. Where it does go on, the backend's node knows, and has the last word.
+#[inline(always)]
+pub const fn is_done(flags: u16) -> bool {
+    const ENDED: u16 = flow_flags::TELLS | flow_flags::FIN_FORWARD;
+    flags & ENDED == ENDED
+}
+
 /// Before a packet leaves for a backend that answers by itself: keeps the state of its connection, of which only this
 /// half comes by, and leaves in `s.tell` how many bytes the frontend takes, 0: the backend's node knows it.
 #[inline(always)]

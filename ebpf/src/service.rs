@@ -184,7 +184,12 @@ fn usable(s: &mut Scratch, old: &FlowEntry) -> bool {
     }
     connection(s, &old.nat_addr, old.nat_port_be);
     // SAFETY: read at once.
-    unsafe { FLOWS.get(&s.nat_key) }.is_some_and(|entry| !closing(entry.flags))
+    unsafe { FLOWS.get(&s.nat_key) }.is_some_and(|entry| {
+        // Another frontend's by now: the choice is made anew.
+        !closing(entry.flags)
+            && entry.frontend == s.packet.destination
+            && entry.frontend_port_be == s.packet.destination_port
+    })
 }
 
 /// Removes an entry under `s.key`, as the collector would.
@@ -328,7 +333,7 @@ fn taken(s: &mut Scratch) -> bool {
     }
     let idle = if s.packet.protocol == UDP { UDP_IDLE_S } else { config.other_s };
     let over = if s.packet.protocol == TCP {
-        closing(entry.flags)
+        closing(entry.flags) || direct::is_done(entry.flags)
     } else {
         now_s().wrapping_sub(last).wrapping_sub(idle) < u32::MAX / 2
     };

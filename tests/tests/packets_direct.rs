@@ -208,6 +208,37 @@ fn half_a_connection_lives_as_long_as_the_whole() {
 }
 
 #[test]
+fn ports_are_anothers_once_the_client_is_done_with_them() {
+    on_both(|kernel, f, routing| {
+        put_service(kernel, 1, frontend(any(f), PORT, TCP), DSR, &[(1, f.c, 8080)])?;
+        put_service(kernel, 2, frontend(any(f), PORT + 1, TCP), DSR, &[(2, f.c, 8080)])?;
+        put_service(kernel, 3, frontend(any(f), PORT + 2, TCP), service_flags::NODE_PORT, &[(3, f.c, 8080)])?;
+        let send = |kernel: &Kernel, port: u16, flags: u8| {
+            from_wire(kernel, &ip(f.world, f.node).tcp(7000, port, flags, b""))
+        };
+        for (first, second) in [(PORT, PORT + 1), (PORT, PORT + 2), (PORT + 1, PORT)] {
+            for flags in [SYN, ACK] {
+                sent(routing, &send(kernel, first, flags)?);
+            }
+            // Answers of two connections could not be told apart.
+            let outcome = send(kernel, second, SYN)?;
+            dropped(kernel, &outcome, DropReason::NoNatMapping);
+            // The other side's end does not come by here.
+            for flags in [FIN | ACK, ACK] {
+                sent(routing, &send(kernel, first, flags)?);
+            }
+            let (_, inner) = sent(routing, &send(kernel, second, SYN)?);
+            let direct = second != PORT + 2;
+            assert_eq!(read(&inner).source, parsed(if direct { f.world } else { f.node }), "{first}, then {second}");
+            assert_eq!(told(&inner), direct.then_some((parsed(f.node), second)));
+            sent(routing, &send(kernel, second, ACK)?);
+            sent(routing, &send(kernel, second, RST)?);
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn the_backends_node_answers_in_the_name_of_the_frontend() {
     on_both(|kernel, f, routing| {
         put_policy(
