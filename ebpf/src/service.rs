@@ -16,9 +16,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 
 use crate::decide::{self, endpoint};
 use crate::maps::{BACKENDS, FLOWS, FRONTENDS, RANGES, RangeData};
-use crate::packet::{
-    ETH, SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNKNOWN_PORTS, UNMASQUERADED, clear, translated,
-};
+use crate::packet::{SCTP, Scratch, Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNKNOWN_PORTS, UNMASQUERADED, clear, translated};
 use crate::track::{canonical, closing, config, exchange, now_s, tuple};
 use crate::{Hook, balance, direct, host, nat, own, refuse, step};
 
@@ -395,23 +393,13 @@ pub fn undo(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 /// Replaces the source, in the frame and in `s`.
 #[inline(never)]
 fn source(skb: Skb, s: &mut Scratch, address: &Addr, port_be: u16) -> Result<(), DropReason> {
-    let (old, old_port) = (s.packet.source, s.packet.source_port);
-    nat::rewrite(skb, s, ETH + if s.packet.version == 4 { 12 } else { 8 }, &old, address)?;
-    nat::ports(skb, s, 0, old_port, port_be)?;
-    s.packet.source = *address;
-    s.packet.source_port = port_be;
-    Ok(())
+    nat::replace::<true>(skb, s, address, port_be)
 }
 
 /// Replaces the destination, in the frame and in `s`.
 #[inline(never)]
 fn destination(skb: Skb, s: &mut Scratch, address: &Addr, port_be: u16) -> Result<(), DropReason> {
-    let (old, old_port) = (s.packet.destination, s.packet.destination_port);
-    nat::rewrite(skb, s, ETH + if s.packet.version == 4 { 16 } else { 24 }, &old, address)?;
-    nat::ports(skb, s, 2, old_port, port_be)?;
-    s.packet.destination = *address;
-    s.packet.destination_port = port_be;
-    Ok(())
+    nat::replace::<false>(skb, s, address, port_be)
 }
 
 /// Marks the entry that is being made of a translated packet's connection.

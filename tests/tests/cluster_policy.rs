@@ -202,9 +202,8 @@ fn revoked(stage: &Stage, from: &Pod, options: &str, family: usize) -> Result<()
         "allow",
         &format!("{{{SERVER}, ingress: [{{from: [{{podSelector: {{matchLabels: {{role: client}}}}}}]}}]}}"),
     )?;
-    // What TCP cannot deliver must fit into its buffer, or the sender stops and reports nothing.
     let rate = if options == "--tcp" { 300 } else { 2000 };
-    let options = format!("{options} --rate {rate} --duration 4 --interval 0.05");
+    let options = format!("{options} --rate {rate} --duration 5 --interval 0.05");
     let mut stream = cluster.stream(from, &options, server.addresses[family])?;
     eventually("the stream", || {
         let report = stream.report()?;
@@ -218,6 +217,7 @@ fn revoked(stage: &Stage, from: &Pod, options: &str, family: usize) -> Result<()
     while began.elapsed() < std::time::Duration::from_millis(200) {
         frozen = stream.report()?;
     }
+    ensure!(frozen["final"] != true, "the stream was over before the policy was gone: {frozen}");
     let last = stream.finish()?;
     ensure!(last["received"] == frozen["received"], "still received: {frozen}, then {last}");
     ensure!(last["sent"].as_u64() > last["received"].as_u64(), "nothing was stopped: {last}");

@@ -213,9 +213,8 @@ fn ports_are_anothers_once_the_client_is_done_with_them() {
         put_service(kernel, 1, frontend(any(f), PORT, TCP), DSR, &[(1, f.c, 8080)])?;
         put_service(kernel, 2, frontend(any(f), PORT + 1, TCP), DSR, &[(2, f.c, 8080)])?;
         put_service(kernel, 3, frontend(any(f), PORT + 2, TCP), service_flags::NODE_PORT, &[(3, f.c, 8080)])?;
-        let send = |kernel: &Kernel, port: u16, flags: u8| {
-            from_wire(kernel, &ip(f.world, f.node).tcp(7000, port, flags, b""))
-        };
+        let send =
+            |kernel: &Kernel, port: u16, flags: u8| from_wire(kernel, &ip(f.world, f.node).tcp(7000, port, flags, b""));
         for (first, second) in [(PORT, PORT + 1), (PORT, PORT + 2), (PORT + 1, PORT)] {
             for flags in [SYN, ACK] {
                 sent(routing, &send(kernel, first, flags)?);

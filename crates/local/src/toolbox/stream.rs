@@ -132,27 +132,38 @@ fn number(bytes: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(rest.get(..8)?.try_into().ok()?))
 }
 
-/// Calls `send` with each number when it is due, and reports now and then, until the time is over.
+/// Calls `send` with each number when it is due, until the time is over.
 fn pace(arguments: &StreamArguments, shared: &Shared, mut send: impl FnMut(u64) -> io::Result<()>) -> io::Result<()> {
     let began = Instant::now();
     let total = (arguments.duration.as_secs_f64() * f64::from(arguments.rate)) as u64;
-    let mut next_report = arguments.interval;
     let mut number = 0;
     while number < total {
-        let elapsed = began.elapsed();
-        let due = ((elapsed.as_secs_f64() * f64::from(arguments.rate)) as u64).min(total);
+        let due = ((began.elapsed().as_secs_f64() * f64::from(arguments.rate)) as u64).min(total);
         while number < due {
             send(number)?;
             number += 1;
             shared.sent.store(number, Ordering::Relaxed);
         }
-        if elapsed >= next_report {
-            next_report += arguments.interval;
-            report(elapsed, shared);
-        }
         std::thread::sleep(TICK);
     }
     Ok(())
+}
+
+/// Reports now and then until the sender is done; also while the sender waits for room.
+fn reports(arguments: &StreamArguments, shared: &Shared) {
+    let began = Instant::now();
+    let mut next = arguments.interval;
+    while !shared.done.load(Ordering::Relaxed) {
+        let elapsed = began.elapsed();
+        if elapsed >= arguments.duration {
+            break;
+        }
+        if elapsed >= next {
+            next += arguments.interval;
+            report(elapsed, shared);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn report(elapsed: Duration, shared: &Shared) {
@@ -191,6 +202,7 @@ fn udp(target: SocketAddr, arguments: &StreamArguments, shared: &Shared) -> io::
     socket.connect(target)?;
     socket.set_read_timeout(Some(Duration::from_millis(50)))?;
     std::thread::scope(|scope| {
+        scope.spawn(|| reports(arguments, shared));
         scope.spawn(|| {
             let mut buffer = vec![0; 65_536];
             while !shared.done.load(Ordering::Relaxed) {
@@ -222,10 +234,13 @@ fn note(shared: &Shared, bytes: &[u8]) {
 fn tcp(target: SocketAddr, arguments: &StreamArguments, shared: &Shared) -> io::Result<()> {
     let mut writer = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
     writer.set_nodelay(true)?;
-    writer.set_write_timeout(Some(Duration::from_secs(30)))?;
+    // What cannot be delivered fills the socket's buffer; the sender then waits, but no longer than it was to run.
+    writer.set_write_timeout(Some(Duration::from_millis(50)))?;
+    let deadline = Instant::now() + arguments.duration + LAST_WITHIN;
     let mut reader = writer.try_clone()?;
     reader.set_read_timeout(Some(Duration::from_millis(50)))?;
     std::thread::scope(|scope| {
+        scope.spawn(|| reports(arguments, shared));
         scope.spawn(|| {
             let mut record = vec![0; usize::from(arguments.size)];
             let mut filled = 0;
@@ -233,7 +248,7 @@ fn tcp(target: SocketAddr, arguments: &StreamArguments, shared: &Shared) -> io::
                 match reader.read(&mut record[filled..]) {
                     Ok(0) => break,
                     Ok(length) => filled += length,
-                    Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                    Err(e) if is_temporary(&e) => {}
                     Err(_) => break,
                 }
                 if filled == record.len() {
@@ -242,7 +257,8 @@ fn tcp(target: SocketAddr, arguments: &StreamArguments, shared: &Shared) -> io::
                 }
             }
         });
-        let paced = pace(arguments, shared, |number| writer.write_all(&packet(arguments.size, number)));
+        let paced =
+            pace(arguments, shared, |number| write_until(&mut writer, &packet(arguments.size, number), deadline));
         wait_for_last(shared);
         paced
     })
@@ -268,4 +284,21 @@ mod tests {
         assert_eq!(number(&packet(64, 77)), Some(77));
         assert_eq!(number(b"WEFT"), None);
     }
+}
+
+/// Writes all of it, or fails if there was no room for it until then.
+fn write_until(writer: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match writer.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(length) => bytes = &bytes[length..],
+            Err(e) if is_temporary(&e) && Instant::now() < deadline => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
