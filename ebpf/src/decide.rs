@@ -143,7 +143,14 @@ fn refresh(s: &Scratch, old: &mut FlowEntry, forward: bool, reopened: bool) -> R
     old.nat_port_be = s.entry.nat_port_be;
     old.frontend = s.entry.frontend;
     old.frontend_port_be = s.entry.frontend_port_be;
-    old.flags = s.entry.flags;
+    // What the other direction's packets told meanwhile stays.
+    const TRACKED: u16 = flow_flags::SEEN_FORWARD
+        | flow_flags::SEEN_REPLY
+        | flow_flags::FIN_FORWARD
+        | flow_flags::FIN_REPLY
+        | flow_flags::RST;
+    let (found, kept) = (old.flags, if reopened { 0 } else { old.flags & TRACKED });
+    crate::track::change(old, found, s.entry.flags | kept);
     if stale {
         // The other direction finds its way anew.
         if forward {

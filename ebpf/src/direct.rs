@@ -26,7 +26,7 @@ use crate::packet::{
     UNKNOWN_PORTS, UNMASQUERADED, load, load_head, parse, skb_gso_size, translated,
 };
 use crate::service::admit;
-use crate::track::{canonical, closing, config, exchange, now_s};
+use crate::track::{canonical, change, closing, config, exchange, now_s};
 use crate::{decide, refuse, step};
 
 /// `BPF_ADJ_ROOM_NET`: right behind the fixed header.
@@ -82,7 +82,8 @@ pub fn prepare(skb: Skb, s: &mut Scratch, entry: *mut FlowEntry) -> Result<(), D
     }
     // SAFETY: a value of FLOWS, readable for the length of the program.
     let entry = unsafe { &mut *entry };
-    let (mut flags, packets) = (entry.flags, entry.forward_packets);
+    let (old, packets) = (entry.flags, entry.forward_packets);
+    let mut flags = old;
     let tcp = s.packet.protocol == TCP;
     let opens = tcp && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
     if opens {
@@ -116,9 +117,7 @@ pub fn prepare(skb: Skb, s: &mut Scratch, entry: *mut FlowEntry) -> Result<(), D
             return refuse::too_big(s, u32::from(config.pod_mtu) - bytes);
         }
     }
-    if flags != entry.flags {
-        entry.flags = flags;
-    }
+    change(entry, old, flags);
     Ok(())
 }
 
@@ -267,9 +266,7 @@ fn is_known(s: &mut Scratch, config: &NodeConfig) -> Result<bool, DropReason> {
     let same = entry.frontend == s.frontend && entry.frontend_port_be == s.frontend_port;
     if forward && flags & flow_flags::TRANSLATED != 0 && same {
         // Also one that came to this node first.
-        if flags & SAME != SAME {
-            entry.flags = flags | SAME;
-        }
+        change(entry, flags, flags | SAME);
         return Ok(true);
     }
     let tcp = s.packet.protocol == TCP;

@@ -25,6 +25,26 @@ pub unsafe fn exchange(place: *mut u32, old: u32, new: u32) -> u32 {
     found as u32
 }
 
+/// Changes the flags of a connection from `old` to `new`: only the bits that differ, each of them at once. The packets of
+/// its other direction may be doing the same on another CPU; if both sides close at one time and one flag is lost, the
+/// entry stays for as long as an open connection.
+#[inline(always)]
+pub fn change(entry: &mut FlowEntry, old: u16, new: u16) {
+    const OFFSET: usize = core::mem::offset_of!(FlowEntry, flags);
+    const _: () = assert!(OFFSET % 4 == 0 && cfg!(target_endian = "little"), "the flags are the low half of a word");
+    let (set, keep) = (u32::from(new & !old), !u32::from(old & !new));
+    let entry = core::ptr::from_mut(entry);
+    // SAFETY: atomic instructions of the BPF instruction set on a word inside a map value, which the caller borrowed.
+    unsafe {
+        if set != 0 {
+            asm!("lock *(u32 *)(r1 + {offset}) |= w2", in("r1") entry, in("r2") u64::from(set), offset = const OFFSET);
+        }
+        if keep != u32::MAX {
+            asm!("lock *(u32 *)(r1 + {offset}) &= w2", in("r1") entry, in("r2") u64::from(keep), offset = const OFFSET);
+        }
+    }
+}
+
 /// The node's configuration, once user space has written it. Not a `Result`: half of that would be undefined, and the
 /// verifier sees when a register that nobody wrote is saved.
 #[inline(always)]
@@ -209,10 +229,8 @@ pub fn seen(s: &Scratch, entry: &mut FlowEntry, forward: bool) -> bool {
         entry.reply_packets += 1;
         entry.reply_bytes += length;
     }
-    let flags = next_flags(&s.packet, entry.flags, forward);
-    if flags != entry.flags {
-        entry.flags = flags;
-    }
+    let old = entry.flags;
+    change(entry, old, next_flags(&s.packet, old, forward));
     true
 }
 

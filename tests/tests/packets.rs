@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use aya::programs::Program;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use weft_abi::{Addr, DropReason, IpcacheInfo, MetricKey, flow_flags, identity, path_action};
 use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT, object};
 use weft_tests::packet::site::{
@@ -321,6 +322,47 @@ fn the_state_of_tcp_follows_its_flags() {
         let entry = flow(kernel, f.a, f.b)?.context("an entry")?;
         assert_eq!(entry.flags & (flow_flags::FIN_FORWARD | flow_flags::FIN_REPLY | flow_flags::SEEN_REPLY), 0);
         assert_eq!((entry.source_identity, entry.destination_identity), (ID_B, ID_A));
+        Ok(())
+    });
+}
+
+#[test]
+fn both_sides_may_close_at_one_moment() {
+    const CONNECTIONS: u16 = 4000;
+    native(|kernel, f| {
+        let (there, back) = (ip(f.a, f.b), ip(f.b, f.a));
+        for port in 1..=CONNECTIONS {
+            from_a(kernel, &there.tcp(port, 80, SYN, b""))?;
+            from_b(kernel, &back.tcp(80, port, SYN | ACK, b""))?;
+        }
+        let arrived = AtomicU32::new(0);
+        let (kernel, arrived) = (&*kernel, &arrived);
+        let close = |cpu: usize| -> Result<()> {
+            let mut only = nix::sched::CpuSet::new();
+            only.set(cpu % std::thread::available_parallelism()?)?;
+            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only)?;
+            for port in 1..=CONNECTIONS {
+                let (program, from, frame) = if cpu == 0 {
+                    ("weft_from_pod", POD_A, there.tcp(port, 80, FIN | ACK, b""))
+                } else {
+                    ("weft_from_pod", POD_B, back.tcp(80, port, FIN | ACK, b""))
+                };
+                arrived.fetch_add(1, Ordering::AcqRel);
+                while arrived.load(Ordering::Acquire) < u32::from(port) * 2 {
+                    std::thread::yield_now();
+                }
+                kernel.run(program, from, &frame)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| close(1));
+            close(0)?;
+            other.join().expect("the other side")
+        })?;
+        const CLOSED: u16 = flow_flags::FIN_FORWARD | flow_flags::FIN_REPLY;
+        let open = kernel.connections()?.iter().filter(|(_, entry)| entry.flags & CLOSED != CLOSED).count();
+        assert_eq!(open, 0, "connections that both sides closed are taken for open");
         Ok(())
     });
 }

@@ -3,12 +3,15 @@
 use crate::cluster::Cluster;
 use crate::path::policy;
 use crate::report::{Figure, Report, median};
-use crate::scenario::Settings;
+use crate::scenario::{Scenario, Settings};
+use crate::service_path::{SERVER_PORT, answers, cluster_ips, service};
 use crate::traffic::{Metric, Way, slice};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
-/// Nanoseconds a run of each program over slices of UDP request-response on established flows.
+/// Nanoseconds a run of each program: over slices of UDP request-response on established flows, and of TCP connections
+/// of one exchange; straight to the pod, and packet by packet through a service.
 pub fn run(cluster: &Cluster, settings: &Settings) -> Result<Report> {
     let pods = cluster.pods(&[("cost-client", "node-1"), ("cost-server", "node-1"), ("cost-remote", "node-2")])?;
     let [client, server, remote] = pods.as_slice() else { anyhow::bail!("three pods were asked for") };
@@ -17,12 +20,31 @@ pub fn run(cluster: &Cluster, settings: &Settings) -> Result<Report> {
         cluster.weft(&["policy", "wait", "--name", cluster.name(), &format!("default/{name}")])?;
     }
     let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).context("turn on run-time statistics")?;
+    let mut ways = Vec::new();
+    for (place, peer) in [("same-node", server), ("native", remote)] {
+        let app = if place == "native" { "cost-remote" } else { "cost-server" };
+        cluster.apply(&[service(app, None)])?;
+        let frontends = cluster_ips(cluster, app)?;
+        let mut scenario = Scenario::pods(app, app, client, peer);
+        scenario.port = SERVER_PORT;
+        scenario.through = Some(frontends);
+        answers(&scenario)?;
+        for (family, name) in ["ipv4", "ipv6"].into_iter().enumerate() {
+            let way = Way {
+                bind: SocketAddr::new(peer.addresses[family], SERVER_PORT),
+                ..Way::direct(&client.ns, &peer.ns, peer.addresses[family])
+            };
+            let through = Way { through: Some(frontends[family]), ..way };
+            ways.push((place.to_owned(), name, way));
+            ways.push((format!("{place}-service"), name, through));
+        }
+    }
     let mut samples: BTreeMap<(String, &str, String), Vec<f64>> = BTreeMap::new();
     for _ in 0..settings.rounds {
-        for (scenario, peer) in [("same-node", server), ("native", remote)] {
-            for (family, name) in ["ipv4", "ipv6"].into_iter().enumerate() {
+        for (scenario, name, way) in &ways {
+            for (metric, unit) in [(Metric::UdpRr, "prog_ns"), (Metric::TcpCrr, "crr_prog_ns")] {
                 let before = totals()?;
-                slice(&Way::direct(&client.ns, &peer.ns, peer.addresses[family]), Metric::UdpRr, settings.slice)?;
+                slice(way, metric, settings.slice)?;
                 let after = totals()?;
                 let mut busy: BTreeMap<String, (f64, u64)> = BTreeMap::new();
                 for (id, (program, time, runs)) in after {
@@ -35,7 +57,7 @@ pub fn run(cluster: &Cluster, settings: &Settings) -> Result<Report> {
                 }
                 for (program, (time, runs)) in busy {
                     samples
-                        .entry((format!("{scenario}/{program}"), name, "prog_ns".into()))
+                        .entry((format!("{scenario}/{program}"), *name, unit.into()))
                         .or_default()
                         .push(time / runs as f64);
                 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Where the servers listen.
-const SERVER_PORT: u16 = 7000;
+pub const SERVER_PORT: u16 = 7000;
 /// Where the services are reached.
 const SERVICE_PORT: u16 = 80;
 /// Ports of the nodes: with the node's address, and with the client's.
@@ -86,7 +86,7 @@ fn cgroup(cluster: &Cluster, node: &str, pod: &Pod) -> Result<PathBuf> {
 }
 
 /// A service of the name of its pods.
-fn service(app: &str, outside: Option<(&str, u16)>) -> Value {
+pub fn service(app: &str, outside: Option<(&str, u16)>) -> Value {
     let port = |protocol: &str| {
         let mut port = json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": SERVICE_PORT,
             "targetPort": SERVER_PORT});
@@ -114,7 +114,7 @@ fn both<'a>(texts: impl Iterator<Item = &'a str>) -> Result<[IpAddr; 2]> {
     <[IpAddr; 2]>::try_from(all).map_err(|all| anyhow::anyhow!("{all:?}: expected an address of each family"))
 }
 
-fn cluster_ips(cluster: &Cluster, name: &str) -> Result<[SocketAddr; 2]> {
+pub fn cluster_ips(cluster: &Cluster, name: &str) -> Result<[SocketAddr; 2]> {
     let object = get(cluster, "service", name)?;
     let ips = object["spec"]["clusterIPs"].as_array().context("clusterIPs")?;
     Ok(both(ips.iter().filter_map(Value::as_str))?.map(|ip| SocketAddr::new(ip, SERVICE_PORT)))
@@ -182,7 +182,7 @@ fn at_the_edge(cluster: &Cluster, how: &str) -> Result<Vec<Scenario>> {
 }
 
 /// Waits until the service is in force: until a first slice in each family succeeds.
-fn answers(scenario: &Scenario) -> Result<()> {
+pub fn answers(scenario: &Scenario) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
     for family in 0..2 {
         while let Err(error) = scenario.slice(Metric::TcpRr, family, Duration::from_millis(20)) {

@@ -160,6 +160,7 @@ fn serve_tcp(listener: &TcpListener, metric: Metric, stop: &AtomicBool, received
 }
 
 /// A way for one slice.
+#[derive(Clone, Copy)]
 pub struct Way<'a> {
     /// The client's namespace.
     pub client: &'a Path,

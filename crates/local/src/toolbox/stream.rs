@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the last packets may take to come back.
-const LAST_WITHIN: Duration = Duration::from_secs(1);
+const LAST_WITHIN: Duration = Duration::from_secs(3);
 /// The sender wakes this often and sends what is due.
 const TICK: Duration = Duration::from_micros(500);
 /// The most gaps that a report lists.
