@@ -219,7 +219,9 @@ pub struct Service {
     pub bound: u8,
     /// 1: the backend's node answers the client itself.
     pub direct: u8,
-    pub pad: [u8; 7],
+    /// 1: there is a choice that no longer counts, to be replaced.
+    pub stale: u8,
+    pub pad: [u8; 6],
     /// What an ICMP error quotes.
     pub quote: [u8; crate::refuse::QUOTE],
     /// Whom the client is bound to as it was looked at, see [`crate::balance::packed`]; 0: nobody.

@@ -8,8 +8,8 @@
 //! is written after the second was allowed: what is denied leaves nothing behind.
 
 use weft_abi::{
-    Addr, DropReason, FlowEntry, FrontendKey, HAIRPIN_V4, HAIRPIN_V6, NodeConfig, Path, RangeKey, backend_flags,
-    endpoint_flags, flow_flags, flow_kind, identity, path_action, service_flags,
+    Addr, DropReason, FlowEntry, FlowKey, FrontendKey, HAIRPIN_V4, HAIRPIN_V6, NodeConfig, Path, RangeKey,
+    backend_flags, endpoint_flags, flow_flags, flow_kind, identity, path_action, service_flags,
 };
 
 use aya_ebpf::maps::lpm_trie::Key;
@@ -46,6 +46,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
     let low = s.low;
     s.service.low = low;
     s.service.remembered = 0;
+    s.service.stale = 0;
     s.service.direct = 0;
     s.service.bound = 0;
     s.service.outside = u8::from(matches!(hook, Hook::FromDevice));
@@ -66,13 +67,17 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
                 s.service.backend.id = old.destination_identity;
                 return step::apply(skb, s);
             }
-            vacate(s, old);
-            s.answer = VACATED;
+            s.service.stale = 1;
         } else if !forward || !opens(s) {
             return Ok(());
         }
     }
     if !find(s) {
+        if !existing.is_null() && s.service.stale == 1 {
+            // SAFETY: a value of FLOWS, readable for the length of the program.
+            vacate(s, unsafe { &mut *existing });
+            s.answer = VACATED;
+        }
         return Ok(());
     }
     if matches!(hook, Hook::FromPod) && !endpoint(&s.packet.source).is_some_and(|i| i.ifindex == s.packet.ifindex) {
@@ -104,7 +109,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
         return Err(DropReason::NoNatMapping);
     }
     s.service.direct = u8::from(direct::is_wanted(s));
-    if !existing.is_null() && s.answer == NOTHING {
+    if !existing.is_null() && s.service.stale == 0 {
         // A connection to the address from before it was a frontend's.
         // SAFETY: as above.
         vacate(s, unsafe { &mut *existing });
@@ -188,6 +193,19 @@ fn usable(s: &mut Scratch, old: &FlowEntry) -> bool {
             && entry.frontend == s.packet.destination
             && entry.frontend_port_be == s.packet.destination_port
     })
+}
+
+/// Marks a choice as the collector would that removes it.
+#[inline(always)]
+fn claim(key: &FlowKey) -> bool {
+    let Some(pointer) = FLOWS.get_ptr_mut(key) else { return false };
+    // SAFETY: a map value stays readable for the length of the program.
+    let entry = unsafe { &mut *pointer };
+    let last = entry.last_seen_s;
+    entry.flags & flow_flags::SERVICE != 0
+        && last != FlowEntry::DELETING
+        // SAFETY: a field of a map value.
+        && unsafe { exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last
 }
 
 /// Removes an entry under `s.key`, as the collector would.
@@ -330,8 +348,12 @@ fn taken(s: &mut Scratch) -> bool {
         return false;
     }
     let idle = if s.packet.protocol == UDP { UDP_IDLE_S } else { config.other_s };
+    if s.packet.protocol == TCP && closing(entry.flags) {
+        // Opened again where it is.
+        return false;
+    }
     let over = if s.packet.protocol == TCP {
-        closing(entry.flags) || direct::is_done(entry.flags)
+        direct::is_done(entry.flags)
     } else {
         now_s().wrapping_sub(last).wrapping_sub(idle) < u32::MAX / 2
     };
@@ -494,7 +516,13 @@ pub fn remember(s: &mut Scratch) -> Result<(), DropReason> {
     s.nat_entry.nat_port_be = s.service.backend.port_be;
     s.nat_entry.destination_identity = s.service.backend.id;
     const NOEXIST: u64 = 1;
-    if FLOWS.insert(&s.service.key, &s.nat_entry, NOEXIST).is_err() {
+    // Claimed, it is this packet's to replace; the collector leaves it alone.
+    let replaced = s.service.stale == 1 && claim(&s.service.key);
+    if FLOWS.insert(&s.service.key, &s.nat_entry, if replaced { 0 } else { NOEXIST }).is_err() {
+        if replaced {
+            let _ = FLOWS.remove(&s.service.key);
+            return Err(DropReason::CtInsertFailed);
+        }
         // The table is full; or another CPU was faster, and unless it chose the same the client must try again: its next
         // packets go where that entry says.
         // SAFETY: compared at once.
