@@ -195,17 +195,15 @@ fn usable(s: &mut Scratch, old: &FlowEntry) -> bool {
     })
 }
 
-/// Marks a choice as the collector would that removes it.
+/// Marks a choice as the collector would that removes it, and lends it.
 #[inline(always)]
-fn claim(key: &FlowKey) -> bool {
-    let Some(pointer) = FLOWS.get_ptr_mut(key) else { return false };
+fn claim(key: &FlowKey) -> Option<&'static mut FlowEntry> {
     // SAFETY: a map value stays readable for the length of the program.
-    let entry = unsafe { &mut *pointer };
+    let entry = unsafe { &mut *FLOWS.get_ptr_mut(key)? };
     let last = entry.last_seen_s;
-    entry.flags & flow_flags::SERVICE != 0
-        && last != FlowEntry::DELETING
-        // SAFETY: a field of a map value.
-        && unsafe { exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last
+    let usable = entry.flags & flow_flags::SERVICE != 0 && last != FlowEntry::DELETING;
+    // SAFETY: a field of a map value.
+    (usable && unsafe { exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last).then_some(entry)
 }
 
 /// Removes an entry under `s.key`, as the collector would.
@@ -506,23 +504,32 @@ pub fn remember(s: &mut Scratch) -> Result<(), DropReason> {
     if s.translated & translated::FORWARD == 0 || s.service.remembered == 1 {
         return Ok(());
     }
-    clear(&mut s.nat_entry);
-    s.nat_entry.last_seen_s = now_s();
-    s.nat_entry.flags = flow_flags::SERVICE
+    let flags = flow_flags::SERVICE
         | if s.service.low == 1 { flow_flags::ORIGIN_LOW } else { 0 }
         | if s.translated & translated::HAIRPIN != 0 { flow_flags::HAIRPIN } else { 0 }
         | s.entry.flags & flow_flags::TELLS;
+    if s.service.stale == 1 {
+        if let Some(old) = claim(&s.service.key) {
+            // What is claimed is absent for everybody else until it is given back, so it is changed where it lies: half as
+            // dear as a new entry.
+            old.flags = flags;
+            old.nat_addr = s.service.backend.addr;
+            old.nat_port_be = s.service.backend.port_be;
+            old.destination_identity = s.service.backend.id;
+            // SAFETY: a field of a map value.
+            unsafe { exchange(&raw mut old.last_seen_s, FlowEntry::DELETING, now_s()) };
+            balance::remember(s);
+            return Ok(());
+        }
+    }
+    clear(&mut s.nat_entry);
+    s.nat_entry.last_seen_s = now_s();
+    s.nat_entry.flags = flags;
     s.nat_entry.nat_addr = s.service.backend.addr;
     s.nat_entry.nat_port_be = s.service.backend.port_be;
     s.nat_entry.destination_identity = s.service.backend.id;
     const NOEXIST: u64 = 1;
-    // Claimed, it is this packet's to replace; the collector leaves it alone.
-    let replaced = s.service.stale == 1 && claim(&s.service.key);
-    if FLOWS.insert(&s.service.key, &s.nat_entry, if replaced { 0 } else { NOEXIST }).is_err() {
-        if replaced {
-            let _ = FLOWS.remove(&s.service.key);
-            return Err(DropReason::CtInsertFailed);
-        }
+    if FLOWS.insert(&s.service.key, &s.nat_entry, NOEXIST).is_err() {
         // The table is full; or another CPU was faster, and unless it chose the same the client must try again: its next
         // packets go where that entry says.
         // SAFETY: compared at once.
