@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft_abi::{DropReason, Event};
+use weft_abi::{DropReason, Event, identity};
 use weft_model::intent::{Change, EndpointSlice, IdentityLabels};
 
 /// What an answer is called among the sources of endpoints: nothing in the API has such a name.
@@ -39,13 +39,17 @@ const RENEW: Duration = Duration::from_secs(30);
 /// How long an answer is believed of a node that answers no more.
 const BELIEVED_MAX: Duration = Duration::from_secs(150);
 
-/// The addresses of pods that the kernel did not know when it judged a packet.
+/// The addresses of pods elsewhere that the kernel may not have known when it judged a packet: without an identity, or,
+/// out of a tunnel, which carries one, with an identity whose labels may be news, too.
 pub fn unknown_addresses(event: &Event) -> impl Iterator<Item = IpAddr> {
     const JUDGED: [u8; 2] = [DropReason::UnknownSender as u8, DropReason::PolicyDenied as u8];
     let judged = JUDGED.contains(&event.reason);
-    let source = (judged && event.source_identity == 0 && event.source_endpoint == 0).then_some(event.source);
-    let destination =
-        (judged && event.destination_identity == 0 && event.destination_endpoint == 0).then_some(event.destination);
+    let may_be_news = |number: u32, endpoint: u16| {
+        let allocated = (identity::ALLOCATED_MIN..=identity::ALLOCATED_MAX).contains(&number);
+        judged && endpoint == 0 && (number == identity::UNKNOWN || allocated)
+    };
+    let source = may_be_news(event.source_identity, event.source_endpoint).then_some(event.source);
+    let destination = may_be_news(event.destination_identity, event.destination_endpoint).then_some(event.destination);
     source.into_iter().chain(destination).map(IpAddr::from)
 }
 
@@ -153,9 +157,10 @@ impl<A: Ask> Resolver<A> {
             if self.asked.len() >= ASKED_MAX {
                 break;
             }
+            // Not looked at again at once either way: whoever is denied may try all the time.
+            self.asked.insert(address, now);
             // Another node's, and not told of meanwhile.
             let Some(owner) = self.core.look(|core| core.owner_of_unknown(address)) else { continue };
-            self.asked.insert(address, now);
             by_node.entry(owner).or_default().push(address);
         }
         for ((node, at), addresses) in by_node {
