@@ -260,7 +260,7 @@ impl Cluster {
 
     /// One comes up, then another goes; forty of a deployment, then forty of the next.
     fn replace_one(self: &Arc<Self>, dice: &mut Dice, turn: usize, rolling: &mut usize, tasks: &mut JoinSet<()>) {
-        if turn % 40 == 0 {
+        if turn.is_multiple_of(40) {
             *rolling = dice.below(self.options.deployments.max(1));
         }
         let (cluster, on, deployment) = (self.clone(), self.pick(dice), *rolling);
