@@ -142,7 +142,7 @@ fn set_macs(s: &mut Scratch, macs: &Addr) {
     }
 }
 
-/// Decrements TTL or hop limit (RFC 1812 5.3.1, RFC 8200 3) and writes the changed head back.
+/// Decrements TTL or hop limit (RFC 1812 5.3.1, RFC 8200 3) and writes the changed head back, translated or not.
 #[inline(always)]
 fn hop(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let v4 = s.packet.version == 4;
@@ -157,12 +157,13 @@ fn hop(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             frame.add(22).write(ttl);
             frame.add(24).cast::<u16>().write(sum);
         }
-        26
+        if s.unwritten == 0 { 26 } else { nat::translated_head(true) }
     } else {
         // SAFETY: inside the copy.
         unsafe { s.frame().add(21).write(ttl) };
-        22
+        if s.unwritten == 0 { 22 } else { nat::translated_head(false) }
     };
+    s.unwritten = 0;
     // SAFETY: `length` bytes of the copy.
     if unsafe { bpf_skb_store_bytes(skb, 0, s.frame().cast(), length, 0) } != 0 {
         return Err(DropReason::WriteError);

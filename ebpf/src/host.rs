@@ -92,7 +92,7 @@ fn always_out(skb: Skb, s: &mut Scratch) -> bool {
 /// Judges and tracks what the node sends.
 #[inline(always)]
 pub fn send(skb: Skb, s: &mut Scratch, config: &NodeConfig) -> Result<(), DropReason> {
-    track::follow::<false>(skb, s, Hook::ToDevice, config, |s, _| pass(s), pass)
+    track::follow::<false>(skb, s, Hook::ToDevice, config, core::ptr::null_mut(), |s, _| pass(s), pass)
 }
 
 #[inline(always)]

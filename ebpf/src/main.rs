@@ -78,6 +78,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.host = 0;
     s.own = u8::from(matches!(hook, Hook::ToDevice));
     s.translated = 0;
+    s.unwritten = 0;
     s.refusal = 0;
     s.source_identity = 0;
     s.destination_identity = 0;
@@ -85,7 +86,7 @@ fn run(skb: Skb, hook: Hook, body: impl FnOnce(Skb, &mut Scratch) -> Result<(), 
     s.destination_endpoint = 0;
     s.policy = 0;
     s.rule = 0;
-    match body(skb, s) {
+    match body(skb, s).and_then(|()| nat::settle(skb, s)) {
         Ok(()) => s.action,
         Err(reason) => {
             // By way of the memory: the verifier would walk the rest for every reason.
@@ -218,7 +219,7 @@ fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         && s.packet.flags & (UNMASQUERADED | packet::TUNNELLED) == 0
         && decide::endpoint(&s.packet.destination).is_none();
     if s.translated & (translated::FORWARD | translated::REPLY) != 0 {
-        return step::behind(skb, s, Hook::FromDevice);
+        return step::behind(skb, s, Hook::FromDevice, core::ptr::null_mut());
     }
     if (for_node || nobody) && !host::is_judged(skb, s, config) {
         return s.act(PASS);
@@ -261,7 +262,7 @@ fn to_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         step::leave(skb, s)?;
         if s.translated != 0 {
             let hook = own::hook(s);
-            step::behind(skb, s, hook)?;
+            step::behind(skb, s, hook, core::ptr::null_mut())?;
             return step::depart(skb, s);
         }
     }
@@ -324,7 +325,7 @@ fn from_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         return step::send(skb, s);
     }
     if s.translated & (translated::FORWARD | translated::REPLY) != 0 {
-        return step::behind(skb, s, Hook::FromDevice);
+        return step::behind(skb, s, Hook::FromDevice, core::ptr::null_mut());
     }
     if for_node && !host::is_judged(skb, s, config) {
         return s.act(PASS);

@@ -136,6 +136,7 @@ pub fn inbound(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     }
     let (inside, inside_port) = (entry.nat_addr, entry.nat_port_be);
     replace::<false>(skb, s, &inside, inside_port)?;
+    settle(skb, s)?;
     if s.packet.flags & ECHO != 0 {
         s.packet.source_port = inside_port;
     }
@@ -143,7 +144,8 @@ pub fn inbound(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Puts the outside address and port into the frame; `s.packet` stays what it was inside.
+/// Puts the outside address and port into the frame, the head of which is written with the TTL; `s.packet` stays what it
+/// was inside.
 #[inline(never)]
 pub fn outbound(skb: Skb, s: &mut Scratch, outside: &Addr, port_be: u16) -> Result<(), DropReason> {
     let (source, source_port) = (s.packet.source, s.packet.source_port);
@@ -204,7 +206,8 @@ pub fn replace<const SOURCE: bool>(skb: Skb, s: &mut Scratch, new: &Addr, port_b
 }
 
 /// The same where nothing lies between addresses and ports, which is nearly always: every call of a helper costs as much
-/// as the rest, so addresses, ports and IPv4's checksum are written in one.
+/// as the rest. So addresses, ports and IPv4's checksum are changed in the copy of the head alone, and are written with
+/// the TTL or by [`settle`].
 #[inline(always)]
 fn at_once<const SOURCE: bool>(
     skb: Skb,
@@ -219,34 +222,62 @@ fn at_once<const SOURCE: bool>(
     let sum_at = ETH + at + if v4 { 20 } else { 40 };
     let pseudo = flags | BPF_F_PSEUDO_HDR as u64;
     let frame = s.frame();
-    // SAFETY: the helpers take plain numbers or copy from the scratch memory, which holds all of these headers.
-    unsafe {
-        let (done, from, length) = if v4 {
+    // SAFETY: the helpers take plain numbers; all of these headers are inside the copy.
+    let done = unsafe {
+        if v4 {
             let (from, to) = (old.0[3], new.0[3]);
             let sum = mended(frame.add(24).cast::<u16>().read(), from, to);
             frame.add(24).cast::<u16>().write(sum);
             frame.add(if SOURCE { 26 } else { 30 }).cast::<u32>().write(to);
             frame.add(if SOURCE { 34 } else { 36 }).cast::<u16>().write(port_be);
-            (bpf_l4_csum_replace(skb, sum_at, u64::from(from), u64::from(to), pseudo | 4), 24, 14)
+            bpf_l4_csum_replace(skb, sum_at, u64::from(from), u64::from(to), pseudo | 4)
         } else {
-            let (mut from, mut to) = (old.0, new.0);
-            let sum = bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0);
-            if sum < 0 {
-                return Err(DropReason::WriteError);
-            }
             frame.add(if SOURCE { 22 } else { 38 }).cast::<Addr>().write(*new);
             frame.add(if SOURCE { 54 } else { 56 }).cast::<u16>().write(port_be);
-            (bpf_l4_csum_replace(skb, sum_at, 0, sum as u64, pseudo), 22, 36)
-        };
-        if done != 0
-            || old_port != port_be
-                && bpf_l4_csum_replace(skb, sum_at, u64::from(old_port), u64::from(port_be), flags | 2) != 0
-            || bpf_skb_store_bytes(skb, from, frame.add(from as usize).cast(), length, 0) != 0
-        {
-            return Err(DropReason::WriteError);
+            bpf_l4_csum_replace(skb, sum_at, 0, u64::from(difference(old, new)), pseudo)
         }
+    };
+    s.unwritten = 1;
+    // SAFETY: as above.
+    let ports = || unsafe { bpf_l4_csum_replace(skb, sum_at, u64::from(old_port), u64::from(port_be), flags | 2) };
+    if done != 0 || old_port != port_be && ports() != 0 {
+        return Err(DropReason::WriteError);
     }
     Ok(())
+}
+
+/// Bytes of the frame up to the ports, where nothing lies before them.
+#[inline(always)]
+pub const fn translated_head(v4: bool) -> u32 {
+    ETH + if v4 { 24 } else { 44 }
+}
+
+/// Writes what was translated in the copy of the head alone.
+#[inline(always)]
+pub fn settle(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    if s.unwritten == 0 {
+        return Ok(());
+    }
+    s.unwritten = 0;
+    // From IPv4's checksum on; of what lies before, others may have written since.
+    let (from, length) =
+        if s.packet.version == 4 { (24, translated_head(true) - 24) } else { (22, translated_head(false) - 22) };
+    // SAFETY: `length` bytes of the copy.
+    if unsafe { bpf_skb_store_bytes(skb, from, s.frame().add(from as usize).cast(), length, 0) } != 0 {
+        return Err(DropReason::WriteError);
+    }
+    Ok(())
+}
+
+/// What the sum of an address's words grows by, as `bpf_csum_diff` would have it.
+#[inline(always)]
+fn difference(from: &Addr, to: &Addr) -> u32 {
+    let mut sum = 0;
+    for (from, to) in from.0.iter().zip(&to.0) {
+        sum += u64::from(!*from) + u64::from(*to);
+    }
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    (sum as u32).wrapping_add((sum >> 32) as u32)
 }
 
 /// The Internet checksum of a header in which a word changed (RFC 1624).

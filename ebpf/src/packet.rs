@@ -159,6 +159,8 @@ pub struct Scratch {
     pub low: u8,
     /// 1: the node's own stack sent the packet.
     pub own: u8,
+    /// 1: addresses and ports were changed in `head` alone, see [`crate::nat::settle`].
+    pub unwritten: u8,
     /// Bytes that the frontend takes in the packet; 0: it is not told.
     pub tell: u32,
     /// Where the originator sends to, if `translated` is not 0.

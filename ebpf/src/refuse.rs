@@ -12,7 +12,7 @@ use crate::packet::{
     ETH, FIRST_FRAGMENT, ICMP, ICMPV6, LATER_FRAGMENT, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
     load, skb_len,
 };
-use crate::{own, service, step};
+use crate::{nat, own, service, step};
 
 /// Bytes of the packet that are quoted at most. A multiple of 8; enough for all that a sender looks at.
 pub const QUOTE: usize = 128;
@@ -57,6 +57,7 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         return step::reset(skb, s);
     }
     service::undo(skb, s)?;
+    nat::settle(skb, s)?;
     let message = s.refusal;
     let v4 = s.packet.version == 4;
     let quoted = if s.packet.length > QUOTE as u32 { QUOTE as u32 } else { s.packet.length };

@@ -8,7 +8,7 @@
 //! is written after the second was allowed: what is denied leaves nothing behind.
 
 use weft_abi::{
-    Addr, DropReason, FlowEntry, FlowKey, FrontendKey, HAIRPIN_V4, HAIRPIN_V6, NodeConfig, Path, RangeKey,
+    Addr, DropReason, FlowEntry, FrontendKey, HAIRPIN_V4, HAIRPIN_V6, NodeConfig, Path, RangeKey,
     backend_flags, endpoint_flags, flow_flags, flow_kind, identity, path_action, service_flags,
 };
 
@@ -174,36 +174,33 @@ fn usable(s: &mut Scratch, old: &FlowEntry) -> bool {
     if !opens(s) {
         return true;
     }
+    if s.packet.protocol == TCP {
+        connection(s, &old.nat_addr, old.nat_port_be);
+        // SAFETY: read at once.
+        let open = unsafe { FLOWS.get(&s.nat_key) }.is_some_and(|entry| {
+            // Another frontend's by now: the choice is made anew.
+            !closing(entry.flags)
+                && entry.frontend == s.packet.destination
+                && entry.frontend_port_be == s.packet.destination_port
+        });
+        if !open {
+            return false;
+        }
+    }
     // SAFETY: values are replaced, never changed in place; compared at once.
     let Some(backend) = (unsafe { BACKENDS.get(&old.destination_identity) }) else { return false };
-    if backend.addr != old.nat_addr || backend.port_be != old.nat_port_be {
-        return false;
-    }
-    if s.packet.protocol != TCP {
-        return true;
-    }
-    if backend.flags & backend_flags::TERMINATING != 0 {
-        return false;
-    }
-    connection(s, &old.nat_addr, old.nat_port_be);
-    // SAFETY: read at once.
-    unsafe { FLOWS.get(&s.nat_key) }.is_some_and(|entry| {
-        // Another frontend's by now: the choice is made anew.
-        !closing(entry.flags)
-            && entry.frontend == s.packet.destination
-            && entry.frontend_port_be == s.packet.destination_port
-    })
+    backend.addr == old.nat_addr
+        && backend.port_be == old.nat_port_be
+        && (s.packet.protocol != TCP || backend.flags & backend_flags::TERMINATING == 0)
 }
 
-/// Marks a choice as the collector would that removes it, and lends it.
+/// Marks a choice as the collector would that removes it; false: it did so before.
 #[inline(always)]
-fn claim(key: &FlowKey) -> Option<&'static mut FlowEntry> {
-    // SAFETY: a map value stays readable for the length of the program.
-    let entry = unsafe { &mut *FLOWS.get_ptr_mut(key)? };
-    let last = entry.last_seen_s;
-    let usable = entry.flags & flow_flags::SERVICE != 0 && last != FlowEntry::DELETING;
+fn claim(old: &mut FlowEntry) -> bool {
+    let last = old.last_seen_s;
+    let usable = old.flags & flow_flags::SERVICE != 0 && last != FlowEntry::DELETING;
     // SAFETY: a field of a map value.
-    (usable && unsafe { exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last).then_some(entry)
+    usable && unsafe { exchange(&raw mut old.last_seen_s, last, FlowEntry::DELETING) } == last
 }
 
 /// Removes an entry under `s.key`, as the collector would.
@@ -498,9 +495,10 @@ pub fn hairpin(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropRea
     Ok(())
 }
 
-/// Keeps the choice of a backend, once the connection to it was allowed.
+/// Keeps the choice of a backend, once the connection to it was allowed; `old` is the one before, null: not looked
+/// for yet.
 #[inline(never)]
-pub fn remember(s: &mut Scratch) -> Result<(), DropReason> {
+pub fn remember(s: &mut Scratch, old: *mut FlowEntry) -> Result<(), DropReason> {
     if s.translated & translated::FORWARD == 0 || s.service.remembered == 1 {
         return Ok(());
     }
@@ -509,7 +507,11 @@ pub fn remember(s: &mut Scratch) -> Result<(), DropReason> {
         | if s.translated & translated::HAIRPIN != 0 { flow_flags::HAIRPIN } else { 0 }
         | s.entry.flags & flow_flags::TELLS;
     if s.service.stale == 1 {
-        if let Some(old) = claim(&s.service.key) {
+        let old = if old.is_null() { FLOWS.get_ptr_mut(&s.service.key).unwrap_or(old) } else { old };
+        // SAFETY: a value of FLOWS, readable for the length of the program.
+        if let Some(old) = unsafe { old.as_mut() }
+            && claim(old)
+        {
             // What is claimed is absent for everybody else until it is given back, so it is changed where it lies: half as
             // dear as a new entry.
             old.flags = flags;

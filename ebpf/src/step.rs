@@ -100,7 +100,7 @@ steps! {
     /// See [`service::back`].
     back(flags: u16) = weft_step_back: service::back;
     /// See [`track::behind`].
-    behind(hook: Hook) = weft_step_behind: track::behind;
+    behind(hook: Hook, choice: *mut FlowEntry) = weft_step_behind: track::behind;
     /// See [`tunnel::take_off`].
     take_off() = weft_step_take_off: tunnel::take_off;
     /// See [`tunnel::inner`].

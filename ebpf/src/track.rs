@@ -127,14 +127,16 @@ pub fn closing(flags: u16) -> bool {
 /// Finds or makes the packet's connection and sends the packet on its way.
 #[inline(always)]
 pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
-    follow::<false>(skb, s, hook, config, |s, entry| forward::go(skb, s, Some(entry), config), |s| step::send(skb, s))
+    let none = core::ptr::null_mut();
+    follow::<false>(skb, s, hook, config, none, |s, entry| forward::go(skb, s, Some(entry), config), |s| step::send(skb, s))
 }
 
-/// The same of a packet that was translated for a service. Apart from it, so that neither is a loop.
+/// The same of a packet that was translated for a service. Apart from it, so that neither is a loop. `choice` is the
+/// entry between client and frontend, if it is known.
 #[inline(always)]
-pub fn behind(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> {
+pub fn behind(skb: Skb, s: &mut Scratch, hook: Hook, choice: *mut FlowEntry) -> Result<(), DropReason> {
     let Some(config) = config() else { return Err(DropReason::NoConfig) };
-    follow::<true>(skb, s, hook, config, |s, entry| step::go(skb, s, entry), |s| step::send(skb, s))
+    follow::<true>(skb, s, hook, config, choice, |s, entry| step::go(skb, s, entry), |s| step::send(skb, s))
 }
 
 /// Finds or makes the packet's connection; `go` is for the packet of one that is decided already, `send` for the others.
@@ -144,6 +146,7 @@ pub fn follow<const BEHIND: bool>(
     s: &mut Scratch,
     hook: Hook,
     config: &NodeConfig,
+    choice: *mut FlowEntry,
     go: impl FnOnce(&mut Scratch, &mut FlowEntry) -> Result<(), DropReason>,
     send: impl FnOnce(&mut Scratch) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
@@ -189,7 +192,7 @@ pub fn follow<const BEHIND: bool>(
         match s.answer {
             service::NOTHING => {}
             service::VACATED => existing = core::ptr::null_mut(),
-            _ => return step::behind(skb, s, hook),
+            _ => return step::behind(skb, s, hook, existing),
         }
     }
     let decided = step::decide(skb, s, hook, existing);
@@ -197,7 +200,7 @@ pub fn follow<const BEHIND: bool>(
         if decided.is_err() {
             balance::forget(s);
         } else {
-            service::remember(s)?;
+            service::remember(s, choice)?;
         }
     }
     decided?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TARGET: &str = "bpfel-unknown-none";
-const FLAGS: &str = "-C linker=bpf-linker -C link-arg=--btf -C debuginfo=2 -C target-cpu=v3";
+const FLAGS: &str = "-C linker=bpf-linker -C link-arg=--btf -C link-arg=--disable-expand-memcpy-in-order -C debuginfo=2 -C target-cpu=v3";
 
 /// Builds unless the object is up to date.
 pub fn run(root: &Path) -> Result<()> {

@@ -107,15 +107,16 @@ pub struct FlowEntry {
     pub source_identity: u32,
     /// Identity of the responder; of a [`flow_flags::SERVICE`] entry the number of the backend.
     pub destination_identity: u32,
+    /// Masqueraded: the outside address; a [`flow_kind::NAT`] entry: the inside one; a [`flow_flags::SERVICE`] entry: the
+    /// backend's; tunnelled: the next hop of the outer packet. All that such entries hold lies on one cache
+    /// line.
+    pub nat_addr: Addr,
     /// Rule that allowed it out of the originator; 0: not isolated.
     pub egress_rule: u32,
     /// Rule that allowed it into the responder; 0: not isolated.
     pub ingress_rule: u32,
     /// Monotonic second of the last event.
     pub reported_s: u32,
-    /// Masqueraded: the outside address; a [`flow_kind::NAT`] entry: the inside one; a [`flow_flags::SERVICE`] entry: the
-    /// backend's; tunnelled: the next hop of the outer packet.
-    pub nat_addr: Addr,
     /// From the originator to the responder.
     pub forward: Path,
     /// Packets of the originator. Counters of the two directions lie on different cache lines.

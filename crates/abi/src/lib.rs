@@ -37,7 +37,7 @@ pub use service::{
 };
 
 /// Version of all layouts in this crate together. It is part of the pin directory's name.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Highest endpoint number of a node; slot 0 of the generation array is the node's own.
 pub const ENDPOINT_ID_MAX: u16 = 4095;

@@ -126,6 +126,9 @@ fn serve_udp(socket: &UdpSocket, metric: Metric, stop: &AtomicBool, received: &A
     Ok(())
 }
 
+/// The client closes first, always. A server that does keeps the client's port in TIME-WAIT, and refuses a connection from
+/// the same port whose time stamps are older: those to a service and those to its backend have clocks of their own
+/// (RFC 7323 5.3), so one scenario's connections would hold up the other's.
 fn serve_tcp(listener: &TcpListener, metric: Metric, stop: &AtomicBool, received: &AtomicU64) -> Result<()> {
     let mut buffer = vec![0; CHUNK];
     while !stop.load(Ordering::Relaxed) {
@@ -146,9 +149,6 @@ fn serve_tcp(listener: &TcpListener, metric: Metric, stop: &AtomicBool, received
                     received.fetch_add(length as u64, Ordering::Relaxed);
                     if metric != Metric::TcpStream {
                         connection.write_all(&buffer[..length]).context("answer")?;
-                    }
-                    if metric == Metric::TcpCrr {
-                        break;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
