@@ -5,7 +5,8 @@
 //! one with the same address or the same name. Of several claims the one that was last made or changed holds. When
 //! the last one goes, the answer lingers for a moment, in case the claim is only on its way from slice to slice.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use foldhash::HashMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,6 +148,15 @@ impl Addresses {
             self.claims.iter().filter(|(_, claims)| named(claims)).map(|(address, _)| *address).collect();
         of.sort_unstable();
         of
+    }
+
+    /// Those of the identities that some address has, or had a moment ago. A look at every address.
+    #[must_use]
+    pub fn using(&self, identities: &BTreeSet<Identity>) -> BTreeSet<Identity> {
+        let told = self.claims.values().flatten().map(|claim| claim.entry.identity);
+        let left = self.lingering.values().map(|(entry, _)| entry.identity);
+        let all = told.chain(left).chain(self.local.values().copied());
+        all.filter(|identity| identities.contains(identity)).collect()
     }
 
     /// Every address and who has it.

@@ -359,7 +359,7 @@ pub async fn obtain_identity(
             Ok(NumberOf::Proposed(identity)) => identity,
             Err(error) => return Err(refusal(code::AGENT, "no identity", &error.to_string())),
         };
-        let proposed = IdentityLabels { identity, labels: labels.clone() };
+        let proposed = IdentityLabels { identity, labels: labels.clone(), unused: false };
         // Either way the tables learn who has the number: then it is known, or the next one is proposed.
         let learned = match cluster.create_identity(&proposed).await {
             Ok(Created::Yes) => proposed,

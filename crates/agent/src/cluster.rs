@@ -59,7 +59,7 @@ impl Cluster for ApiServer {
                 identity::Outcome::Created => Ok(Created::Yes),
                 identity::Outcome::Exists(labels) if labels == row.labels => Ok(Created::Yes),
                 identity::Outcome::Exists(labels) => {
-                    Ok(Created::Taken(IdentityLabels { identity: row.identity, labels }))
+                    Ok(Created::Taken(IdentityLabels { identity: row.identity, labels, unused: false }))
                 }
             }
         }

@@ -10,6 +10,7 @@
 use crate::addresses::Addresses;
 use crate::ports::Kernel;
 use crate::state::StateDir;
+use foldhash::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -54,6 +55,8 @@ pub(crate) const SOURCES: [Source; 14] = [
 const RETRY_MIN: Duration = Duration::from_millis(50);
 /// Plans that follow each other because one made room for the next; the rest waits for the next change.
 const ROUNDS_MAX: usize = 8;
+/// Between two looks at whether identities without an object are still in use.
+const ORPHANS_EVERY: Duration = Duration::from_secs(5);
 /// Longest pause between attempts.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
@@ -149,12 +152,16 @@ pub struct Core {
     /// The machine is set up (device, sysctls, routes).
     node_ready: bool,
     /// Addresses as the kernel has them.
-    ipcache_written: BTreeMap<IpAddr, IpcacheEntry>,
+    ipcache_written: HashMap<IpAddr, IpcacheEntry>,
     /// Addresses whose write failed.
     ipcache_failed: BTreeSet<IpAddr>,
     retry_pause: Duration,
     retry_at: Option<Duration>,
     problems: BTreeMap<String, String>,
+    /// Identities without an object that were in use when they were last looked at, and when that is to be next. Their
+    /// labels stay in force: an object that was deleted in error, or a moment too early, cuts nobody off.
+    orphaned: BTreeSet<Identity>,
+    orphans_at: Duration,
     /// Label sets that need a number from the API server.
     wanted_identities: BTreeSet<weft_model::label::LabelSet>,
     revision: u64,
@@ -189,7 +196,7 @@ impl Core {
             deferred: Vec::new(),
             pruned: false,
             node_ready: false,
-            ipcache_written: BTreeMap::new(),
+            ipcache_written: HashMap::default(),
             ipcache_failed: BTreeSet::new(),
             touched_node: false,
             touched_endpoints: BTreeSet::new(),
@@ -197,6 +204,8 @@ impl Core {
             retry_pause: RETRY_MIN,
             retry_at: None,
             problems: BTreeMap::new(),
+            orphaned: BTreeSet::new(),
+            orphans_at: Duration::ZERO,
             wanted_identities: BTreeSet::new(),
             revision: 0,
             dirty: false,
@@ -278,8 +287,10 @@ impl Core {
             | Change::BackendsGone(_)
             | Change::LocalRedirect(_)
             | Change::LocalRedirectGone(_) => {}
-            Change::Identity(IdentityLabels { identity, labels }) => {
+            Change::Identity(IdentityLabels { identity, labels, unused }) => {
                 self.identities.insert(identity, labels.clone());
+                self.identities.set_unused(identity, unused);
+                self.orphaned.remove(&identity);
                 self.relabel(|record| record.labels == labels || record.identity == identity);
                 self.relabel_waiting();
             }
@@ -311,6 +322,7 @@ impl Core {
     /// Works out what the kernel shall hold and writes what differs. Says when it wants to be called again.
     pub fn flush(&mut self) -> Option<Duration> {
         let linger = self.addresses.expire(self.now);
+        let orphans = self.forget_orphans();
         let due = self.retry_at.is_some_and(|at| at <= self.now);
         if due {
             self.retry_at = None;
@@ -331,7 +343,7 @@ impl Core {
             // Lingering addresses that are over; no table changed.
             self.retry_at = Some(self.now + self.retry_pause);
         }
-        [self.retry_at, linger].into_iter().flatten().min()
+        [self.retry_at, linger, orphans].into_iter().flatten().min()
     }
 
     /// Everything, in the order of the rules above. Nothing is written before the sources are complete: half the
@@ -457,12 +469,31 @@ impl Core {
     }
 
     fn identity_gone(&mut self, identity: Identity) {
+        self.orphaned.insert(identity);
+        self.orphans_at = self.now;
         let labels = self.identities.labels(identity).cloned();
         self.identities.remove(identity);
         // Ours is in use: put the object back.
         if let Some(labels) = labels.filter(|_| self.endpoints.uses(identity)) {
             self.want_identity((*labels).clone());
         }
+    }
+
+    /// Takes the identities out of force that have no object and that no address has any more; says when to look again.
+    fn forget_orphans(&mut self) -> Option<Duration> {
+        if self.orphaned.is_empty() {
+            return None;
+        }
+        if self.orphans_at <= self.now {
+            let used = self.addresses.using(&self.orphaned);
+            for identity in self.orphaned.difference(&used) {
+                self.policy.remove_identity(*identity);
+                self.dirty = true;
+            }
+            self.orphaned = used;
+            self.orphans_at = self.now + ORPHANS_EVERY;
+        }
+        (!self.orphaned.is_empty()).then_some(self.orphans_at)
     }
 
     fn want_identity(&mut self, labels: weft_model::label::LabelSet) {

@@ -22,17 +22,27 @@ pub enum Outcome {
     Exists(LabelSet),
 }
 
-/// Creates the object of `row`'s number with `row`'s labels.
+/// Creates the object of `row`'s number with `row`'s labels, or takes up the one that is there: if it is marked as unused,
+/// the mark is taken off.
 ///
 /// # Errors
-/// Refusal other than "exists", timeout, connection.
+/// Refusal other than "exists" (a conflict, if a marked one changed meanwhile), timeout, connection.
 pub async fn create(client: &Client, row: &IdentityLabels) -> Result<Outcome, Error> {
     let object = convert::identity_object(row);
     match client.create::<serde::de::IgnoredAny>(path::IDENTITIES, &object).await {
         Ok(_) => Ok(Outcome::Created),
         Err(error) if error.is_already_exists() => {
             match client.find::<CiliumIdentity>(&object_path(row.identity)).await? {
-                Some(found) => Ok(Outcome::Exists(LabelSet(found.security_labels))),
+                Some(mut found) => {
+                    let unused_since = found.metadata.annotations.remove(UNUSED_SINCE);
+                    let labels = LabelSet(found.security_labels);
+                    if unused_since.is_some() && labels == row.labels {
+                        // Its removal rests on the version that was marked: from now on it fails.
+                        let resource_version = found.metadata.resource_version;
+                        mark(client, &Held { identity: row.identity, resource_version, unused_since }, None).await?;
+                    }
+                    Ok(Outcome::Exists(labels))
+                }
                 // Deleted in between: the caller's next try creates it.
                 None => Err(error),
             }

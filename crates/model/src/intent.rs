@@ -119,6 +119,8 @@ pub struct IdentityLabels {
     pub identity: Identity,
     /// The labels.
     pub labels: LabelSet,
+    /// Marked as used by nobody: it may be removed at any moment, unless who takes it up says so first.
+    pub unused: bool,
 }
 
 /// An endpoint as its own node announces it.

@@ -14,26 +14,53 @@ use weft_model::desired::{
 use weft_model::id::{Identity, PeerClass, PolicyId};
 
 /// An agent's maps and links, for it and those that come after it on the same node. Of what is written nothing is kept
-/// but links: a kernel's maps are not the agent's memory. Addresses are kept where an agent shall find what the one
-/// before it left.
+/// but links: a kernel's maps are not the agent's memory. The rest is kept where an agent shall find the addresses that
+/// the one before it left.
 #[derive(Clone)]
 pub struct Recorder {
     tracker: Arc<Tracker>,
     links: Arc<Mutex<BTreeMap<String, u32>>>,
-    ipcache: Option<Arc<Mutex<BTreeMap<IpAddr, IpcacheEntry>>>>,
+    kept: Option<Arc<Mutex<Kept>>>,
+}
+
+/// What is kept.
+#[derive(Default)]
+struct Kept {
+    ipcache: BTreeMap<IpAddr, IpcacheEntry>,
+    peers: BTreeMap<Identity, PeerClass>,
+    /// The classes that each policy names.
+    policies: BTreeMap<PolicyId, BTreeSet<PeerClass>>,
+}
+
+impl Kept {
+    /// The addresses of those of the peers that a policy in force names: to it they would be nobody's without their rows.
+    fn named(&self, peers: &BTreeSet<Identity>) -> Vec<IpAddr> {
+        let is_named = |peer: &Identity| {
+            self.peers.get(peer).is_some_and(|class| self.policies.values().any(|classes| classes.contains(class)))
+        };
+        let named: BTreeSet<&Identity> = peers.iter().filter(|peer| is_named(peer)).collect();
+        let of_them = self.ipcache.iter().filter(|(_, entry)| named.contains(&entry.identity));
+        of_them.map(|(address, _)| *address).collect()
+    }
 }
 
 impl Recorder {
     /// Empty; `keeps`: addresses are kept.
     #[must_use]
     pub fn new(tracker: Arc<Tracker>, keeps: bool) -> Self {
-        Self { tracker, links: Arc::default(), ipcache: keeps.then(Arc::default) }
+        Self { tracker, links: Arc::default(), kept: keeps.then(Arc::default) }
     }
 
     /// The addresses that are kept.
     #[must_use]
     pub fn addresses(&self) -> BTreeMap<IpAddr, IpcacheEntry> {
-        self.ipcache.as_ref().map(|kept| lock(kept).clone()).unwrap_or_default()
+        self.kept.as_ref().map(|kept| lock(kept).ipcache.clone()).unwrap_or_default()
+    }
+
+    fn keep(&self, what: impl FnOnce(&mut Kept)) {
+        if let Some(kept) = &self.kept {
+            what(&mut lock(kept));
+        }
     }
 }
 
@@ -42,25 +69,35 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Dataplane for Recorder {
-    fn put_policy(&mut self, _: PolicyId, _: &CompiledPolicy) -> Result<(), DataplaneError> {
+    fn put_policy(&mut self, id: PolicyId, policy: &CompiledPolicy) -> Result<(), DataplaneError> {
+        self.keep(|kept| drop(kept.policies.insert(id, policy.classes.keys().copied().collect())));
         Ok(())
     }
-    fn patch_policy(&mut self, _: PolicyId, _: &PolicyPatch) -> Result<(), DataplaneError> {
+    fn patch_policy(&mut self, id: PolicyId, patch: &PolicyPatch) -> Result<(), DataplaneError> {
+        self.keep(|kept| {
+            let classes = kept.policies.entry(id).or_default();
+            classes.extend(patch.put_classes.keys());
+            classes.retain(|class| !patch.del_classes.contains(class));
+        });
         Ok(())
     }
-    fn remove_policy(&mut self, _: PolicyId) -> Result<(), DataplaneError> {
+    fn remove_policy(&mut self, id: PolicyId) -> Result<(), DataplaneError> {
+        self.keep(|kept| drop(kept.policies.remove(&id)));
         Ok(())
     }
     fn policies(&mut self) -> Result<BTreeMap<PolicyId, CompiledPolicy>, DataplaneError> {
+        self.keep(|kept| kept.policies.clear());
         Ok(BTreeMap::new())
     }
-    fn put_peers(&mut self, _: &BTreeMap<Identity, PeerClass>) -> Result<(), DataplaneError> {
+    fn put_peers(&mut self, peers: &BTreeMap<Identity, PeerClass>) -> Result<(), DataplaneError> {
+        self.keep(|kept| kept.peers.extend(peers));
         Ok(())
     }
     fn remove_peers(&mut self, peers: &BTreeSet<Identity>) -> Result<(), DataplaneError> {
-        // Policies no longer know them: their pods' packets would be dropped.
-        let dropped = self.addresses().into_iter().filter(|(_, entry)| peers.contains(&entry.identity));
-        dropped.for_each(|(address, _)| self.tracker.removed(address));
+        self.keep(|kept| {
+            kept.named(peers).into_iter().for_each(|address| self.tracker.removed(address));
+            kept.peers.retain(|peer, _| !peers.contains(peer));
+        });
         Ok(())
     }
     fn peers(&mut self) -> Result<BTreeMap<Identity, PeerClass>, DataplaneError> {
@@ -84,10 +121,10 @@ impl Dataplane for Recorder {
             Some(_) => {}
             None => self.tracker.removed(address),
         }
-        if let Some(kept) = &self.ipcache {
+        if let Some(kept) = &self.kept {
             let before = match entry {
-                Some(entry) => lock(kept).insert(address, *entry),
-                None => lock(kept).remove(&address),
+                Some(entry) => lock(kept).ipcache.insert(address, *entry),
+                None => lock(kept).ipcache.remove(&address),
             };
             match (before, entry) {
                 (_, Some(entry)) if entry.node.is_none() => self.tracker.owned(address, entry.identity),

@@ -58,6 +58,20 @@ impl Endpoint {
             audit: audit || self.record.audit,
         }
     }
+
+    /// Whether the kernel has it so. Asked of every endpoint at every change of anything, so nothing is made for it.
+    #[must_use]
+    pub fn is_written(&self, policy: &EndpointPolicy, audit: bool) -> bool {
+        let Some(written) = &self.in_kernel else { return false };
+        let desired::Endpoint { id, addresses, ifindex, pod_mac, host_mac, identity, ingress, egress, blocked, audit: audited } =
+            written;
+        let record = &self.record;
+        (*id, *ifindex, *identity, *pod_mac, *host_mac)
+            == (record.id, self.ifindex, record.identity, record.pod_mac, record.host_mac)
+            && (*ingress, *egress, *blocked) == (policy.ingress, policy.egress, policy.blocked.is_some())
+            && *audited == (audit || record.audit)
+            && *addresses == record.addresses
+    }
 }
 
 /// All of them.

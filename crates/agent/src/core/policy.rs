@@ -93,10 +93,9 @@ impl Policy {
                 self.invalid.remove(name);
                 self.versions.remove(name);
             }
-            Change::Identity(IdentityLabels { identity, labels }) => {
+            Change::Identity(IdentityLabels { identity, labels, .. }) => {
                 self.pending.push(engine::Change::PutIdentity(*identity, Arc::new(labels.clone())));
             }
-            Change::IdentityGone(identity) => self.pending.push(engine::Change::RemoveIdentity(*identity)),
             Change::Slice(slice) => {
                 let own = &self.own_node;
                 let merged = self.remotes.set(slice, |endpoint| own.contains(&endpoint.node));
@@ -125,6 +124,11 @@ impl Policy {
     /// An identity that is in use though no object says so.
     pub(super) fn put_identity(&mut self, identity: Identity, labels: &LabelSet) {
         self.pending.push(engine::Change::PutIdentity(identity, Arc::new(labels.clone())));
+    }
+
+    /// One that no object has and nobody uses.
+    pub(super) fn remove_identity(&mut self, identity: Identity) {
+        self.pending.push(engine::Change::RemoveIdentity(identity));
     }
 
     /// Whether the last plan made room for something that was refused.
@@ -263,11 +267,13 @@ impl Core {
         let audit = self.settings.audit;
         for endpoint in self.endpoints.rows.values_mut().filter(|endpoint| endpoint.is_active()) {
             let Some(target) = self.policy.targets.get(&endpoint.record.id) else { continue };
-            let wanted = endpoint.desired(target, audit);
-            endpoint.problem.clone_from(&target.blocked);
-            if endpoint.in_kernel.as_ref() == Some(&wanted) {
+            if endpoint.problem != target.blocked {
+                endpoint.problem.clone_from(&target.blocked);
+            }
+            if endpoint.is_written(target, audit) {
                 continue;
             }
+            let wanted = endpoint.desired(target, audit);
             match self.dataplane.put_endpoint(&wanted) {
                 Ok(()) => {
                     for address in &wanted.addresses {

@@ -118,7 +118,7 @@ impl Core {
         ));
         self.policy.engine.adopt(&policies, &cidrs, &peers);
         self.services.adopt(self.dataplane.services()?);
-        self.ipcache_written = self.dataplane.ipcache()?;
+        self.ipcache_written = self.dataplane.ipcache()?.into_iter().collect();
         self.adopt_routes()?;
         let known: BTreeMap<EndpointId, Vec<IpAddr>> =
             self.endpoints.rows.values().map(|e| (e.record.id, e.record.addresses.clone())).collect();

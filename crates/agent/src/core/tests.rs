@@ -2,7 +2,9 @@ use super::endpoints::Reservation;
 use super::{Core, RETRY_MAX};
 use crate::addresses::LINGER;
 use crate::fakes::{World, core, first_news, ip, name, namespace, node, pod};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 use weft_api::cni::Attachment;
 use weft_control::identity::NumberOf;
 use weft_model::id::{EndpointId, Identity, PolicyId};
@@ -10,6 +12,7 @@ use weft_model::intent::{
     Change, EndpointSelector, EndpointSlice, IdentityLabels, ObjectName, Pod, Policy, PolicyKind, PolicyName,
     RemoteEndpoint, Rule, RuleAction, Source, Spec, Subject, Tier,
 };
+use weft_model::label::LabelSet;
 use weft_model::selector::Requirement;
 
 mod services;
@@ -30,7 +33,7 @@ pub(super) fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId 
     let identity = match core.number_of(&labels).expect("free") {
         NumberOf::Known(identity) => identity,
         NumberOf::Proposed(identity) => {
-            core.apply(vec![Change::Identity(IdentityLabels { identity, labels: labels.clone() })]);
+            core.apply(vec![Change::Identity(IdentityLabels { identity, labels: labels.clone(), unused: false })]);
             identity
         }
     };
@@ -107,7 +110,7 @@ fn policy_name(text: &str) -> PolicyName {
 fn number_all(core: &mut Core) {
     for labels in core.wanted_identities() {
         let NumberOf::Proposed(identity) = core.number_of(&labels).expect("free") else { continue };
-        core.apply(vec![Change::Identity(IdentityLabels { identity, labels: labels.clone() })]);
+        core.apply(vec![Change::Identity(IdentityLabels { identity, labels: labels.clone(), unused: false })]);
         core.identity_obtained(&labels);
     }
 }
@@ -303,7 +306,7 @@ fn nothing_is_removed_before_every_source_is_complete() {
     news(
         &mut second,
         vec![
-            Change::Identity(IdentityLabels { identity: Identity::from_raw(identity), labels }),
+            Change::Identity(IdentityLabels { identity: Identity::from_raw(identity), labels, unused: false }),
             Change::Synced(Source::Identities),
         ],
     );
@@ -341,6 +344,53 @@ fn an_endpoint_whose_identity_object_vanished_keeps_it_and_asks_for_it() {
     core.flush();
     assert!(core.wanted_identities().is_empty());
     assert_eq!(core.list_endpoints()[0].identity, identity.raw());
+}
+
+/// Who deletes the object of an identity that is in use, or of one that just came to be used, cuts nobody off.
+#[test]
+fn an_identity_without_an_object_is_in_force_while_somebody_has_it() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    attach(&mut core, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    let client = Identity::from_raw(7000);
+    let labels = LabelSet(BTreeMap::from(
+        [("k8s:app", "client"), ("k8s:io.kubernetes.pod.namespace", "shop")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    ));
+    core.apply(vec![
+        Change::Policy(policy("shop/allow", "5", "web", "client")),
+        Change::Identity(IdentityLabels { identity: client, labels, unused: false }),
+        slice("ces-1", &[remote("r1", client.raw(), "10.244.2.7")]),
+    ]);
+    core.flush();
+    let in_force = |world: &World| world.held().peers.contains_key(&client);
+    assert!(in_force(&world), "{:?}", world.held().peers);
+
+    core.apply(vec![Change::IdentityGone(client)]);
+    core.set_time(Duration::from_secs(60));
+    core.flush();
+    assert!(in_force(&world), "its pod is still there");
+    core.apply(vec![Change::SliceGone("ces-1".into())]);
+    let again = core.flush().expect("it looks again");
+    assert!(in_force(&world), "its pod may only be on its way to another slice");
+    core.set_time(again + crate::addresses::LINGER);
+    core.flush();
+    core.set_time(again + crate::addresses::LINGER * 2);
+    core.flush();
+    assert!(!in_force(&world), "nobody has it any more");
+}
+
+#[test]
+fn an_identity_that_is_marked_as_unused_is_taken_up_before_it_is_used() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    let labels = LabelSet([("k8s:app".to_owned(), "web".to_owned())].into());
+    let identity = Identity::from_raw(7000);
+    let told = |unused| vec![Change::Identity(IdentityLabels { identity, labels: labels.clone(), unused })];
+    core.apply(told(true));
+    assert_eq!(core.number_of(&labels), Ok(NumberOf::Proposed(identity)));
+    core.apply(told(false));
+    assert_eq!(core.number_of(&labels), Ok(NumberOf::Known(identity)));
 }
 
 #[test]

@@ -218,7 +218,7 @@ impl<A: Ask> Resolver<A> {
                 continue;
             }
             if known.is_none() {
-                changes.push(Change::Identity(IdentityLabels { identity: endpoint.identity, labels }));
+                changes.push(Change::Identity(IdentityLabels { identity: endpoint.identity, labels, unused: false }));
             }
             let name = format!("{SOURCE}{}", endpoint.pod_uid);
             let word = Word {

@@ -12,8 +12,8 @@ use weft_model::label::LabelSet;
 pub enum NumberOf {
     /// There is an object for it.
     Known(Identity),
-    /// There is none; this is the number to try to create it under. Everybody who knows the same objects tries the
-    /// same number.
+    /// There is none, or one that may be gone at any moment: this is the number to create it or to take it up under.
+    /// Everybody who knows the same objects tries the same number.
     Proposed(Identity),
 }
 
@@ -28,13 +28,15 @@ pub struct Exhausted;
 pub struct IdentityTable {
     labels: BTreeMap<Identity, Arc<LabelSet>>,
     numbers: HashMap<Arc<LabelSet>, BTreeSet<Identity>>,
+    /// Marked as used by nobody, so that they may be gone at any moment.
+    unused: BTreeSet<Identity>,
 }
 
 impl IdentityTable {
     /// Empty.
     #[must_use]
     pub fn new() -> Self {
-        Self { labels: BTreeMap::new(), numbers: HashMap::new() }
+        Self { labels: BTreeMap::new(), numbers: HashMap::new(), unused: BTreeSet::new() }
     }
 
     /// An object was seen. Returns the labels now known under the number, shared with all objects of equal labels,
@@ -58,6 +60,7 @@ impl IdentityTable {
     /// An object is gone. Returns its labels.
     pub fn remove(&mut self, identity: Identity) -> Option<Arc<LabelSet>> {
         let labels = self.labels.remove(&identity)?;
+        self.unused.remove(&identity);
         if let Some(numbers) = self.numbers.get_mut(&labels) {
             numbers.remove(&identity);
             if numbers.is_empty() {
@@ -65,6 +68,15 @@ impl IdentityTable {
             }
         }
         Some(labels)
+    }
+
+    /// A known object is marked as used by nobody, or no longer.
+    pub fn set_unused(&mut self, identity: Identity, unused: bool) {
+        if unused && self.labels.contains_key(&identity) {
+            self.unused.insert(identity);
+        } else {
+            self.unused.remove(&identity);
+        }
     }
 
     /// The labels of a number.
@@ -78,8 +90,13 @@ impl IdentityTable {
     /// # Errors
     /// [`Exhausted`]
     pub fn number_of(&self, labels: &LabelSet) -> Result<NumberOf, Exhausted> {
-        if let Some(lowest) = self.numbers.get(labels).and_then(BTreeSet::first) {
-            return Ok(NumberOf::Known(*lowest));
+        if let Some(numbers) = self.numbers.get(labels) {
+            if let Some(lowest) = numbers.iter().find(|number| !self.unused.contains(number)) {
+                return Ok(NumberOf::Known(*lowest));
+            }
+            if let Some(lowest) = numbers.first() {
+                return Ok(NumberOf::Proposed(*lowest));
+            }
         }
         let (first, last) = (*Identity::ALLOCATED.start(), *Identity::ALLOCATED.end());
         let count = last - first + 1;

@@ -114,7 +114,8 @@ pub fn identity(object: CiliumIdentity) -> Result<IdentityLabels, Problem> {
         let field = format!("security-labels.{key}");
         return Err(Problem::new(field, "expected a label of source k8s, such as k8s:app"));
     }
-    Ok(IdentityLabels { identity, labels: LabelSet(object.security_labels) })
+    let unused = object.metadata.annotations.contains_key(crate::identity::UNUSED_SINCE);
+    Ok(IdentityLabels { identity, labels: LabelSet(object.security_labels), unused })
 }
 
 /// A slice, whole: an endpoint that cannot be read spoils it, and what was known before stays.

@@ -266,10 +266,22 @@ async fn an_identity_is_created_once() {
     let row = |app: &str| IdentityLabels {
         identity: Identity::from_raw(4711),
         labels: LabelSet(BTreeMap::from([("k8s:app".to_owned(), app.to_owned())])),
+        unused: false,
     };
     assert_eq!(identity::create(&client, &row("a")).await.expect("created"), Outcome::Created);
     assert_eq!(identity::create(&client, &row("b")).await.expect("answered"), Outcome::Exists(row("a").labels));
     assert_eq!(fake.all(IDENTITIES).len(), 1);
+    // One that is marked for removal is taken up: the mark goes, and so does what a removal would rest on.
+    let held = identity::list(&client).await.expect("listed").remove(0);
+    identity::mark(&client, &held, Some("2026-01-02T03:04:05Z")).await.expect("marked");
+    let marked = identity::list(&client).await.expect("listed").remove(0);
+    assert!(marked.unused_since.is_some());
+    assert_eq!(identity::create(&client, &row("b")).await.expect("answered"), Outcome::Exists(row("a").labels));
+    assert_eq!(identity::list(&client).await.expect("listed"), [marked.clone()], "somebody else's");
+    assert_eq!(identity::create(&client, &row("a")).await.expect("answered"), Outcome::Exists(row("a").labels));
+    assert_eq!(identity::list(&client).await.expect("listed")[0].unused_since, None);
+    let late = identity::delete(&client, &marked).await.expect_err("it has changed");
+    assert!(late.is_conflict(), "{late}");
     fake.refuse(&[403]);
     let refused = identity::create(&client, &row("c")).await.expect_err("refused");
     assert_eq!(refused.code(), Some(403));
@@ -434,9 +446,13 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     let row = |app: &str| IdentityLabels {
         identity: Identity::from_raw(300),
         labels: LabelSet(BTreeMap::from([("k8s:app".to_owned(), app.to_owned())])),
+        unused: false,
     };
     identity::create(&client, &row("a")).await.expect("answered");
     identity::create(&client, &row("b")).await.expect("answered");
+    let held = identity::list(&client).await.expect("listed").remove(0);
+    identity::mark(&client, &held, Some("2026-01-02T03:04:05Z")).await.expect("marked");
+    identity::create(&client, &row("a")).await.expect("taken up");
     let name = ObjectName { namespace: "n".to_owned(), name: "a".to_owned() };
     pod::get(&client, &name).await.expect("answered");
     pod::namespace(&client, "n").await.expect("answered");

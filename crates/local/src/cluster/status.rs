@@ -132,7 +132,8 @@ fn describe(config: &Config, nodes: &Value, pods: &Value, status: &mut Status) {
             status.problems.push(format!("{name} is not Ready{}", node.map(not_ready_because).unwrap_or_default()));
         }
         if agent.is_null() {
-            status.problems.push(format!("the agent of {name} does not answer"));
+            let log = config.paths().logs().join(format!("agent-{name}.log"));
+            status.problems.push(format!("the agent of {name} does not answer; last: {}", last_line(&log)));
         }
         for field in ["problems", "waiting_for"] {
             status.problems.extend(strings(&agent[field]).iter().map(|p| format!("agent of {name}: {p}")));
