@@ -203,7 +203,7 @@ pub async fn watch(
         if mode == Propagation::CesOperator {
             note_elsewhere(&batch, &core, &writers.slices, &elsewhere);
         }
-        if core.call(move |core| core.apply(batch)).await.is_err() {
+        if core.tell(move |core| core.apply(batch)).await.is_err() {
             return;
         }
     }

@@ -26,9 +26,9 @@ pub const NODE_LABEL: &str = "weft.dev/node";
 /// gathers while the former write is on its way, and for this long.
 const PACE: Duration = Duration::from_millis(50);
 /// How long it may take until it is written that an endpoint is gone: under churn it is written along with the next
-/// endpoint that comes. If one of its addresses is given again, it is written at once. Short, since an address may go
-/// to another node's pod, and nobody must take that one for the pod that is gone.
-pub const REMOVAL_DELAY: Duration = Duration::from_secs(1);
+/// endpoint that comes. If one of its addresses is given again, it is written at once; where it goes to another node's
+/// pod, that node's word is the newer one and counts.
+pub const REMOVAL_DELAY: Duration = Duration::from_secs(5);
 
 /// How far along the writer is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

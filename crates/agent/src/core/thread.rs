@@ -6,12 +6,14 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// Closures that may wait. Callers beyond that are told so.
 const QUEUE_MAX: usize = 4096;
 /// Closures that run before what they changed is worked out and written together.
 const BATCH_MAX: usize = 256;
+/// Closures that nobody waits for, on their way at one time.
+const NEWS_MAX: usize = 64;
 /// Longest sleep.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -22,6 +24,7 @@ type Job = Box<dyn FnOnce(&mut Core) + Send>;
 pub struct Handle {
     jobs: SyncSender<Job>,
     core: Arc<Mutex<Core>>,
+    news: Arc<Semaphore>,
 }
 
 /// The thread has ended, or cannot keep up.
@@ -39,12 +42,31 @@ impl Handle {
         work: impl FnOnce(&mut Core) -> R + Send + 'static,
     ) -> Result<R, Unavailable> {
         let (sender, receiver) = oneshot::channel();
-        let mut job: Job = Box::new(move |core| {
+        self.put(Box::new(move |core| {
             let _ = sender.send(work(core));
+        }))
+        .await?;
+        receiver.await.map_err(|_| Unavailable)
+    }
+
+    /// Lets the thread run `work` in its turn, without waiting for that: what comes while the thread is busy is worked out
+    /// and written together. Waits while much is on its way already.
+    ///
+    /// # Errors
+    /// [`Unavailable`]
+    pub async fn tell(&self, work: impl FnOnce(&mut Core) + Send + 'static) -> Result<(), Unavailable> {
+        let permit = self.news.clone().acquire_owned().await.map_err(|_| Unavailable)?;
+        let job: Job = Box::new(move |core| {
+            drop(permit);
+            work(core);
         });
+        self.put(job).await
+    }
+
+    async fn put(&self, mut job: Job) -> Result<(), Unavailable> {
         loop {
             match self.jobs.try_send(job) {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 Err(TrySendError::Full(back)) => {
                     job = back;
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -52,7 +74,6 @@ impl Handle {
                 Err(TrySendError::Disconnected(_)) => return Err(Unavailable),
             }
         }
-        receiver.await.map_err(|_| Unavailable)
     }
 
     /// Looks at the tables between two batches, without a turn in the queue.
@@ -87,7 +108,7 @@ pub fn spawn(core: Core) -> std::io::Result<(Handle, JoinHandle<()>)> {
             wake = core.flush();
         }
     })?;
-    Ok((Handle { jobs, core: shared }, thread))
+    Ok((Handle { jobs, core: shared, news: Arc::new(Semaphore::new(NEWS_MAX)) }, thread))
 }
 
 /// A closure that panicked was one question; the tables are still what they are.
