@@ -29,8 +29,8 @@ pub const TRANSLATED: u32 = 2;
 
 /// How often a backend is chosen again because the client speaks to it by the same ports already.
 const TRIES: u32 = 4;
-/// Seconds after which the ports of one service's datagrams are another's: a client gets a port again that it had not
-/// long before. If the first one speaks again after all, it has them back.
+/// Seconds after which the ports of one service's datagrams are another's, if an answer is outstanding: a client gets a
+/// port again that it had not long before. If the first one speaks again after all, it has them back.
 const UDP_IDLE_S: u32 = 3;
 
 /// Translates the packet if it is for a service. `existing` is the entry under its own tuple, if there is one.
@@ -347,10 +347,12 @@ fn taken(s: &mut Scratch) -> bool {
         // Opened again where it is.
         return false;
     }
+    // Datagrams have no end; but where every one was answered, none is awaited by those who had the ports before.
+    let answered = s.packet.protocol == UDP && entry.reply_packets >= entry.forward_packets;
     let over = if s.packet.protocol == TCP {
         direct::is_done(entry.flags)
     } else {
-        now_s().wrapping_sub(last).wrapping_sub(idle) < u32::MAX / 2
+        answered || now_s().wrapping_sub(last).wrapping_sub(idle) < u32::MAX / 2
     };
     // SAFETY: a field of a map value.
     if over && unsafe { exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last {

@@ -496,7 +496,7 @@ fn the_same_ports_behind_two_services_are_told_apart_or_refused() {
 }
 
 #[test]
-fn ports_of_datagrams_that_rest_are_another_services_until_the_first_one_speaks_again() {
+fn ports_of_datagrams_that_are_answered_or_rest_are_another_services_until_the_first_one_speaks_again() {
     both(|kernel, f| {
         for (n, address) in [(1, vip(f)), (2, second_vip(f))] {
             put_cluster_ip(kernel, n, frontend(address, 53, UDP), &[(n, f.b, 5353)])?;
@@ -510,6 +510,15 @@ fn ports_of_datagrams_that_rest_are_another_services_until_the_first_one_speaks_
         let outcome = ask(kernel, second_vip(f))?;
         dropped(kernel, &outcome, DropReason::NoNatMapping);
         assert_eq!(answered(kernel)?, parsed(vip(f)));
+        // No answer is outstanding: who has the port now may speak to whom it likes.
+        passed(&ask(kernel, second_vip(f))?);
+        assert_eq!(answered(kernel)?, parsed(second_vip(f)));
+        passed(&ask(kernel, vip(f))?);
+        forget(kernel)?;
+        passed(&ask(kernel, vip(f))?);
+        kernel.drain();
+        let outcome = ask(kernel, second_vip(f))?;
+        dropped(kernel, &outcome, DropReason::NoNatMapping);
         let rest = |kernel: &mut Kernel| -> Result<()> {
             let (key, mut entry) = kernel.connection(flow_kind::FLOW, parsed(f.a), parsed(f.b))?.context("an entry")?;
             entry.last_seen_s = entry.last_seen_s.wrapping_sub(4);
