@@ -8,8 +8,8 @@
 //! is written after the second was allowed: what is denied leaves nothing behind.
 
 use weft_abi::{
-    Addr, DropReason, FlowEntry, FrontendKey, HAIRPIN_V4, HAIRPIN_V6, NodeConfig, Path, RangeKey,
-    backend_flags, endpoint_flags, flow_flags, flow_kind, identity, path_action, service_flags,
+    Addr, DropReason, FlowEntry, FrontendKey, HAIRPIN_V4, HAIRPIN_V6, NodeConfig, Path, RangeKey, backend_flags,
+    endpoint_flags, flow_flags, flow_kind, identity, path_action, service_flags,
 };
 
 use aya_ebpf::maps::lpm_trie::Key;

@@ -128,7 +128,15 @@ pub fn closing(flags: u16) -> bool {
 #[inline(always)]
 pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
     let none = core::ptr::null_mut();
-    follow::<false>(skb, s, hook, config, none, |s, entry| forward::go(skb, s, Some(entry), config), |s| step::send(skb, s))
+    follow::<false>(
+        skb,
+        s,
+        hook,
+        config,
+        none,
+        |s, entry| forward::go(skb, s, Some(entry), config),
+        |s| step::send(skb, s),
+    )
 }
 
 /// The same of a packet that was translated for a service. Apart from it, so that neither is a loop. `choice` is the

@@ -269,7 +269,8 @@ impl Cluster for World {
         let asked = self.act(format!("create_identity {}", row.identity), |held| {
             let labels = held.identities.entry(row.identity).or_insert_with(|| row.labels.clone());
             if *labels != row.labels {
-                answer = Created::Taken(IdentityLabels { identity: row.identity, labels: labels.clone(), unused: false });
+                answer =
+                    Created::Taken(IdentityLabels { identity: row.identity, labels: labels.clone(), unused: false });
             }
         });
         async move { asked.map(|()| answer).map_err(cluster_error) }.boxed()

@@ -63,8 +63,18 @@ impl Endpoint {
     #[must_use]
     pub fn is_written(&self, policy: &EndpointPolicy, audit: bool) -> bool {
         let Some(written) = &self.in_kernel else { return false };
-        let desired::Endpoint { id, addresses, ifindex, pod_mac, host_mac, identity, ingress, egress, blocked, audit: audited } =
-            written;
+        let desired::Endpoint {
+            id,
+            addresses,
+            ifindex,
+            pod_mac,
+            host_mac,
+            identity,
+            ingress,
+            egress,
+            blocked,
+            audit: audited,
+        } = written;
         let record = &self.record;
         (*id, *ifindex, *identity, *pod_mac, *host_mac)
             == (record.id, self.ifindex, record.identity, record.pod_mac, record.host_mac)
