@@ -108,8 +108,7 @@ pub struct FlowEntry {
     /// Identity of the responder; of a [`flow_flags::SERVICE`] entry the number of the backend.
     pub destination_identity: u32,
     /// Masqueraded: the outside address; a [`flow_kind::NAT`] entry: the inside one; a [`flow_flags::SERVICE`] entry: the
-    /// backend's; tunnelled: the next hop of the outer packet. All that such entries hold lies on one cache
-    /// line.
+    /// backend's; tunnelled: the next hop of the outer packet. Up to here lies all of a SERVICE entry, on one cache line.
     pub nat_addr: Addr,
     /// Rule that allowed it out of the originator; 0: not isolated.
     pub egress_rule: u32,
