@@ -166,25 +166,28 @@ fn had(s: &mut Scratch) -> bool {
         && (s.service.info.flags & local == 0 || s.service.backend.flags & backend_flags::LOCAL != 0)
 }
 
-/// One of the set.
+/// One of the set; the next one if that could not be used.
 #[inline(never)]
 fn pick(s: &mut Scratch) -> bool {
     let (set, count, table) = (s.service.set, s.service.count, s.service.table);
     if count == 0 {
         return false;
     }
+    let tried = u32::from(s.service.tried);
     let slot = if table == 0 {
         // SAFETY: no arguments.
-        unsafe { bpf_get_prandom_u32() % count }
+        let start = if tried == 0 { unsafe { bpf_get_prandom_u32() } } else { s.service.slot + 1 };
+        start % count
     } else {
         let port_be = if s.service.info.affinity_s == 0 { s.packet.source_port } else { 0 };
-        let entry = client_hash(&s.packet.source, port_be, s.packet.protocol) % table;
+        let entry = client_hash(&s.packet.source, port_be, s.packet.protocol).wrapping_add(tried) % table;
         const ENTRIES: u32 = MaglevPart::ENTRIES as u32;
         // SAFETY: values are replaced, never changed in place; one of its entries is copied.
         let Some(part) = (unsafe { MAGLEV.get(&MaglevKey { set, part: entry / ENTRIES }) }) else { return false };
         let Some(slot) = part.0.get((entry % ENTRIES) as usize) else { return false };
         u32::from(*slot)
     };
+    s.service.slot = slot;
     // SAFETY: as above.
     let Some(backend) = (unsafe { SLOTS.get(&SlotKey { set, slot }) }) else { return false };
     s.service.backend = *backend;

@@ -223,7 +223,11 @@ pub struct Service {
     pub direct: u8,
     /// 1: there is a choice that no longer counts, to be replaced.
     pub stale: u8,
-    pub pad: [u8; 6],
+    /// How many backends were chosen for this packet and could not be used.
+    pub tried: u8,
+    pub pad: u8,
+    /// Where in the set the last one was.
+    pub slot: u32,
     /// What an ICMP error quotes.
     pub quote: [u8; crate::refuse::QUOTE],
     /// Whom the client is bound to as it was looked at, see [`crate::balance::packed`]; 0: nobody.

@@ -27,7 +27,7 @@ pub const VACATED: u32 = 1;
 /// It goes to a backend: look for its connection again.
 pub const TRANSLATED: u32 = 2;
 
-/// How often a backend is chosen again because the client speaks to it by the same ports already.
+/// How many backends of a set are tried: the client may speak to some by the same ports already.
 const TRIES: u32 = 4;
 /// Seconds after which the ports of one service's datagrams are another's, if an answer is outstanding: a client gets a
 /// port again that it had not long before. If the first one speaks again after all, it has them back.
@@ -95,13 +95,14 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
         return refuse::no_backend(s);
     }
     let mut free = false;
+    s.service.tried = 0;
     for _ in 0..TRIES {
         match step::choose(skb, s) {
             Ok(()) => {
                 free = true;
                 break;
             }
-            Err(DropReason::NoNatMapping) => {}
+            Err(DropReason::NoNatMapping) => s.service.tried += 1,
             Err(reason) => return Err(reason),
         }
     }
