@@ -5,7 +5,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_loop, bpf_skb_store_bytes,
+    bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_loop, bpf_skb_store_bytes,
 };
 use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, flow_flags, flow_kind};
 
@@ -326,14 +326,11 @@ pub fn rewrite(skb: Skb, s: &mut Scratch, offset: u32, old: &Addr, new: &Addr) -
             let sum: u16 = load(skb, ETH + 10)?;
             s.frame().add(24).cast::<u16>().write(sum);
         } else {
-            let (mut from, mut to) = (old.0, new.0);
-            let sum = bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0);
-            if sum < 0 {
-                return Err(DropReason::WriteError);
-            }
+            let to = new.0;
             if has_l4 {
                 if let Some((at, flags)) = checksum(s.packet.protocol) {
-                    if bpf_l4_csum_replace(skb, l4 + at, 0, sum as u64, flags | BPF_F_PSEUDO_HDR as u64) != 0 {
+                    let sum = u64::from(difference(old, new));
+                    if bpf_l4_csum_replace(skb, l4 + at, 0, sum, flags | BPF_F_PSEUDO_HDR as u64) != 0 {
                         return Err(DropReason::WriteError);
                     }
                 }

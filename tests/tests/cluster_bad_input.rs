@@ -4,7 +4,28 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use weft_tests::cluster::{Cluster, PORT, Pod, eventually};
+use weft_tests::cluster::{Cluster, PORT, Pod, bin_dir, eventually};
+
+/// What an agent would not start with is told before anything is made.
+#[test]
+fn settings_of_agents_are_checked_first() -> Result<()> {
+    let name = format!("bs{}", std::process::id());
+    for (given, expected) in [
+        ("node-port-bind-protection=sometimes", "node-port-bind-protection: expected `services`, `range` or `none`"),
+        ("policy-audit-mode=maybe", "policy-audit-mode: expected"),
+        ("no-such-setting=1", "no-such-setting=1"),
+    ] {
+        let output = std::process::Command::new(bin_dir()?.join("weft"))
+            .args(["up", "--name", &name, "--agent", given])
+            .output()?;
+        let answer = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && answer.contains(expected), "{given}: {answer}");
+        for place in ["/run/weft", "/var/lib/weft"] {
+            ensure!(!Path::new(place).join(&name).exists(), "{given}: left something in {place}");
+        }
+    }
+    Ok(())
+}
 
 #[test]
 fn what_was_in_force_stays() -> Result<()> {

@@ -10,7 +10,8 @@ use weft_tests::packet::site::{
     FAMILIES, Family, HOST_MAC_B, ID_C, MAC_B, Routing, V4, allow_port, from_a, from_b, from_wire, isolate, on_node,
     put_policy,
 };
-use weft_tests::packet::{ACK, ETH, RST, Read, SCTP, SYN, TCP, UDP, ip, quoted, read};
+use weft_tests::packet::stage::{forget_all, talk};
+use weft_tests::packet::{ACK, ETH, RST, Read, SCTP, TCP, UDP, ip, quoted, read};
 
 fn native(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy + 'static) {
     on_node(Routing::Native, move |kernel| FAMILIES.iter().try_for_each(|family| test(kernel, *family)));
@@ -43,28 +44,8 @@ fn dropped(kernel: &mut Kernel, outcome: &Outcome, reason: DropReason) {
     assert_eq!((outcome.action, DropReason::from_raw(event.reason)), (DROP, Some(reason)));
 }
 
-fn forget(kernel: &mut Kernel) -> Result<()> {
-    for key in kernel.flows.keys().collect::<Result<Vec<_>, _>>()? {
-        kernel.flows.remove(&key)?;
-    }
-    for key in kernel.frontends.keys().collect::<Result<Vec<_>, _>>()? {
-        kernel.frontends.remove(&key)?;
-    }
-    Ok(())
-}
-
 fn world(f: Family) -> u32 {
     if f.v6 { identity::WORLD_IPV6 } else { identity::WORLD_IPV4 }
-}
-
-/// A question and its answer by a protocol.
-fn talk(protocol: u8, from: (&str, u16), to: (&str, u16), answer: bool) -> Vec<u8> {
-    let header = ip(from.0, to.0);
-    match protocol {
-        TCP => header.tcp(from.1, to.1, if answer { SYN | ACK } else { SYN }, b""),
-        UDP => header.udp(from.1, to.1, b"some text"),
-        _ => header.sctp(from.1, to.1),
-    }
 }
 
 #[test]
@@ -95,7 +76,7 @@ fn a_backend_here_sees_the_client_and_answers_in_the_name_of_the_service() {
                         kernel.bump(&[0])?;
                     }
                 }
-                forget(kernel)?;
+                forget_all(kernel)?;
             }
         }
         // Policy knows the real client, and what it denies leaves nothing.
@@ -109,7 +90,7 @@ fn a_backend_here_sees_the_client_and_answers_in_the_name_of_the_service() {
         assert!(kernel.connections()?.is_empty());
         passed(&from_wire(kernel, &talk(TCP, (f.c, 7000), (f.node, 30080), false))?);
         isolate(kernel, f.b, 0, 0)?;
-        forget(kernel)
+        forget_all(kernel)
     });
 }
 
@@ -141,7 +122,7 @@ fn a_backend_elsewhere_sees_the_node_and_answers_come_back_through_it() {
             if protocol != SCTP {
                 assert_ne!(Some(passed(&outcome).source_port()), port);
             }
-            forget(kernel)?;
+            forget_all(kernel)?;
         }
         Ok(())
     });
@@ -196,7 +177,7 @@ fn the_tunnel_carries_clients_to_backends_elsewhere_and_their_answers() {
             assert_eq!(told.rest[..2], if f.v6 { [2, 0] } else { [3, 4] });
             assert_eq!(told.rest[6..8], 1450_u16.to_be_bytes());
             assert_eq!(quoted(&told)[ETH + 40..ETH + 60], large[ETH + 40..ETH + 60]);
-            forget(kernel)?;
+            forget_all(kernel)?;
         }
         Ok(())
     });
@@ -215,7 +196,7 @@ fn a_backend_in_another_nodes_network_is_reached_without_the_tunnel() {
                 let answer = talk(TCP, (f.peer, 8080), (f.node, seen.source_port()), true);
                 let heard = passed(&from_wire(kernel, &answer)?);
                 assert_eq!(ends(&heard), (parsed(f.node), 30080, parsed(f.world), 7000));
-                forget(kernel)?;
+                forget_all(kernel)?;
             }
             Ok(())
         });
@@ -242,7 +223,7 @@ fn who_may_not_use_a_service_is_told_nothing() {
         passed(&from_a(kernel, &talk(TCP, (f.a, 7000), (balancer(f), 80), false))?);
         put_range(kernel, 2, if f.v6 { "2001:db8:100::/48" } else { "198.51.100.0/24" })?;
         passed(&from_wire(kernel, &question)?);
-        forget(kernel)
+        forget_all(kernel)
     });
 }
 
@@ -266,7 +247,7 @@ fn a_service_without_backends_refuses_clients_outside_unless_only_local_ones_cou
         }
         assert!(kernel.connections()?.is_empty());
         assert_ne!(FrontendKey::ANY_V4, FrontendKey::ANY_V6);
-        forget(kernel)
+        forget_all(kernel)
     });
 }
 
@@ -314,7 +295,7 @@ fn errors_show_the_client_what_it_sent_and_the_backend_what_it_answered() {
         // About a connection that is none of ours: the node's own business.
         let other = ip(f.gateway, f.node).unreachable(&ip(f.node, f.world).udp(30053, 99, b""));
         assert_eq!(from_wire(kernel, &other)?.action, PASS);
-        forget(kernel)
+        forget_all(kernel)
     });
 }
 
@@ -333,6 +314,6 @@ fn a_pod_that_asks_itself_hears_its_own_errors() {
         assert_eq!(inner[at..end], question[at..end]);
         let entry = kernel.connection(flow_kind::FLOW, seen.source, parsed(f.a))?.context("the connection")?;
         assert_eq!(entry.1.forward_packets, 1);
-        forget(kernel)
+        forget_all(kernel)
     });
 }

@@ -485,7 +485,9 @@ impl Core {
             return None;
         }
         if self.orphans_at <= self.now {
-            let used = self.addresses.using(&self.orphaned);
+            let mut used = self.addresses.using(&self.orphaned);
+            // Some of our own may not have reached their addresses' entries yet.
+            used.extend(self.orphaned.iter().filter(|identity| self.endpoints.uses(**identity)));
             for identity in self.orphaned.difference(&used) {
                 self.policy.remove_identity(*identity);
                 self.dirty = true;

@@ -19,6 +19,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Check the settings and do nothing else.
+    CheckSettings,
     /// Remove the CNI executable and configuration from this node.
     Uninstall {
         /// Also pod links, programs, maps, routes and state: pods of this node lose their network.
@@ -41,8 +43,10 @@ fn main() -> ExitCode {
 fn start(cli: Cli) -> anyhow::Result<()> {
     let config = cli.options.with_file()?.check()?;
     log(&config)?;
-    if let Some(Command::Uninstall { all }) = cli.command {
-        return uninstall::run(&config, all);
+    match cli.command {
+        Some(Command::CheckSettings) => return Ok(()),
+        Some(Command::Uninstall { all }) => return uninstall::run(&config, all),
+        None => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

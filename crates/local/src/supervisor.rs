@@ -219,8 +219,6 @@ fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
     service.option("--state-dir", dir.join("agent"));
     service.option("--bpf-dir", paths.bpf().join(node));
     service.option("--device", crate::fabric::NODE_LINK);
-    service.option("--routing", config.routing.name());
-    service.option("--ip-families", config.families());
     service.option("--cni-bin-dir", dir.join("cni/bin"));
     service.option("--cni-conf-dir", dir.join("cni/conf"));
     service.option("--cluster-name", &config.name);
@@ -233,14 +231,7 @@ fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
     }
     let number = config.node_names().iter().position(|name| name == node).and_then(|at| u8::try_from(at + 1).ok());
     let number = number.context("a node that is not of the cluster")?;
-    for (key, value) in config.ipam_settings(number, &dir.join("host-local")) {
-        if !config.agent.contains_key(key) {
-            service.option(&format!("--{key}"), value);
-        }
-    }
-    for (key, value) in &config.agent {
-        service.option(&format!("--{key}"), value);
-    }
+    service.args.extend(config.agent_arguments(number, &dir.join("host-local")).into_iter().map(OsString::from));
     Ok(service)
 }
 

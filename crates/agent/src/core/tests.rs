@@ -2,6 +2,7 @@ use super::endpoints::Reservation;
 use super::{Core, RETRY_MAX};
 use crate::addresses::LINGER;
 use crate::fakes::{World, core, first_news, ip, name, namespace, node, pod};
+use crate::state::EndpointRecord;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -28,6 +29,13 @@ pub(super) fn synced_core(world: &World, dir: &Path) -> Core {
 }
 
 pub(super) fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId {
+    let record = reserve(core, pod, container);
+    core.activate(record.id, u32::from(record.id.raw())).expect("active");
+    core.flush();
+    record.id
+}
+
+fn reserve(core: &mut Core, pod: &Pod, container: &str) -> EndpointRecord {
     core.apply(vec![Change::Pod(pod.clone())]);
     let labels = core.labels_of(pod, None).expect("the namespace is known");
     let identity = match core.number_of(&labels).expect("free") {
@@ -47,10 +55,7 @@ pub(super) fn attach(core: &mut Core, pod: &Pod, container: &str) -> EndpointId 
         mtu: 1500,
         addresses: None,
     };
-    let record = core.reserve(wanted).expect("reserved");
-    core.activate(record.id, u32::from(record.id.raw())).expect("active");
-    core.flush();
-    record.id
+    core.reserve(wanted).expect("reserved")
 }
 
 fn policy(text: &str, version: &str, app: &str, peer: &str) -> Policy {
@@ -378,6 +383,24 @@ fn an_identity_without_an_object_is_in_force_while_somebody_has_it() {
     core.set_time(again + crate::addresses::LINGER * 2);
     core.flush();
     assert!(!in_force(&world), "nobody has it any more");
+}
+
+#[test]
+fn an_identity_without_an_object_is_in_force_for_a_pod_that_is_about_to_start() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    attach(&mut core, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    core.apply(vec![Change::Policy(policy("shop/allow", "5", "web", "client"))]);
+    let client = reserve(&mut core, &pod("shop/client", "u2", &[("app", "client")]), "c2");
+    core.apply(vec![Change::IdentityGone(client.identity)]);
+    core.set_time(Duration::from_secs(60));
+    core.flush();
+    assert!(world.held().peers.contains_key(&client.identity), "{:?}", world.held().peers);
+    core.release(client.id).expect("released");
+    core.flush();
+    core.set_time(Duration::from_secs(120));
+    core.flush();
+    assert!(!world.held().peers.contains_key(&client.identity), "nobody has it any more");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft_k8s::endpoint::manner::{Manner, ROUND};
+use weft_k8s::endpoint::manner::Manner;
 use weft_k8s::endpoint::{self, Propagation};
 use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
@@ -116,11 +116,7 @@ async fn known_agents_write_an_object_three_times() {
     let generation = writer.set(own(1, 300));
     progress.wait_for(|now| now.generation >= generation).await.expect("the writer runs");
     assert_eq!((state(&fake).as_str(), fake.writes().len()), ("waiting-to-regenerate", 1));
-    let deadline = Instant::now() + ROUND * 3;
-    while state(&fake) != "ready" {
-        assert!(Instant::now() < deadline, "never mended");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    fake.until("mended", |fake| state(fake) == "ready").await;
     assert_eq!(fake.writes().len(), 2);
     let generation = writer.set(BTreeMap::new());
     progress.wait_for(|now| now.generation >= generation).await.expect("the writer runs");

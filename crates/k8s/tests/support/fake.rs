@@ -200,8 +200,8 @@ impl Fake {
                 let _ = tokio::time::timeout(std::time::Duration::from_millis(200), changed.changed()).await;
             }
         };
-        let within = tokio::time::timeout(std::time::Duration::from_secs(10), wait).await;
-        within.unwrap_or_else(|_| panic!("{what}: not so after 10 s; objects: {:#?}", self.lock().objects));
+        let within = tokio::time::timeout(std::time::Duration::from_secs(30), wait).await;
+        within.unwrap_or_else(|_| panic!("{what}: not so after 30 s; objects: {:#?}", self.lock().objects));
     }
 
     async fn serve(&self, request: Request<Body>) -> Answer {

@@ -117,9 +117,19 @@ impl Config {
         prefixes
     }
 
-    /// Settings of a node's agent that follow from the mode.
+    /// Settings of the nth node's agent, counting from 1, as its command line has them: those that the cluster's own
+    /// amount to and the user's. `host_local` is where the plugin of delegated addresses keeps them.
     #[must_use]
-    pub fn ipam_settings(&self, number: u8, host_local: &std::path::Path) -> Vec<(&'static str, String)> {
+    pub fn agent_arguments(&self, number: u8, host_local: &std::path::Path) -> Vec<String> {
+        let mut settings = vec![("routing", self.routing.name().to_owned()), ("ip-families", self.families())];
+        settings.extend(self.ipam_settings(number, host_local));
+        let given = self.agent.iter().map(|(key, value)| (key.as_str(), value.clone()));
+        let own = settings.into_iter().filter(|(key, _)| !self.agent.contains_key(*key));
+        own.chain(given).flat_map(|(key, value)| [format!("--{key}"), value]).collect()
+    }
+
+    /// Settings of a node's agent that follow from the mode.
+    fn ipam_settings(&self, number: u8, host_local: &std::path::Path) -> Vec<(&'static str, String)> {
         let list = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let mut settings = vec![("ipam", self.ipam.name().to_owned()), ("max-pods", self.max_pods.to_string())];
         match self.ipam {

@@ -7,6 +7,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// The oldest kernel with tcx links.
 const KERNEL_MIN: (u32, u32) = (6, 6);
@@ -42,7 +43,19 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
             )));
         }
     }
-    Ok(())
+    check_agent(config)
+}
+
+/// Asks the agent itself what it makes of its settings: started with wrong ones, it would never answer.
+fn check_agent(config: &Config) -> Result<(), Error> {
+    let mut agent = Command::new(config.bin_dir.join("weft-agent"));
+    agent.env_clear().args(["--node-name", "check"]).args(config.agent_arguments(1, Path::new("/nonexistent")));
+    let said = step("ask weft-agent to check its settings", agent.arg("check-settings").output())?;
+    if said.status.success() {
+        return Ok(());
+    }
+    let problem = String::from_utf8_lossy(&said.stderr);
+    Err(Error::Requirement(format!("setting of the agents: {}", problem.trim().trim_start_matches("weft-agent: "))))
 }
 
 fn kernel_version(release: &str) -> Option<(u32, u32)> {
