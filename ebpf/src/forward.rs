@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{TC_ACT_OK, bpf_redir_neigh};
 use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
 use weft_abi::{Addr, DropReason, FlowEntry, NodeConfig, flow_flags, path_action};
 
-use crate::packet::{ETH, Scratch, Skb, skb_gso_size, translated};
+use crate::packet::{ETH, HEAD, Scratch, Skb, skb_gso_size, translated};
 use crate::{nat, notify, refuse, step, tunnel as vxlan};
 
 /// Follows the path of the entry, or `s.path` where there is none.
@@ -157,13 +157,16 @@ fn hop(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             frame.add(22).write(ttl);
             frame.add(24).cast::<u16>().write(sum);
         }
-        if s.unwritten == 0 { 26 } else { nat::translated_head(true) }
+        26
     } else {
         // SAFETY: inside the copy.
         unsafe { s.frame().add(21).write(ttl) };
-        if s.unwritten == 0 { 22 } else { nat::translated_head(false) }
+        22
     };
-    s.unwritten = 0;
+    let length = nat::written(s, length);
+    if length > HEAD as u32 {
+        return Err(DropReason::WriteError);
+    }
     // SAFETY: `length` bytes of the copy.
     if unsafe { bpf_skb_store_bytes(skb, 0, s.frame().cast(), length, 0) } != 0 {
         return Err(DropReason::WriteError);

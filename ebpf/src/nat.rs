@@ -11,7 +11,8 @@ use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, flow_flags, flow_kind};
 
 use crate::maps::FLOWS;
 use crate::packet::{
-    ECHO, ETH, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load,
+    ECHO, ETH, HEAD, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load,
+    owes_checksum,
 };
 use crate::sctp;
 use crate::track::{canonical, now_s, tuple};
@@ -223,21 +224,38 @@ fn at_once<const SOURCE: bool>(
     let pseudo = flags | BPF_F_PSEUDO_HDR as u64;
     let frame = s.frame();
     // SAFETY: the helpers take plain numbers; all of these headers are inside the copy.
+    let owes = owes_checksum(skb);
     let done = unsafe {
+        let place = frame.add(sum_at as usize).cast::<u16>();
         if v4 {
             let (from, to) = (old.0[3], new.0[3]);
             let sum = mended(frame.add(24).cast::<u16>().read(), from, to);
             frame.add(24).cast::<u16>().write(sum);
             frame.add(if SOURCE { 26 } else { 30 }).cast::<u32>().write(to);
             frame.add(if SOURCE { 34 } else { 36 }).cast::<u16>().write(port_be);
-            bpf_l4_csum_replace(skb, sum_at, u64::from(from), u64::from(to), pseudo | 4)
+            if owes {
+                place.write(!mended(!place.read(), from, to));
+                0
+            } else {
+                bpf_l4_csum_replace(skb, sum_at, u64::from(from), u64::from(to), pseudo | 4)
+            }
         } else {
             frame.add(if SOURCE { 22 } else { 38 }).cast::<Addr>().write(*new);
             frame.add(if SOURCE { 54 } else { 56 }).cast::<u16>().write(port_be);
-            bpf_l4_csum_replace(skb, sum_at, 0, u64::from(difference(old, new)), pseudo)
+            let difference = difference(old, new);
+            if owes {
+                place.write(!mended(!place.read(), u32::MAX, difference));
+                0
+            } else {
+                bpf_l4_csum_replace(skb, sum_at, 0, u64::from(difference), pseudo)
+            }
         }
     };
-    s.unwritten = 1;
+    if owes {
+        s.unwritten = (sum_at + 2) as u8;
+        return Ok(());
+    }
+    s.unwritten = translated_head(v4) as u8;
     // SAFETY: as above.
     let ports = || unsafe { bpf_l4_csum_replace(skb, sum_at, u64::from(old_port), u64::from(port_be), flags | 2) };
     if done != 0 || old_port != port_be && ports() != 0 {
@@ -248,8 +266,16 @@ fn at_once<const SOURCE: bool>(
 
 /// Bytes of the frame up to the ports, where nothing lies before them.
 #[inline(always)]
-pub const fn translated_head(v4: bool) -> u32 {
+const fn translated_head(v4: bool) -> u32 {
     ETH + if v4 { 24 } else { 44 }
+}
+
+/// How many bytes of the copy are to be written, `least` or up to the last that was changed there; they are then taken
+/// for written.
+#[inline(always)]
+pub fn written(s: &mut Scratch, least: u32) -> u32 {
+    let unwritten = u32::from(core::mem::take(&mut s.unwritten));
+    if unwritten > least { unwritten } else { least }
 }
 
 /// Writes what was translated in the copy of the head alone.
@@ -258,10 +284,13 @@ pub fn settle(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if s.unwritten == 0 {
         return Ok(());
     }
-    s.unwritten = 0;
     // From IPv4's checksum on; of what lies before, others may have written since.
-    let (from, length) =
-        if s.packet.version == 4 { (24, translated_head(true) - 24) } else { (22, translated_head(false) - 22) };
+    let (from, least) = if s.packet.version == 4 { (24, translated_head(true)) } else { (22, translated_head(false)) };
+    let end = written(s, least);
+    if end > HEAD as u32 {
+        return Err(DropReason::WriteError);
+    }
+    let length = end - from;
     // SAFETY: `length` bytes of the copy.
     if unsafe { bpf_skb_store_bytes(skb, from, s.frame().add(from as usize).cast(), length, 0) } != 0 {
         return Err(DropReason::WriteError);

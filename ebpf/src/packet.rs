@@ -9,8 +9,8 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use weft_abi::{
-    Addr, AffinityKey, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue,
-    FrontendInfo, FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
+    Addr, AffinityKey, BackendInfo, CHECKSUM_MARK, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey,
+    FragmentValue, FrontendInfo, FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
 };
 
 use crate::maps::FRAGMENTS;
@@ -21,7 +21,7 @@ pub const ETH: u32 = 14;
 /// Bytes before the frame in the buffer, so that the network header is aligned.
 const PAD: usize = 2;
 /// Bytes of the frame that are copied at most.
-const HEAD: usize = 80;
+pub const HEAD: usize = 80;
 /// Bytes that are copied without the helper: enough for IPv4 and TCP, and for IPv6 and TCP, without options.
 const SHORT: usize = 62;
 const LONG: usize = 78;
@@ -159,7 +159,7 @@ pub struct Scratch {
     pub low: u8,
     /// 1: the node's own stack sent the packet.
     pub own: u8,
-    /// 1: addresses and ports were changed in `head` alone, see [`crate::nat::settle`].
+    /// Bytes of `head` up to the last one that was changed there alone, see [`crate::nat::settle`].
     pub unwritten: u8,
     /// Bytes that the frontend takes in the packet; 0: it is not told.
     pub tell: u32,
@@ -309,6 +309,28 @@ pub fn load<T: Copy>(skb: Skb, offset: u32) -> Result<T, DropReason> {
         }
         Ok(value.assume_init())
     }
+}
+
+/// Whether the packet's checksum is still to be made, by the device or never (`CHECKSUM_PARTIAL`): then the sum of the
+/// pseudo header lies in its place, and there is nothing of the ports in it. False if that is not known.
+#[inline(always)]
+pub fn owes_checksum(skb: Skb) -> bool {
+    let summed: u64;
+    // SAFETY: plain moves. Where the kernel says where to look, [`CHECKSUM_MARK`] and what follows become the look into
+    // its own description of the packet, by a call that may change what calls change.
+    unsafe {
+        asm!(
+            "r1 = {skb}",
+            "r0 = {mark}",
+            "r0 = 0",
+            "r0 >>= 0",
+            "r0 &= 3",
+            skb = in(reg) skb, mark = const CHECKSUM_MARK,
+            out("r0") summed, out("r1") _, out("r2") _, out("r3") _, out("r4") _, out("r5") _,
+        );
+    }
+    const CHECKSUM_PARTIAL: u64 = 3;
+    summed == CHECKSUM_PARTIAL
 }
 
 /// Copies the head of the frame; returns its ethertype (as a number).

@@ -49,6 +49,10 @@ pub const ENDPOINT_ID_HOST: u16 = ENDPOINT_ID_MAX;
 /// unwraps it, and no neighbour table is needed. Locally administered.
 pub const TUNNEL_MAC: [u8; 6] = [0x0e, b'w', b'e', b'f', b't', 1];
 
+/// Constant that the programs load where they would look whether the kernel still owes a packet its checksum; the loader
+/// knows the place by it.
+pub const CHECKSUM_MARK: i32 = 0x5765_6674;
+
 /// Names of the maps, as in the ELF object and as pin names.
 pub mod map_name {
     /// [`crate::Addr`] -> [`crate::EndpointInfo`]: the endpoints of this node.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use weft_abi::map_name;
 
 mod carry;
+mod checksum;
 mod fill;
 mod kept;
 mod load;

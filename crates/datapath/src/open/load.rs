@@ -4,6 +4,7 @@
 //! information first (tens of MiB), which our programs do not need. So the steps are taken here, with aya's parser.
 
 use super::OpenError;
+use super::checksum::Place;
 use crate::hooks::{Programs, programs};
 use crate::sys::program::{self, Kind};
 use crate::sys::{self, map::Layout};
@@ -48,6 +49,9 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
     object.relocate_maps(descriptors, &text).map_err(refused)?;
     object.relocate_calls(&text).map_err(refused)?;
     object.sanitize_functions(&features);
+    if let Some(place) = Place::find() {
+        object.functions.values_mut().for_each(|function| place.fill_in(&mut function.instructions));
+    }
 
     let mut functions = Vec::new();
     for name in programs() {
