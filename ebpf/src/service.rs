@@ -65,7 +65,7 @@ pub fn translate(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry
                 s.service.backend.addr = old.nat_addr;
                 s.service.backend.port_be = old.nat_port_be;
                 s.service.backend.id = old.destination_identity;
-                return step::apply(skb, s);
+                return apply(skb, s);
             }
             s.service.stale = 1;
         } else if !forward || !opens(s) {
@@ -411,13 +411,13 @@ pub fn undo(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 }
 
 /// Replaces the source, in the frame and in `s`.
-#[inline(never)]
+#[inline(always)]
 fn source(skb: Skb, s: &mut Scratch, address: &Addr, port_be: u16) -> Result<(), DropReason> {
     nat::replace::<true>(skb, s, address, port_be)
 }
 
 /// Replaces the destination, in the frame and in `s`.
-#[inline(never)]
+#[inline(always)]
 fn destination(skb: Skb, s: &mut Scratch, address: &Addr, port_be: u16) -> Result<(), DropReason> {
     nat::replace::<false>(skb, s, address, port_be)
 }

@@ -6,6 +6,7 @@ use crate::netns::NetNs;
 use crate::testing::{BpfDir, describe, in_netns};
 use crate::{Adopted, Datapath};
 
+mod checksum;
 mod sockets;
 mod swap;
 

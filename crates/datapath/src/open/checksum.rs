@@ -44,9 +44,9 @@ impl Place {
         })
     }
 
-    /// Makes the look of what stands in its place.
-    pub(super) fn fill_in(self, instructions: &mut [bpf_insn]) {
-        let mut at = 0;
+    /// Makes the look of what stands in its place; returns in how many places.
+    pub(super) fn fill_in(self, instructions: &mut [bpf_insn]) -> usize {
+        let (mut at, mut count) = (0, 0);
         while let Some([mark, load, shift, ..]) = instructions.get_mut(at..) {
             at += 1;
             if mark.code != MOVE || mark.imm != CHECKSUM_MARK || load.code != MOVE || shift.code != SHIFT_RIGHT {
@@ -61,6 +61,42 @@ impl Place {
             load.off = self.byte;
             load.imm = 0;
             shift.imm = self.bit;
+            count += 1;
         }
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instruction(code: u8, imm: i32) -> bpf_insn {
+        bpf_insn { code, _bitfield_align_1: [], _bitfield_1: Default::default(), off: 0, imm }
+    }
+
+    #[test]
+    fn the_place_is_written_where_the_mark_is_and_nowhere_else() {
+        let place = Place { function: 77, byte: 128, bit: 5 };
+        let look = [(MOVE, CHECKSUM_MARK), (MOVE, 0), (SHIFT_RIGHT, 0), (0x57, 3)];
+        let other = [(MOVE, CHECKSUM_MARK), (0x57, 3), (MOVE, 1)];
+        let mut code: Vec<_> = look.iter().chain(&other).chain(&look).map(|(c, imm)| instruction(*c, *imm)).collect();
+        assert_eq!(place.fill_in(&mut code), 2);
+        for at in [0, 7] {
+            assert_eq!((code[at].code, code[at].src_reg(), code[at].imm), (CALL, KERNEL_FUNCTION, 77));
+            assert_eq!((code[at + 1].code, code[at + 1].off, code[at + 1].imm), (LOAD_BYTE, 128, 0));
+            assert_eq!((code[at + 2].code, code[at + 2].imm), (SHIFT_RIGHT, 5));
+        }
+        assert_eq!((code[4].code, code[4].imm), (MOVE, CHECKSUM_MARK));
+        assert_eq!(place.fill_in(&mut code), 0);
+    }
+
+    #[test]
+    fn this_kernel_and_the_programs_have_one() {
+        let place = Place::find().expect("this kernel says where");
+        let mut object = aya_obj::Object::parse(crate::open::OBJECT).expect("programs");
+        let filled: usize =
+            object.functions.values_mut().map(|function| place.fill_in(&mut function.instructions)).sum();
+        assert!(filled >= 2, "{filled}: of source and destination");
     }
 }

@@ -50,7 +50,9 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
     object.relocate_calls(&text).map_err(refused)?;
     object.sanitize_functions(&features);
     if let Some(place) = Place::find() {
-        object.functions.values_mut().for_each(|function| place.fill_in(&mut function.instructions));
+        for function in object.functions.values_mut() {
+            place.fill_in(&mut function.instructions);
+        }
     }
 
     let mut functions = Vec::new();

@@ -81,7 +81,7 @@ impl Drop for Group {
     }
 }
 
-struct Tables {
+pub(super) struct Tables {
     frontends: TypedMap<FrontendKey, FrontendInfo>,
     slots: TypedMap<SlotKey, BackendInfo>,
     backends: TypedMap<u32, BackendInfo>,
@@ -95,7 +95,7 @@ fn ip(text: &str) -> Addr {
 }
 
 impl Tables {
-    fn of(dir: &BpfDir) -> Self {
+    pub(super) fn of(dir: &BpfDir) -> Self {
         fn map<K: aya::Pod, V: aya::Pod>(dir: &BpfDir, name: &'static str) -> TypedMap<K, V> {
             let fd = sys::object_get(&dir.inside("maps").join(name)).unwrap();
             TypedMap::new(name, Arc::new(fd)).unwrap()
@@ -111,7 +111,14 @@ impl Tables {
     }
 
     /// A service of both protocols with the given backends, of which those on port 80 answer.
-    fn service(&self, address: &str, port: u16, set: u32, backends: &[&str], change: impl Fn(&mut FrontendInfo)) {
+    pub(super) fn service(
+        &self,
+        address: &str,
+        port: u16,
+        set: u32,
+        backends: &[&str],
+        change: impl Fn(&mut FrontendInfo),
+    ) {
         for (slot, address) in (0..).zip(backends) {
             let id = self.number(address);
             for set in [set, set + 1000] {

@@ -27,7 +27,7 @@ pub(super) fn settings() -> NodeSettings {
 }
 
 /// Makes a pod that the programs know.
-fn join(datapath: &mut Datapath, netns: &NetNs, id: u16) -> [IpAddr; 2] {
+pub(super) fn join(datapath: &mut Datapath, netns: &NetNs, id: u16) -> [IpAddr; 2] {
     let addresses: [IpAddr; 2] =
         [format!("10.244.1.{id}").parse().unwrap(), format!("fd44:0:0:1::{id}").parse().unwrap()];
     let name = format!("weft{id}");

@@ -1,0 +1,223 @@
+//! Checksums of packets that services change, as pods see them: of those that the kernel still owes its checksum, the sum
+//! of the pseudo header must be right; of others, the whole. The kernel itself looks at neither between pods.
+
+use super::sockets::Tables;
+use super::swap::{join, settings};
+use super::*;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::time::Duration;
+use weft_model::desired::{Dataplane as _, Touched};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// `struct virtio_net_hdr`, which stands before each frame, and its flag that the checksum is owed.
+const HEADER: usize = 10;
+const NEEDS_CHECKSUM: u8 = 1;
+const PACKET_VNET_HDR: i32 = 15;
+
+/// A socket at a pod's device that shows and sends whole frames, with what the kernel knows of them.
+struct Tap(OwnedFd);
+
+struct Frame {
+    protocol: u8,
+    source: SocketAddr,
+    destination: SocketAddr,
+    owed: bool,
+}
+
+impl Tap {
+    fn at(netns: &NetNs) -> Self {
+        let open = || {
+            let all = SockProtocol::EthAll;
+            let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), all).unwrap();
+            let on = 1_i32;
+            // SAFETY: a pointer to a number and its size.
+            let set = unsafe {
+                let size = size_of::<i32>() as u32;
+                libc::setsockopt(fd.as_raw_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, (&raw const on).cast(), size)
+            };
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+            // SAFETY: all zero is a valid address of this kind.
+            let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+            address.sll_ifindex = nix::net::if_::if_nametoindex("eth0").unwrap() as i32;
+            // SAFETY: a pointer to an address and its size.
+            let bound = unsafe {
+                let size = size_of::<libc::sockaddr_ll>() as u32;
+                libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size)
+            };
+            assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+            fd
+        };
+        let fd: OwnedFd = netns.run(open).unwrap();
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(10, 0)).unwrap();
+        Self(fd)
+    }
+
+    fn send(&self, frame: &[u8]) {
+        let bytes = [&[0; HEADER], frame].concat();
+        send(self.0.as_raw_fd(), &bytes, MsgFlags::empty()).unwrap();
+    }
+
+    /// Reads until a frame is the one meant; all on the way must be right as well.
+    fn until(&self, what: &str, meant: impl Fn(&Frame) -> bool) -> Frame {
+        let mut buffer = [0; 2048];
+        loop {
+            let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            if let Some(frame) = check(&buffer[..length])
+                && meant(&frame)
+            {
+                return frame;
+            }
+        }
+    }
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum()
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// The sum of the pseudo header.
+fn pseudo(addresses: &[u8], protocol: u8, length: usize) -> u32 {
+    sum(addresses) + u32::from(protocol) + u32::try_from(length).unwrap()
+}
+
+/// Of a TCP or UDP frame, which must have the right checksum.
+fn check(bytes: &[u8]) -> Option<Frame> {
+    let (header, frame) = bytes.split_at(HEADER);
+    let (protocol, from, to, l4) = match frame[12..14] {
+        [0x08, 0x00] => (frame[23], 26, 30, 34),
+        [0x86, 0xdd] => (frame[20], 22, 38, 54),
+        _ => return None,
+    };
+    let at = l4
+        + match protocol {
+            TCP => 16,
+            UDP => 6,
+            _ => return None,
+        };
+    let address = |at: usize| -> IpAddr {
+        if l4 == 34 {
+            <[u8; 4]>::try_from(&frame[at..at + 4]).unwrap().into()
+        } else {
+            <[u8; 16]>::try_from(&frame[at..at + 16]).unwrap().into()
+        }
+    };
+    let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let frame_of = Frame {
+        protocol,
+        source: SocketAddr::new(address(from), port(l4)),
+        destination: SocketAddr::new(address(to), port(l4 + 2)),
+        owed: header[0] & NEEDS_CHECKSUM != 0,
+    };
+    let pseudo = pseudo(&frame[from..l4], protocol, frame.len() - l4);
+    let (found, expected) =
+        if frame_of.owed { (port(at), fold(pseudo)) } else { (fold(pseudo + sum(&frame[l4..])), 0xffff) };
+    // Both are nothing in this arithmetic.
+    let same = found == expected || [found, expected].iter().all(|sum| matches!(*sum, 0 | 0xffff));
+    assert!(same, "{} -> {}: {found:#x}, not {expected:#x}", frame_of.source, frame_of.destination);
+    Some(frame_of)
+}
+
+/// A datagram with its whole checksum.
+fn datagram(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let addresses = [octets(from.ip()), octets(to.ip())].concat();
+    let mut udp = [from.port().to_be_bytes(), to.port().to_be_bytes(), 13_u16.to_be_bytes(), [0; 2]].concat();
+    udp.extend(b"hello");
+    let total = !fold(pseudo(&addresses, UDP, udp.len()) + sum(&udp));
+    udp[6..8].copy_from_slice(&total.to_be_bytes());
+    let mut frame = vec![2; 12];
+    if from.is_ipv4() {
+        let mut ip = vec![0x45, 0, 0, 33, 0, 0, 0, 0, 64, UDP, 0, 0];
+        ip.extend(&addresses);
+        let total = !fold(sum(&ip));
+        ip[10..12].copy_from_slice(&total.to_be_bytes());
+        frame.extend([0x08, 0x00]);
+        frame.extend(ip);
+    } else {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 13, UDP, 64]);
+        frame.extend(&addresses);
+    }
+    frame.extend(udp);
+    frame
+}
+
+#[test]
+fn services_leave_checksums_right() {
+    in_netns(|| {
+        let dir = BpfDir::new();
+        let (mut datapath, _) = open(&dir);
+        datapath.configure(&settings()).unwrap();
+        let (one, two) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+        let here = join(&mut datapath, &one, 1);
+        let there = join(&mut datapath, &two, 2);
+        let services: [IpAddr; 2] = ["198.51.100.1".parse().unwrap(), "2001:db8:5::1".parse().unwrap()];
+        let tables = Tables::of(&dir);
+        for ((service, backend), set) in services.iter().zip(there).zip(1..) {
+            tables.service(&service.to_string(), 8080, set, &[&backend.to_string()], |_| {});
+        }
+        datapath.bump(&Touched::Node).unwrap();
+        for ((service, backend), client) in services.iter().zip(there).zip(here) {
+            let (service, backend) = (SocketAddr::new(*service, 8080), SocketAddr::new(backend, 80));
+            let (near, far) = (Tap::at(&one), Tap::at(&two));
+            let is = |protocol, owed| {
+                (
+                    move |f: &Frame| (f.protocol, f.destination, f.owed) == (protocol, backend, owed),
+                    move |f: &Frame| (f.protocol, f.source, f.owed) == (protocol, service, owed),
+                )
+            };
+
+            let listener = two.run(|| TcpListener::bind(backend).unwrap()).unwrap();
+            let mut stream =
+                one.run(|| TcpStream::connect_timeout(&service, Duration::from_secs(10)).unwrap()).unwrap();
+            let (mut accepted, _) = listener.accept().unwrap();
+            let mut word = [0; 5];
+            stream.write_all(b"hello").unwrap();
+            accepted.read_exact(&mut word).unwrap();
+            accepted.write_all(b"again").unwrap();
+            stream.read_exact(&mut word).unwrap();
+            assert_eq!(&word, b"again");
+            let (question, answer) = is(TCP, true);
+            for _ in 0..3 {
+                far.until("a question by TCP", question);
+            }
+            near.until("an answer by TCP", answer);
+
+            let server = two.run(|| UdpSocket::bind(backend).unwrap()).unwrap();
+            let asker = one.run(|| UdpSocket::bind((client, 0)).unwrap()).unwrap();
+            asker.send_to(b"hello", service).unwrap();
+            let (_, peer) = server.recv_from(&mut word).unwrap();
+            server.send_to(b"again", peer).unwrap();
+            let (_, from) = asker.recv_from(&mut word).unwrap();
+            assert_eq!(from, service);
+            let (question, answer) = is(UDP, true);
+            far.until("a question by UDP", question);
+            near.until("an answer by UDP", answer);
+
+            // One that has its checksum already.
+            near.send(&datagram(SocketAddr::new(client, 7777), service));
+            let seen = far.until("a datagram with its checksum", is(UDP, false).0);
+            assert_eq!(seen.source, SocketAddr::new(client, 7777));
+        }
+        drop(datapath);
+    });
+}
