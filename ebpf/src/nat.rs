@@ -207,8 +207,8 @@ pub fn replace<const SOURCE: bool>(skb: Skb, s: &mut Scratch, new: &Addr, port_b
 }
 
 /// The same where nothing lies between addresses and ports, which is nearly always: every call of a helper costs as much
-/// as the rest. So addresses, ports and IPv4's checksum are changed in the copy of the head alone, and are written with
-/// the TTL or by [`settle`].
+/// as the rest. So addresses, ports and IPv4's checksum are changed in the copy of the head alone, and so is the checksum
+/// of TCP and UDP if it is still owed; all is written with the TTL or by [`settle`].
 #[inline(always)]
 fn at_once<const SOURCE: bool>(
     skb: Skb,
@@ -222,9 +222,10 @@ fn at_once<const SOURCE: bool>(
     let v4 = s.packet.version == 4;
     let sum_at = ETH + at + if v4 { 20 } else { 40 };
     let pseudo = flags | BPF_F_PSEUDO_HDR as u64;
+    // Of a short packet the copy may end before.
+    let owes = s.copied >= sum_at + 2 && owes_checksum(skb);
     let frame = s.frame();
     // SAFETY: the helpers take plain numbers; all of these headers are inside the copy.
-    let owes = owes_checksum(skb);
     let done = unsafe {
         let place = frame.add(sum_at as usize).cast::<u16>();
         if v4 {

@@ -186,6 +186,11 @@ fn services_leave_checksums_right() {
                 )
             };
 
+            // Its refusal is the shortest packet that there is.
+            let refused =
+                one.run(|| TcpStream::connect_timeout(&service, Duration::from_secs(10)).unwrap_err()).unwrap();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
             let listener = two.run(|| TcpListener::bind(backend).unwrap()).unwrap();
             let mut stream =
                 one.run(|| TcpStream::connect_timeout(&service, Duration::from_secs(10)).unwrap()).unwrap();
