@@ -228,6 +228,8 @@ fn at_once<const SOURCE: bool>(
     // SAFETY: the helpers take plain numbers; all of these headers are inside the copy.
     let done = unsafe {
         let place = frame.add(sum_at as usize).cast::<u16>();
+        // What is owed may be that of a packet inside; a datagram around it has none then.
+        let none = s.packet.protocol == UDP && owes && place.read() == 0;
         if v4 {
             let (from, to) = (old.0[3], new.0[3]);
             let sum = mended(frame.add(24).cast::<u16>().read(), from, to);
@@ -235,7 +237,9 @@ fn at_once<const SOURCE: bool>(
             frame.add(if SOURCE { 26 } else { 30 }).cast::<u32>().write(to);
             frame.add(if SOURCE { 34 } else { 36 }).cast::<u16>().write(port_be);
             if owes {
-                place.write(!mended(!place.read(), from, to));
+                if !none {
+                    place.write(!mended(!place.read(), from, to));
+                }
                 0
             } else {
                 bpf_l4_csum_replace(skb, sum_at, u64::from(from), u64::from(to), pseudo | 4)
@@ -245,7 +249,9 @@ fn at_once<const SOURCE: bool>(
             frame.add(if SOURCE { 54 } else { 56 }).cast::<u16>().write(port_be);
             let difference = difference(old, new);
             if owes {
-                place.write(!mended(!place.read(), u32::MAX, difference));
+                if !none {
+                    place.write(!mended(!place.read(), u32::MAX, difference));
+                }
                 0
             } else {
                 bpf_l4_csum_replace(skb, sum_at, 0, u64::from(difference), pseudo)
