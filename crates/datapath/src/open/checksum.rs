@@ -1,5 +1,5 @@
 //! Where the kernel keeps whether a packet's checksum is still to be made. A program that changes addresses must know it
-//! to change the checksum by itself, and asks a helper otherwise. The place differs between kernels, so the loader
+//! to change the checksum by itself, and leaves that to a helper otherwise. The place differs between kernels, so the loader
 //! writes it into the programs.
 
 use crate::sys::btf::{Btf, VMLINUX};
@@ -42,6 +42,11 @@ impl Place {
             byte: i16::try_from(byte).ok()?,
             bit: i32::try_from(bit).ok()?,
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_function(self, function: i32) -> Self {
+        Self { function, ..self }
     }
 
     /// Makes the look of what stands in its place; returns in how many places.

@@ -11,8 +11,8 @@ use crate::sys::{self, map::Layout};
 use aya_obj::btf::BtfFeatures;
 use aya_obj::{EbpfSectionKind, Features, Function, Object};
 use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// What every kernel with tcx (6.6) has.
@@ -49,11 +49,6 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
     object.relocate_maps(descriptors, &text).map_err(refused)?;
     object.relocate_calls(&text).map_err(refused)?;
     object.sanitize_functions(&features);
-    if let Some(place) = Place::find() {
-        for function in object.functions.values_mut() {
-            place.fill_in(&mut function.instructions);
-        }
-    }
 
     let mut functions = Vec::new();
     for name in programs() {
@@ -67,12 +62,13 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
             .ok_or_else(|| OpenError::Object(format!("program {name} is of an unknown kind")))?;
         functions.push((name, kind, &found.license, function));
     }
+    let place = Place::find();
     // The kernel verifies each on the calling thread's time, so all at once.
     let btf = btf.as_ref().map(AsFd::as_fd);
     std::thread::scope(|scope| {
         let start = |(name, kind, license, function): (&'static str, Kind, &CString, &Function)| {
             let (license, function) = (license.clone(), function.clone());
-            (name, scope.spawn(move || program::load(name, kind, &license, &function, btf)))
+            (name, scope.spawn(move || load_one(name, kind, &license, &function, place, btf)))
         };
         let running: Vec<_> = functions.into_iter().map(start).collect();
         let mut loaded = BTreeMap::new();
@@ -82,6 +78,26 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
         }
         Ok(Programs::new(loaded))
     })
+}
+
+/// Loads a program that looks at what the kernel keeps at `place`; as it is, if this kernel lets no program look.
+fn load_one(
+    name: &str,
+    kind: Kind,
+    license: &CStr,
+    function: &Function,
+    place: Option<Place>,
+    btf: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, String> {
+    if let Some(place) = place {
+        let mut looking = function.clone();
+        if place.fill_in(&mut looking.instructions) > 0
+            && let Ok(fd) = program::load(name, kind, license, &looking, btf)
+        {
+            return Ok(fd);
+        }
+    }
+    program::load(name, kind, license, function, btf)
 }
 
 fn refused(error: impl std::error::Error) -> OpenError {
@@ -112,4 +128,46 @@ fn private_map(name: &str, map: &aya_obj::Map) -> Result<OwnedFd, OpenError> {
         sys::map::freeze(fd.as_fd()).map_err(|source| OpenError::map("freeze", name, source))?;
     }
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::btf::{Btf, VMLINUX};
+    use crate::sys::program::test_run;
+    use aya_obj::generated::bpf_insn;
+
+    /// A program that answers with what it sees there.
+    fn looks() -> Function {
+        let object = Object::parse(super::super::OBJECT).expect("programs");
+        let mut function = object.functions.into_values().next().expect("a function");
+        // The context lies in the first register already.
+        let code = [(0xb7, weft_abi::CHECKSUM_MARK), (0xb7, 0), (0x77, 0), (0x57, 3), (0x95, 0)];
+        function.instructions = code
+            .map(|(code, imm)| bpf_insn { code, _bitfield_align_1: [], _bitfield_1: Default::default(), off: 0, imm })
+            .to_vec();
+        (function.func_info_rec_size, function.line_info_rec_size) = (0, 0);
+        function
+    }
+
+    #[test]
+    fn a_kernel_that_lets_no_program_look_gets_it_as_it_is() {
+        let bytes = std::fs::read(VMLINUX).expect("a kernel with BTF");
+        let btf = Btf::parse(&bytes).expect("readable");
+        let kind = Kind::of(&aya_obj::ProgramSection::SchedClassifier).expect("known");
+        let load = |place| load_one("looks", kind, c"GPL", &looks(), place, None).expect("loads");
+        let here = Place::find().expect("this kernel says where");
+        assert_eq!(test_run(load(Some(here)).as_fd(), 0).expect("runs"), 0, "nothing is owed");
+        let function = btf.function("schedule").expect("no function for programs");
+        let nowhere = here.with_function(i32::try_from(function).expect("small"));
+        let refused = {
+            let mut looking = looks();
+            nowhere.fill_in(&mut looking.instructions);
+            program::load("looks", kind, c"GPL", &looking, None)
+        };
+        refused.expect_err("the kernel has no such function for programs");
+        for place in [Some(nowhere), None] {
+            assert_eq!(test_run(load(place).as_fd(), 0).expect("runs"), 0);
+        }
+    }
 }
