@@ -8,7 +8,7 @@ RELEASE := target/release
 NAME ?= weft
 UP ?=
 SECONDS ?= 60
-SCALE ?= --nodes 500 --pods 10000
+SCALE ?= --nodes 500 --pods 10000 --rate 10 --seconds 20 --rates 15,20,30,50,75,100
 
 help:
 	echo "make up     a 3-node cluster on this machine (UP='--nodes 5 --routing vxlan' for another; root)"
@@ -79,7 +79,7 @@ bench-services: root build
 bench-scale:
 	cargo xtask build-ebpf
 	cargo build --quiet --release -p weft-sim
-	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale --seconds 20 --rates 60,100,150,200,300 $(SCALE)
+	ulimit -n 65536 2>/dev/null; $(RELEASE)/weft-sim scale $(SCALE)
 
 check:
 	scripts/setup.sh check

@@ -14,8 +14,10 @@ use weft_model::desired::IpcacheEntry;
 use weft_model::id::Identity;
 use weft_model::intent::{EndpointSlice, ObjectName, RemoteEndpoint};
 
-/// How long an address that nobody claims any more keeps its identity.
+/// How long an address that nobody claims any more keeps its identity, at least.
 pub const LINGER: Duration = Duration::from_secs(5);
+/// What lingers ends with what else ended in this time: each end is work for the whole of the tables.
+const LINGER_STEP: Duration = Duration::from_secs(1);
 
 /// A remote pod's claim to an address.
 #[derive(Clone, Debug)]
@@ -38,8 +40,8 @@ pub struct Addresses {
     /// What each slice says, sorted: what it says again costs no look at any claim. Most of an agent's memory is what
     /// it knows of others' pods, so nothing here has room to spare.
     slices: HashMap<Arc<str>, Box<[Said]>>,
-    nodes: BTreeMap<IpAddr, (IpcacheEntry, Arc<str>)>,
-    local: BTreeMap<IpAddr, Identity>,
+    nodes: HashMap<IpAddr, (IpcacheEntry, Arc<str>)>,
+    local: HashMap<IpAddr, Identity>,
     lingering: HashMap<IpAddr, (IpcacheEntry, Duration)>,
     /// The same by time; some may be claimed again by now.
     leaving: VecDeque<(Duration, IpAddr)>,
@@ -231,12 +233,19 @@ impl Addresses {
         if claims.is_empty() {
             self.claims.remove(&address);
             if !self.local.contains_key(&address) {
-                self.lingering.insert(address, (gone.entry, now + LINGER));
-                self.leaving.push_back((now + LINGER, address));
+                let until = linger_until(now);
+                self.lingering.insert(address, (gone.entry, until));
+                self.leaving.push_back((until, address));
             }
         }
         self.dirty.insert(address);
     }
+}
+
+/// When an address ends that was left now.
+fn linger_until(now: Duration) -> Duration {
+    let steps = (now + LINGER).as_nanos().div_ceil(LINGER_STEP.as_nanos());
+    LINGER_STEP.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
 }
 
 /// What a slice says of an address of a pod.

@@ -248,7 +248,7 @@ impl Core {
             }
         }
         self.settle_routes();
-        self.touch();
+        self.revise();
     }
 
     fn apply_one(&mut self, change: Change) {
@@ -309,9 +309,15 @@ impl Core {
     }
 
     /// The tables have changed: a new revision, to be put in force by the next flush.
-    fn touch(&mut self) {
+    fn revise(&mut self) {
         self.revision += 1;
         self.dirty = true;
+    }
+
+    /// The same if something of this node's endpoints may have changed.
+    fn touch(&mut self) {
+        self.policy.endpoints_differ = true;
+        self.revise();
     }
 
     /// All sources said what they have.

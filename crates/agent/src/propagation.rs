@@ -29,6 +29,8 @@ use weft_model::intent::{Change, ObjectName, RemoteEndpoint, Source};
 const GRACE: Duration = Duration::from_secs(5);
 /// Between two looks at whether slices have what CiliumEndpoints say.
 const LOOK: Duration = Duration::from_millis(500);
+/// Changes that are quickly worked out.
+const BRIEF_MAX: usize = 16;
 /// How long what only a CiliumEndpoint said is believed after these are no longer read.
 const HANDOVER_MAX: Duration = Duration::from_secs(60);
 
@@ -77,8 +79,9 @@ pub async fn announce(
     let mut former: Option<u64> = None;
     let mut withdrawn = false;
     loop {
-        match core.call(|core| core.announced()).await {
-            Ok(Some(own)) => {
+        match core.call(|core| core.announced().map(|own| (own, core.count_nodes()))).await {
+            Ok(Some((own, nodes))) => {
+                writers.slices.set_nodes(nodes);
                 let generation = match mode {
                     Propagation::CesNode => writers.slices.set(plain(&own, |_| true)),
                     Propagation::Cep => writers.endpoints.set(own),
@@ -203,10 +206,20 @@ pub async fn watch(
         if mode == Propagation::CesOperator {
             note_elsewhere(&batch, &core, &writers.slices, &elsewhere);
         }
-        if core.tell(move |core| core.apply(batch)).await.is_err() {
+        let told = if is_brief(&batch) {
+            core.tell_brief(move |core| core.apply(batch)).await
+        } else {
+            core.tell(move |core| core.apply(batch)).await
+        };
+        if told.is_err() {
             return;
         }
     }
+}
+
+/// Some endpoints of other nodes: what comes in most often, and is quickly done.
+fn is_brief(batch: &[Change]) -> bool {
+    batch.len() <= BRIEF_MAX && batch.iter().all(|change| matches!(change, Change::Slice(_) | Change::SliceGone(_)))
 }
 
 /// Whether an own object says what this node says. The newest write may be on its way: judged is what it last said.

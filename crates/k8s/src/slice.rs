@@ -13,6 +13,7 @@ use crate::wire::{CILIUM_V2ALPHA1, CiliumEndpointSlice, CoreEndpoint, Metadata, 
 use plan::{Held, Write};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -25,10 +26,18 @@ pub const NODE_LABEL: &str = "weft.dev/node";
 /// How long after a write the next one is made. What comes after a quiet time is written at once; what comes in a burst
 /// gathers while the former write is on its way, and for this long.
 const PACE: Duration = Duration::from_millis(50);
-/// How long it may take until it is written that an endpoint is gone: under churn it is written along with the next
-/// endpoint that comes. If one of its addresses is given again, it is written at once; where it goes to another node's
-/// pod, that node's word is the newer one and counts.
+/// How long it takes at least until it is written that an endpoint is gone, if no endpoint comes to the same slice
+/// meanwhile: then it is written along. If one of its addresses is given again, it is written at once; where it goes to
+/// another node's pod, that node's word is the newer one and counts. So removals can wait, and what does not wait for
+/// them is what is urgent: they are spread out, by [`REMOVAL_SPREAD`] and [`REMOVAL_PACE`].
 pub const REMOVAL_DELAY: Duration = Duration::from_secs(5);
+/// Beyond that, each node waits for a random part of this for every node of the cluster: a workload that ends on all of
+/// them at once is some 25 writes a second, of which each is an event for every node.
+pub const REMOVAL_SPREAD: Duration = Duration::from_millis(40);
+/// The most that this comes to.
+pub const REMOVAL_SPREAD_MAX: Duration = Duration::from_secs(60);
+/// Between two writes of a node that only remove.
+pub const REMOVAL_PACE: Duration = Duration::from_millis(500);
 
 /// How far along the writer is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -45,6 +54,8 @@ pub struct Announced {
 struct Wanted {
     generation: u64,
     endpoints: Arc<BTreeMap<ObjectName, RemoteEndpoint>>,
+    /// Nodes of the cluster, itself included.
+    nodes: u32,
     /// Nothing is added to what the slices hold.
     withdrawing: bool,
 }
@@ -61,7 +72,7 @@ pub struct Writer {
 
 impl Writer {
     /// Starts the writer of `node_name`. It writes nothing before the first [`Writer::set`]. That endpoints are gone is
-    /// written within `removal_delay`, everything else at once.
+    /// written after `removal_delay` at the earliest (zero: at once), everything else at once.
     #[must_use]
     pub fn start(client: Client, node_name: &str, removal_delay: Duration, stop: CancellationToken) -> Self {
         let (wanted, wanted_reader) = watch::channel(Wanted::default());
@@ -110,6 +121,14 @@ impl Writer {
             generation = wanted.generation;
         });
         generation
+    }
+
+    /// States how many nodes the cluster has: the more, the longer removals may wait.
+    pub fn set_nodes(&self, nodes: usize) {
+        self.wanted.send_if_modified(|wanted| {
+            wanted.nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+            false
+        });
     }
 
     /// Progress, to look at or to wait on.
@@ -172,7 +191,8 @@ impl Task {
         loop {
             tokio::time::sleep_until(next).await;
             let now = wanted.borrow_and_update().clone();
-            let removals = self.removal_delay.is_zero() || removals_due.is_some_and(|due| due <= Instant::now());
+            let due = removals_due.is_some_and(|due| due <= Instant::now());
+            let removals = if self.removal_delay.is_zero() { usize::MAX } else { usize::from(due) };
             let before = self.writes;
             let outcome = self.write(&now, removals).await;
             let names = self.held.iter().flat_map(BTreeMap::keys).cloned().collect();
@@ -184,7 +204,11 @@ impl Task {
                 Ok(Wrote::Removals) => {
                     retry.reset();
                     self.announcing.send_modify(|announced| announced.problem = None);
-                    let due = *removals_due.get_or_insert_with(|| Instant::now() + self.removal_delay);
+                    if due {
+                        removals_due = Some(Instant::now() + REMOVAL_PACE);
+                    }
+                    let wait = || self.removal_delay + random_part(removal_spread(now.nodes));
+                    let due = *removals_due.get_or_insert_with(|| Instant::now() + wait());
                     tokio::select! {
                         changed = wanted.changed() => if changed.is_err() { return },
                         () = recheck.notified() => self.held = None,
@@ -218,7 +242,8 @@ impl Task {
         }
     }
 
-    async fn write(&mut self, wanted: &Wanted, removals: bool) -> Result<Wrote, Error> {
+    /// Writes all but removals, and of these so many.
+    async fn write(&mut self, wanted: &Wanted, mut removals: usize) -> Result<Wrote, Error> {
         if self.held.is_none() {
             self.held = Some(self.read().await?);
         }
@@ -235,20 +260,24 @@ impl Task {
             if writes.is_empty() {
                 return Ok(Wrote::All);
             }
-            if !removals {
-                let in_use =
-                    wanted.endpoints.values().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
-                writes.retain(|write| !write.only_removes(held) || write.frees(held, &in_use));
-                if writes.is_empty() {
-                    return Ok(Wrote::Removals);
-                }
+            let all = writes.len();
+            let in_use = wanted.endpoints.values().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
+            writes.retain(|write| {
+                let can_wait = write.only_removes(held) && !write.frees(held, &in_use);
+                let turn = !can_wait || removals > 0;
+                removals -= usize::from(turn && can_wait);
+                turn
+            });
+            if writes.is_empty() {
+                return Ok(Wrote::Removals);
             }
+            let left = writes.len() < all;
             let mut replan = false;
             for write in writes {
                 replan |= !self.apply(write).await?;
             }
-            if !replan && removals {
-                return Ok(Wrote::All);
+            if !replan {
+                return Ok(if left { Wrote::Removals } else { Wrote::All });
             }
         }
     }
@@ -312,6 +341,17 @@ impl Task {
             }
         }
     }
+}
+
+/// How much longer than [`REMOVAL_DELAY`] removals may wait in a cluster of so many nodes.
+#[must_use]
+pub fn removal_spread(nodes: u32) -> Duration {
+    REMOVAL_SPREAD.saturating_mul(nodes.saturating_sub(1)).min(REMOVAL_SPREAD_MAX)
+}
+
+/// From nothing to all of it.
+fn random_part(of: Duration) -> Duration {
+    of.mul_f64(RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64)
 }
 
 fn object(

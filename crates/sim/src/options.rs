@@ -25,13 +25,13 @@ pub struct Run {
     /// Pods that roll-outs replace in a second: one comes, then another goes.
     #[arg(long, default_value_t = 30.0)]
     pub rate: f64,
-    /// Seconds of the same churn before anything is counted: what comes some seconds after a pod's start is there too.
-    #[arg(long, default_value_t = 12.0)]
+    /// Seconds of the same churn before anything is counted: what comes some time after a pod's start or end is there too.
+    #[arg(long, default_value_t = 30.0)]
     pub warm_up: f64,
     /// Seconds of churn.
     #[arg(long, default_value_t = 30.0)]
     pub seconds: f64,
-    /// Percent of the pods that are scaled away at once, after half the time.
+    /// Percent of the pods that are scaled away at once, whole deployments of them, after half the time.
     #[arg(long, default_value_t = 2.0)]
     pub scale_to_zero: f64,
     /// Nodes that are lost after three quarters of the time.

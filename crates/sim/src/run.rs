@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_k8s::endpoint::Propagation;
 use weft_k8s::endpoint::manner::{self, Manner, ROUND};
+use weft_k8s::slice;
 use weft_local::apiserver::InProcess;
 use weft_local::apiserver::api::{Api, Settings};
 use weft_local::apiserver::store::Store;
@@ -124,7 +125,7 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
     let failures = cluster.failures.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let report = Report {
         mode: mode.as_str().to_owned(),
-        conditions: conditions(),
+        conditions: conditions(options.nodes),
         api_bytes_per_pod: ours().map(|row| row.sent_bytes + row.received_bytes).sum::<u64>() as f64 / pods,
         events_per_pod: ours().filter(|row| row.who == "agent").map(|row| row.events).sum::<u64>() as f64 / pods,
         writes_per_pod: ours().filter(|row| is_write(&row.verb)).map(|row| row.requests).sum::<u64>() as f64 / pods,
@@ -153,7 +154,7 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
 
 /// What must be said beside the figures.
 #[must_use]
-pub fn conditions() -> Vec<String> {
+pub fn conditions(nodes: usize) -> Vec<String> {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     vec![
         format!(
@@ -173,9 +174,10 @@ pub fn conditions() -> Vec<String> {
         ),
         "ces-operator: 100 endpoints a slice, a change waits 0.5 s, 10 writes/s, 20 at once".to_owned(),
         format!(
-            "ces-node: that a pod is gone is written with the next pod of its slice, or after {} s: of what the churn \
-             leaves behind, the rest is written later",
-            weft_k8s::slice::REMOVAL_DELAY.as_secs()
+            "ces-node: that a pod is gone is written with the next pod of its slice, or after {:.0} to {:.0} s: of what \
+             the churn leaves behind, the rest is written later (as that of the churn before is now)",
+            slice::REMOVAL_DELAY.as_secs_f64(),
+            (slice::REMOVAL_DELAY + slice::removal_spread(u32::try_from(nodes).unwrap_or(u32::MAX))).as_secs_f64()
         ),
         "pods are bound and started by the script: no scheduler, no kubelet but for create, status and delete of pods"
             .to_owned(),

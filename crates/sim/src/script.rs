@@ -244,7 +244,7 @@ impl Cluster {
             tokio::time::sleep_until(began + Duration::from_secs_f64(at)).await;
             if !scaled && at >= options.seconds / 2.0 {
                 scaled = true;
-                self.scale_to_zero(&mut tasks);
+                self.scale_to_zero(dice, &mut tasks);
             }
             if !lost && at >= options.seconds * 0.75 {
                 lost = true;
@@ -286,10 +286,15 @@ impl Cluster {
         pods.remove(&number).map(|pod| (number, pod))
     }
 
-    fn scale_to_zero(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
+    /// All pods of deployments, one after the other until it is enough, wherever they run.
+    fn scale_to_zero(self: &Arc<Self>, dice: &mut Dice, tasks: &mut JoinSet<()>) {
         let count = (self.options.pods as f64 * self.options.scale_to_zero / 100.0) as usize;
+        let mut zeroed = dice.below(self.options.deployments.max(1));
         for _ in 0..count {
-            let Some((number, pod)) = self.take_one(usize::MAX) else { return };
+            if !lock(&self.pods).values().any(|pod| pod.deployment == zeroed) {
+                zeroed = dice.below(self.options.deployments.max(1));
+            }
+            let Some((number, pod)) = self.take_one(zeroed) else { return };
             let cluster = self.clone();
             tasks.spawn(async move {
                 let outcome = cluster.stop(number, pod).await;

@@ -2,6 +2,7 @@
 
 use super::Core;
 use ipnet::IpNet;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_model::desired::{IpcacheEntry, Route};
@@ -77,8 +78,8 @@ impl Core {
             if cidr.addr().is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
         };
         wanted.extend(self.settings.pod_ranges.iter().map(|cidr| (*cidr, Route::RemotePool(nobody(cidr)))));
-        for node in self.carried_nodes().values() {
-            for cidr in &node.pod_cidrs {
+        for node in self.nodes.values() {
+            for cidr in self.carried_by(node).iter() {
                 if node.name == self.settings.node_name {
                     wanted.insert(*cidr, Route::LocalPool);
                 } else if let Some(peer) = tunnel_peer(node, self.settings.tunnel, cidr.addr()) {
@@ -89,21 +90,22 @@ impl Core {
         self.routes.wanted = wanted;
     }
 
+    /// The prefixes that packets reach a node's pods by.
+    fn carried_by<'a>(&self, node: &'a Node) -> Cow<'a, [IpNet]> {
+        if node.name == self.settings.node_name && self.exchanges_blocks() {
+            return self.own_pool.blocks().into();
+        }
+        match self.shares.get(&node.name) {
+            Some(nets) => node.pod_cidrs.iter().chain(nets).copied().collect(),
+            None => node.pod_cidrs.as_slice().into(),
+        }
+    }
+
     /// All nodes with the prefixes that packets reach their pods by, wherever these are written.
     #[must_use]
     pub fn carried_nodes(&self) -> BTreeMap<String, Node> {
-        let mut nodes = self.nodes.clone();
-        for (name, nets) in &self.shares {
-            if let Some(node) = nodes.get_mut(name) {
-                node.pod_cidrs.extend(nets);
-            }
-        }
-        if self.exchanges_blocks()
-            && let Some(own) = nodes.get_mut(&self.settings.node_name)
-        {
-            own.pod_cidrs = self.own_pool.blocks();
-        }
-        nodes
+        let carried = |node: &Node| Node { pod_cidrs: self.carried_by(node).into_owned(), ..node.clone() };
+        self.nodes.iter().map(|(name, node)| (name.clone(), carried(node))).collect()
     }
 
     /// This node's addresses.
@@ -114,6 +116,12 @@ impl Core {
     /// The one by which other nodes know this node's endpoints.
     pub(super) fn own_address(&self) -> Option<IpAddr> {
         self.own_addresses().into_iter().min_by_key(|address| !address.is_ipv4())
+    }
+
+    /// Nodes of the cluster.
+    #[must_use]
+    pub fn count_nodes(&self) -> usize {
+        self.nodes.len()
     }
 
     /// This node, as its object says.

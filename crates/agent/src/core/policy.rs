@@ -39,6 +39,9 @@ pub struct Policy {
     own_node: BTreeSet<std::net::IpAddr>,
     /// Policies each endpoint shall have.
     targets: BTreeMap<EndpointId, EndpointPolicy>,
+    /// Endpoints or their targets may have changed since all of them were in the kernel as they shall be: most changes
+    /// are about other nodes' pods, and shall not cost a look at each of this node's.
+    pub(super) endpoints_differ: bool,
     /// Peers that wait for the addresses of a change.
     narrow: Vec<(Identity, Option<PeerClass>)>,
     /// The node's own policies as the kernel has them; `None`: not known.
@@ -70,6 +73,7 @@ impl Policy {
             remotes: Remotes::default(),
             own_node: BTreeSet::new(),
             targets: BTreeMap::new(),
+            endpoints_differ: true,
             narrow: Vec::new(),
             host: None,
             after: Vec::new(),
@@ -184,7 +188,7 @@ impl Core {
         let again = std::mem::take(&mut self.policy.again);
         let plan = if changes.is_empty() && !again { Plan::default() } else { self.policy.engine.apply(changes) };
         let written = if self.policy.out_of_step { self.write_everything() } else { self.write_plan(plan) };
-        let written = written.and_then(|()| self.write_endpoints());
+        let written = written.and_then(|()| if self.policy.endpoints_differ { self.write_endpoints() } else { Ok(()) });
         match written {
             Ok(()) => {
                 self.problems.remove("policy");
@@ -211,6 +215,7 @@ impl Core {
         for (cidr, number) in &plan.add_cidrs {
             self.dataplane.set_cidr(*cidr, Some(*number))?;
         }
+        self.policy.endpoints_differ |= !plan.switch.is_empty();
         for target in plan.switch {
             self.policy.targets.insert(target.id, target);
         }
@@ -251,6 +256,7 @@ impl Core {
                 self.dataplane.set_cidr(*cidr, Some(*number))?;
             }
         }
+        self.policy.endpoints_differ = true;
         self.policy.targets = wanted.endpoints.iter().map(|(id, target)| (*id, target.clone())).collect();
         late.extend(cidrs.keys().filter(|cidr| !wanted.cidrs.contains_key(cidr)).map(|cidr| After::RemoveCidr(*cidr)));
         late.push(After::RemovePeers(peers.into_keys().filter(|peer| !wanted.peers.contains_key(peer)).collect()));
@@ -289,6 +295,7 @@ impl Core {
                 }
             }
         }
+        self.policy.endpoints_differ = result.is_err();
         result
     }
 

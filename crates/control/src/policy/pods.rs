@@ -57,7 +57,10 @@ impl Pods {
     pub fn remove(&mut self, uid: &str) -> BTreeSet<Identity> {
         let Some(ByUid(pod)) = self.all.take(uid) else { return BTreeSet::new() };
         if let Some(pods) = self.by_identity.get_mut(&pod.identity) {
-            pods.retain(|other| other.pod_uid != uid);
+            // Which one it is its place in memory says: to read what all the others are called would take much longer.
+            if let Some(at) = pods.iter().position(|other| Arc::ptr_eq(other, &pod)) {
+                pods.swap_remove(at);
+            }
             if pods.is_empty() {
                 self.by_identity.remove(&pod.identity);
             }

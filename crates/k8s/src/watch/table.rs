@@ -1,7 +1,7 @@
 //! What was told about which object: key, UID, version, hash. The difference engine of a watch.
 
 use super::{Kind, Seen};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 struct Row {
@@ -16,7 +16,7 @@ struct Row {
 
 /// All objects of one kind that exist, as far as was told.
 pub(super) struct Table<K: Kind> {
-    rows: BTreeMap<K::Key, Row>,
+    rows: HashMap<K::Key, Row>,
     hasher: RandomState,
     list: u32,
 }
@@ -24,7 +24,7 @@ pub(super) struct Table<K: Kind> {
 impl<K: Kind> Table<K> {
     pub(super) fn new() -> Self {
         // A random key: nobody can make a change whose hash equals the one before.
-        Self { rows: BTreeMap::new(), hasher: RandomState::new(), list: 0 }
+        Self { rows: HashMap::new(), hasher: RandomState::new(), list: 0 }
     }
 
     /// Whether no object exists, as far as was told.

@@ -13,7 +13,7 @@ use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
 use weft_k8s::ipam::{AddressPools, Shares};
 use weft_k8s::lease::{Candidate, Standing};
-use weft_k8s::slice::{NODE_LABEL, Writer};
+use weft_k8s::slice::{NODE_LABEL, REMOVAL_PACE, Writer};
 use weft_k8s::watch::{EndpointsWatch, follow};
 use weft_k8s::{node, pod};
 use weft_model::id::Identity;
@@ -218,6 +218,29 @@ async fn removals_wait_for_company_but_not_for_ever() {
     writer.set(endpoints(1, 300));
     announced(&writer, writer.set(endpoints(5, 301))).await;
     assert_eq!((held(&fake), fake.writes().len()), (5, 3));
+    stop.cancel();
+}
+
+/// A node that is emptied tells it bit by bit: what is urgent elsewhere does not wait for it.
+#[tokio::test]
+async fn removals_come_one_after_the_other() {
+    let fake = Fake::new();
+    let stop = CancellationToken::new();
+    let delay = Duration::from_millis(100);
+    let writer = Writer::start(fake.client(), "node-1", delay, stop.clone());
+    announced(&writer, writer.set(endpoints(25, 300))).await;
+    let before = fake.writes().len();
+    assert_eq!(before, 3);
+    let (began, generation) = (Instant::now(), writer.set(BTreeMap::new()));
+    fake.until("the first is gone", |fake| fake.all(SLICES).len() < 3).await;
+    assert!(began.elapsed() >= delay);
+    // One that comes does not wait for the rest.
+    let late = writer.set(endpoints(1, 301));
+    fake.until("the new one is written", |fake| held(fake) > 0 && fake.writes().len() >= before + 2).await;
+    assert!(late > generation);
+    announced(&writer, late).await;
+    assert!(began.elapsed() >= delay + REMOVAL_PACE, "{:?}", began.elapsed());
+    assert_eq!((held(&fake), fake.all(SLICES).len()), (1, 1));
     stop.cancel();
 }
 

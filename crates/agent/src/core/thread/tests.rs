@@ -1,0 +1,74 @@
+//! Who comes first, and who wakes whom.
+
+use super::*;
+use crate::addresses::LINGER;
+use crate::core::tests::{remote, slice};
+use crate::fakes::{World, ip, ready};
+use weft_model::intent::Change;
+
+/// A closure that comes while others wait has its turn behind them, wherever it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_brief_does_not_overtake() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let (handle, _) = ready(&world, dir.path()).await;
+    let order: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let note = |n: usize| {
+        let order = order.clone();
+        move |_: &mut Core| order.lock().expect("not poisoned").push(n)
+    };
+    for round in 0..200 {
+        let (before, first, second) = (round * 3, note(round * 3 + 1), note(round * 3 + 2));
+        handle.tell(note(before)).await.expect("runs");
+        handle.tell_brief(first).await.expect("runs");
+        handle.tell_brief(second).await.expect("runs");
+    }
+    handle.call(|_| ()).await.expect("runs");
+    let seen = order.lock().expect("not poisoned").clone();
+    assert_eq!(seen, (0..600).collect::<Vec<_>>());
+}
+
+/// Nobody waits: it is done when the call returns, without the thread.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_brief_is_done_at_once() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let (handle, _) = ready(&world, dir.path()).await;
+    let ran_on = Arc::new(Mutex::new(None));
+    handle.call(|_| ()).await.expect("runs");
+    // The thread may not have got to its sleep.
+    while handle.shared.waiting.load(Ordering::Acquire) > 0 || handle.shared.core.try_lock().is_err() {
+        tokio::task::yield_now().await;
+    }
+    let noted = ran_on.clone();
+    handle
+        .tell_brief(move |_| *noted.lock().expect("not poisoned") = Some(std::thread::current().id()))
+        .await
+        .expect("runs");
+    let ran_on = *ran_on.lock().expect("not poisoned");
+    assert_eq!(ran_on, Some(std::thread::current().id()));
+    // Who looks while it is being done waits, and who brings something meanwhile hands it over.
+    let held = lock(&handle.shared.core);
+    let (sender, receiver) = oneshot::channel();
+    assert!(handle.try_now(|_| ()).is_err());
+    handle.tell_brief(move |_| drop(sender.send(std::thread::current().id()))).await.expect("handed over");
+    drop(held);
+    assert_ne!(receiver.await.expect("ran"), std::thread::current().id());
+}
+
+/// What was done outside of the thread and has to be looked at again wakes the thread in time.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_thread_comes_when_what_was_done_without_it_is_due() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let (handle, _) = ready(&world, dir.path()).await;
+    let known = || world.held().ipcache.contains_key(&ip("10.244.2.7"));
+    let there = slice("ces-a", &[remote("u1", 300, "10.244.2.7")]);
+    handle.tell_brief(move |core| core.apply(vec![there])).await.expect("runs");
+    handle.call(|_| ()).await.expect("runs");
+    assert!(known());
+    handle.tell_brief(|core| core.apply(vec![Change::SliceGone("ces-a".to_owned())])).await.expect("runs");
+    let deadline = Instant::now() + LINGER * 3;
+    assert!(known(), "it lingers");
+    while known() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!known(), "nobody came to let it go");
+}
