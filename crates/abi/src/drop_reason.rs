@@ -45,7 +45,7 @@ drop_reasons! {
     NoTunnelEndpoint = 160, "no tunnel endpoint";
     NoConfig = 165, "no configuration";
     UnsupportedL2 = 166, "unsupported link layer";
-    NoNatMapping = 167, "no free masquerade port";
+    NoNatMapping = 167, "no free port for translation";
     NatProtocol = 168, "protocol cannot be masqueraded";
     FibFailed = 169, "no route";
     EncapsulationProhibited = 170, "tunnel traffic from a pod";

@@ -2,8 +2,8 @@
 //! never changes to "nobody" while it only moves from one slice to another.
 //!
 //! A claim is keyed by the slice and the pod's UID: the late removal of an old pod does not touch the claim of a new
-//! one with the same address or the same name. Of several claims the one that was last made or changed holds. When
-//! the last one goes, the answer lingers for a moment, in case the claim is only on its way from slice to slice.
+//! one with the same address or the same name. Of several claims the one that was last made or changed holds; which one
+//! that is the API server says, since a list is in no order and removals are written late. When the last one goes, the answer lingers for a moment, in case the claim is only on its way from slice to slice.
 
 use foldhash::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use weft_model::desired::IpcacheEntry;
 use weft_model::id::Identity;
-use weft_model::intent::{EndpointSlice, ObjectName, RemoteEndpoint};
+use weft_model::intent::{EndpointSlice, ObjectName, RemoteEndpoint, Written};
 
 /// How long an address that nobody claims any more keeps its identity, at least.
 pub const LINGER: Duration = Duration::from_secs(5);
@@ -26,8 +26,8 @@ struct Claim {
     uid: Arc<str>,
     name: Arc<ObjectName>,
     entry: IpcacheEntry,
-    /// Order of claims.
-    sequence: u64,
+    /// When the slice was written that made it.
+    written: u64,
 }
 
 /// A slice's word: the address, the pod's UID, what it makes of it.
@@ -36,6 +36,7 @@ type Said = (IpAddr, Arc<str>, IpcacheEntry);
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Addresses {
+    /// Of each address in the order in which they were told.
     claims: HashMap<IpAddr, Vec<Claim>>,
     /// What each slice says, sorted: what it says again costs no look at any claim. Most of an agent's memory is what
     /// it knows of others' pods, so nothing here has room to spare.
@@ -47,7 +48,6 @@ pub struct Addresses {
     leaving: VecDeque<(Duration, IpAddr)>,
     /// Addresses whose answer may differ from what was last taken.
     dirty: BTreeSet<IpAddr>,
-    sequence: u64,
 }
 
 impl Addresses {
@@ -67,7 +67,7 @@ impl Addresses {
                     continue;
                 }
                 let (uid, pod) = names.get_or_insert_with(|| self.names_of(endpoint)).clone();
-                self.claim(*address, &name, &uid, &pod, entry);
+                self.claim(*address, &name, &uid, &pod, entry, slice.written);
                 after.push((*address, uid, entry));
             }
         }
@@ -123,15 +123,14 @@ impl Addresses {
         if let Some((entry, _)) = self.nodes.get(&address) {
             return Some(*entry);
         }
-        let newest = self.claims.get(&address).and_then(|claims| claims.iter().max_by_key(|claim| claim.sequence));
+        let newest = self.claims.get(&address).and_then(|claims| newest(claims));
         newest.map(|claim| claim.entry).or_else(|| self.lingering.get(&address).map(|(entry, _)| *entry))
     }
 
     /// The remote pod that has it.
     #[must_use]
     pub fn pod(&self, address: IpAddr) -> Option<Arc<ObjectName>> {
-        let newest = self.claims.get(&address)?.iter().max_by_key(|claim| claim.sequence)?;
-        Some(newest.name.clone())
+        Some(newest(self.claims.get(&address)?)?.name.clone())
     }
 
     /// The node that has it.
@@ -143,9 +142,7 @@ impl Addresses {
     /// Addresses of a remote pod.
     #[must_use]
     pub fn of_pod(&self, name: &ObjectName) -> Vec<IpAddr> {
-        let named = |claims: &[Claim]| {
-            claims.iter().max_by_key(|claim| claim.sequence).is_some_and(|claim| *claim.name == *name)
-        };
+        let named = |claims: &[Claim]| newest(claims).is_some_and(|claim| *claim.name == *name);
         let mut of: Vec<IpAddr> =
             self.claims.iter().filter(|(_, claims)| named(claims)).map(|(address, _)| *address).collect();
         of.sort_unstable();
@@ -208,20 +205,17 @@ impl Addresses {
         uid: &Arc<str>,
         name: &Arc<ObjectName>,
         entry: IpcacheEntry,
+        written: Written,
     ) {
         let claims = self.claims.entry(address).or_insert_with(|| Vec::with_capacity(1));
-        match claims.iter_mut().find(|claim| claim.slice == *slice && claim.uid == *uid) {
-            Some(claim) if claim.entry == entry => return,
-            Some(claim) => {
-                self.sequence += 1;
-                (claim.entry, claim.sequence) = (entry, self.sequence);
+        if let Some(at) = claims.iter().position(|claim| claim.slice == *slice && claim.uid == *uid) {
+            if claims[at].entry == entry {
+                return;
             }
-            None => {
-                self.sequence += 1;
-                let (slice, uid, name) = (slice.clone(), uid.clone(), name.clone());
-                claims.push(Claim { slice, uid, name, entry, sequence: self.sequence });
-            }
+            claims.remove(at);
         }
+        let (slice, uid, name) = (slice.clone(), uid.clone(), name.clone());
+        claims.push(Claim { slice, uid, name, entry, written: written.0 });
         self.lingering.remove(&address);
         self.dirty.insert(address);
     }
@@ -229,7 +223,7 @@ impl Addresses {
     fn unclaim(&mut self, address: IpAddr, slice: &Arc<str>, uid: &Arc<str>, now: Duration) {
         let Some(claims) = self.claims.get_mut(&address) else { return };
         let Some(at) = claims.iter().position(|claim| claim.slice == *slice && claim.uid == *uid) else { return };
-        let gone = claims.swap_remove(at);
+        let gone = claims.remove(at);
         if claims.is_empty() {
             self.claims.remove(&address);
             if !self.local.contains_key(&address) {
@@ -246,6 +240,11 @@ impl Addresses {
 fn linger_until(now: Duration) -> Duration {
     let steps = (now + LINGER).as_nanos().div_ceil(LINGER_STEP.as_nanos());
     LINGER_STEP.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
+}
+
+/// The claim that holds: of those that were written at the same time the one that was told last.
+fn newest(claims: &[Claim]) -> Option<&Claim> {
+    claims.iter().max_by_key(|claim| claim.written)
 }
 
 /// What a slice says of an address of a pod.

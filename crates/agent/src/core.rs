@@ -189,7 +189,7 @@ impl Core {
             endpoints: endpoints::Endpoints::default(),
             policy,
             services,
-            routes: nodes::Routes::default(),
+            routes: nodes::Routes::new(),
             own_pool,
             shares: BTreeMap::new(),
             synced: BTreeSet::new(),

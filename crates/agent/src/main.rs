@@ -48,6 +48,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Uninstall { all }) => return uninstall::run(&config, all),
         None => {}
     }
+    end_with_any_task();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("weft-agent")
@@ -68,6 +69,16 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         });
         app::run(config, stop).await
     })
+}
+
+/// An agent of which a part has died would go on without hearing of policies, say, and nobody would notice. What is in
+/// force stays in force without it, and the next one takes it over.
+fn end_with_any_task() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn log(config: &Config) -> anyhow::Result<()> {

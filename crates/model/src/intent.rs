@@ -5,6 +5,7 @@ use crate::label::LabelSet;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
 mod load_balancer;
@@ -147,6 +148,34 @@ pub struct EndpointSlice {
     pub name: String,
     /// What it holds.
     pub endpoints: Vec<RemoteEndpoint>,
+    /// When it was last written.
+    pub written: Written,
+}
+
+/// When an object was written, as the API server counts writes: of two objects the one with the higher number was
+/// written later. 0: not known. It is no part of what the object says: two that say the same at different times are
+/// equal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written(pub u64);
+
+impl Written {
+    /// From an object's resource version.
+    #[must_use]
+    pub fn read(resource_version: &str) -> Self {
+        Self(resource_version.parse().unwrap_or(0))
+    }
+}
+
+impl PartialEq for Written {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Written {}
+
+impl Hash for Written {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 /// A CiliumCIDRGroup.

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 use weft_model::desired::IpcacheEntry;
 use weft_model::id::Identity;
-use weft_model::intent::{EndpointSlice, ObjectName, RemoteEndpoint};
+use weft_model::intent::{EndpointSlice, ObjectName, RemoteEndpoint, Written};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
@@ -21,7 +21,7 @@ fn endpoint(name: &str, uid: &str, identity: u32, address: &str, node: &str) -> 
 }
 
 fn slice(name: &str, endpoints: &[RemoteEndpoint]) -> EndpointSlice {
-    EndpointSlice { name: name.into(), endpoints: endpoints.to_vec() }
+    EndpointSlice { name: name.into(), endpoints: endpoints.to_vec(), written: Written::default() }
 }
 
 /// Applies a slice and checks that whatever is written to the kernel is an entry, never a removal, of `watched`.
@@ -66,6 +66,26 @@ fn late_removal_of_the_former_pod_does_not_touch_the_new_one() {
     step(&mut addresses, &slice("one", std::slice::from_ref(&old)), 0, A);
     assert_eq!(step(&mut addresses, &slice("one", &[old, new.clone()]), 1, A), 400);
     assert_eq!(step(&mut addresses, &slice("one", &[new]), 2, A), 400);
+}
+
+/// An agent that starts hears of all slices in any order: that a pod is gone may not be written yet where it was.
+#[test]
+fn an_address_that_went_to_another_node_is_its_newest_owners_in_whatever_order_it_is_told() {
+    let (old, new) = (endpoint("web-1", "u1", 300, A, N1), endpoint("web-2", "u2", 400, A, N2));
+    let was = EndpointSlice { written: Written(10), ..slice("one", std::slice::from_ref(&old)) };
+    let is = EndpointSlice { written: Written(20), ..slice("two", std::slice::from_ref(&new)) };
+    for order in [[&was, &is], [&is, &was]] {
+        let mut addresses = Addresses::default();
+        step(&mut addresses, order[0], 0, A);
+        assert_eq!(step(&mut addresses, order[1], 1, A), 400);
+        assert_eq!(addresses.get(ip(A)).and_then(|entry| entry.node), Some(ip(N2)));
+        assert_eq!(addresses.pod(ip(A)).map(|name| name.name.clone()), Some("web-2".to_owned()));
+        // What says the same later is no newer word.
+        step(&mut addresses, &EndpointSlice { written: Written(30), ..was.clone() }, 2, A);
+        assert_eq!(step(&mut addresses, &is, 2, A), 400);
+        let ends = EndpointSlice { written: Written(40), ..slice("two", &[]) };
+        assert_eq!(step(&mut addresses, &ends, 3, A), 300);
+    }
 }
 
 #[test]

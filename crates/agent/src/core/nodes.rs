@@ -1,6 +1,7 @@
 //! Nodes, their addresses and pod prefixes.
 
 use super::Core;
+use foldhash::HashMap;
 use ipnet::IpNet;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,16 +10,58 @@ use weft_model::desired::{IpcacheEntry, Route};
 use weft_model::id::Identity;
 use weft_model::intent::Node;
 
-/// Prefixes: what the kernel shall know of them.
+/// Prefixes: what the kernel shall know of them. One node that comes or goes in a cluster of thousands shall not cost
+/// each of them a look at all the others.
 #[derive(Debug, Default)]
 pub struct Routes {
     wanted: BTreeMap<IpNet, Route>,
     /// What was written; what differs from `wanted` is to do.
     written: BTreeMap<IpNet, Route>,
-    /// Nodes have changed since `wanted` was worked out.
+    /// How many nodes, or settings, say something of a prefix. Where more than one does, only all of them together tell
+    /// what holds.
+    said: HashMap<IpNet, usize>,
+    /// `wanted` is to be worked out from all nodes.
     stale: bool,
-    /// `written` may differ from `wanted`: most changes touch no node, and shall not cost a look at all of them.
-    differs: bool,
+    /// Prefixes of which `written` may differ from `wanted`.
+    unsure: BTreeSet<IpNet>,
+}
+
+impl Routes {
+    /// None; what settings say comes with the first look.
+    pub(super) fn new() -> Self {
+        Self { stale: true, ..Self::default() }
+    }
+
+    /// What one node said of its prefixes, and what it says now. False: others say something of one of them, too.
+    fn change(&mut self, before: &[IpNet], after: &[(IpNet, Option<Route>)]) -> bool {
+        let mut alone = true;
+        for cidr in before {
+            alone &= self.said.get(cidr) == Some(&1);
+            self.said.remove(cidr);
+            self.wanted.remove(cidr);
+        }
+        for (cidr, route) in after {
+            alone &= self.said.insert(*cidr, 1).is_none();
+            if let Some(route) = route {
+                self.wanted.insert(*cidr, *route);
+            }
+        }
+        self.unsure.extend(before.iter().chain(after.iter().map(|(cidr, _)| cidr)));
+        alone
+    }
+
+    /// All that is said, in an order in which the last word on a prefix holds.
+    fn replace(&mut self, all: Vec<(IpNet, Option<Route>)>) {
+        self.unsure.extend(self.wanted.keys());
+        (self.wanted, self.said) = (BTreeMap::new(), HashMap::default());
+        for (cidr, route) in all {
+            *self.said.entry(cidr).or_default() += 1;
+            if let Some(route) = route {
+                self.wanted.insert(cidr, route);
+            }
+        }
+        self.unsure.extend(self.wanted.keys());
+    }
 }
 
 impl Core {
@@ -43,7 +86,7 @@ impl Core {
             // Only this one: a node that comes or goes must not make a thousand others speak.
             self.signals.nodes_announce.notify_one();
         }
-        self.nodes_changed();
+        self.node_changed(old.as_ref(), Some(&node));
     }
 
     pub(super) fn remove_node(&mut self, name: &str) {
@@ -51,15 +94,30 @@ impl Core {
         if name == self.settings.node_name {
             return;
         }
-        if let Some(node) = self.nodes.remove(name) {
-            for address in node.addresses {
-                self.addresses.remove_node(address);
-            }
+        let Some(node) = self.nodes.remove(name) else { return };
+        for address in &node.addresses {
+            self.addresses.remove_node(*address);
         }
-        self.nodes_changed();
+        self.node_changed(Some(&node), None);
     }
 
-    /// Says that prefixes are to be worked out anew, once for all nodes that change together.
+    /// One node is another, or is gone.
+    fn node_changed(&mut self, before: Option<&Node>, after: Option<&Node>) {
+        // Of this node's own prefixes other parts have their word, too.
+        if after.is_some_and(|node| node.name == self.settings.node_name) {
+            return self.nodes_changed();
+        }
+        self.signals.nodes.notify_one();
+        if self.routes.stale {
+            return;
+        }
+        let before = before.map(|node| self.carried_by(node)).unwrap_or_default();
+        let after: Vec<_> = after.into_iter().flat_map(|node| self.routes_to(node)).collect();
+        let alone = self.routes.change(&before, &after);
+        self.routes.stale = !alone;
+    }
+
+    /// Says that prefixes are to be worked out anew from all nodes, once for all that change together.
     pub(super) fn nodes_changed(&mut self) {
         self.routes.stale = true;
         self.signals.nodes.notify_one();
@@ -70,24 +128,26 @@ impl Core {
         if !std::mem::take(&mut self.routes.stale) {
             return;
         }
-        self.routes.differs = true;
-        let mut wanted: BTreeMap<IpNet, Route> =
-            self.settings.no_masquerade.iter().map(|cidr| (*cidr, Route::NoMasquerade)).collect();
+        let no_masquerade = self.settings.no_masquerade.iter().map(|cidr| (*cidr, Some(Route::NoMasquerade)));
         // Pods of any node, without saying whose: an address that is not known yet is no stranger's.
         let nobody = |cidr: &IpNet| {
             if cidr.addr().is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
         };
-        wanted.extend(self.settings.pod_ranges.iter().map(|cidr| (*cidr, Route::RemotePool(nobody(cidr)))));
-        for node in self.nodes.values() {
-            for cidr in self.carried_by(node).iter() {
-                if node.name == self.settings.node_name {
-                    wanted.insert(*cidr, Route::LocalPool);
-                } else if let Some(peer) = tunnel_peer(node, self.settings.tunnel, cidr.addr()) {
-                    wanted.insert(*cidr, Route::RemotePool(peer));
-                }
+        let ranges = self.settings.pod_ranges.iter().map(|cidr| (*cidr, Some(Route::RemotePool(nobody(cidr)))));
+        let nodes = self.nodes.values().flat_map(|node| self.routes_to(node));
+        let all = no_masquerade.chain(ranges).chain(nodes).collect();
+        self.routes.replace(all);
+    }
+
+    /// What the kernel shall know of a node's prefixes; `None`: nothing, for want of an address to reach the node by.
+    fn routes_to(&self, node: &Node) -> Vec<(IpNet, Option<Route>)> {
+        let route = |cidr: &IpNet| {
+            if node.name == self.settings.node_name {
+                return Some(Route::LocalPool);
             }
-        }
-        self.routes.wanted = wanted;
+            tunnel_peer(node, self.settings.tunnel, cidr.addr()).map(Route::RemotePool)
+        };
+        self.carried_by(node).iter().map(|cidr| (*cidr, route(cidr))).collect()
     }
 
     /// The prefixes that packets reach a node's pods by.
@@ -133,19 +193,17 @@ impl Core {
     /// Writes what differs from what was written.
     pub(super) fn write_routes(&mut self) -> Result<(), ()> {
         self.settle_routes();
-        if !self.routes.differs {
+        if self.routes.unsure.is_empty() {
             return Ok(());
         }
         let mut result = Ok(());
-        let mut changes: Vec<(IpNet, Option<Route>)> = Vec::new();
-        for (cidr, route) in &self.routes.wanted {
-            if self.routes.written.get(cidr) != Some(route) {
-                changes.push((*cidr, Some(*route)));
-            }
-        }
-        for cidr in self.routes.written.keys().filter(|cidr| !self.routes.wanted.contains_key(cidr)) {
-            changes.push((*cidr, None));
-        }
+        // What is there first, so that no packet goes astray in between.
+        let unsure = std::mem::take(&mut self.routes.unsure).into_iter();
+        let routes = unsure.map(|cidr| (cidr, self.routes.wanted.get(&cidr).copied()));
+        let (mut changes, gone): (Vec<_>, Vec<_>) = routes
+            .filter(|(cidr, route)| self.routes.written.get(cidr) != route.as_ref())
+            .partition(|(_, route)| route.is_some());
+        changes.extend(gone);
         let changed = !changes.is_empty();
         for (cidr, route) in changes {
             match (self.dataplane.set_route(cidr, route), route) {
@@ -157,6 +215,7 @@ impl Core {
                 }
                 (Err(error), _) => {
                     self.note_failure("routes", &error);
+                    self.routes.unsure.insert(cidr);
                     result = Err(());
                 }
             }
@@ -165,7 +224,6 @@ impl Core {
             self.touched_node = true;
         }
         if result.is_ok() {
-            self.routes.differs = false;
             self.problems.remove("routes");
         }
         result
@@ -194,7 +252,8 @@ impl Core {
     /// Takes over what the kernel holds as written, so that the next write removes what is not wanted.
     pub(super) fn adopt_routes(&mut self) -> Result<(), weft_model::desired::DataplaneError> {
         self.routes.written = self.dataplane.routes()?;
-        self.routes.differs = true;
+        let routes = &mut self.routes;
+        routes.unsure.extend(routes.written.keys().chain(routes.wanted.keys()));
         Ok(())
     }
 }
@@ -206,3 +265,6 @@ fn tunnel_peer(node: &Node, tunnel: bool, of: IpAddr) -> Option<IpAddr> {
     let first = node.addresses.iter().min_by_key(|address| !address.is_ipv4());
     if tunnel { first.copied() } else { same_family.or(first).copied() }
 }
+
+#[cfg(test)]
+mod tests;

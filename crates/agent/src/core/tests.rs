@@ -11,7 +11,7 @@ use weft_control::identity::NumberOf;
 use weft_model::id::{EndpointId, Identity, PolicyId};
 use weft_model::intent::{
     Change, EndpointSelector, EndpointSlice, IdentityLabels, ObjectName, Pod, Policy, PolicyKind, PolicyName,
-    RemoteEndpoint, Rule, RuleAction, Source, Spec, Subject, Tier,
+    RemoteEndpoint, Rule, RuleAction, Source, Spec, Subject, Tier, Written,
 };
 use weft_model::label::LabelSet;
 use weft_model::selector::Requirement;
@@ -226,7 +226,7 @@ pub(super) fn remote(uid: &str, identity: u32, address: &str) -> RemoteEndpoint 
 }
 
 pub(super) fn slice(name: &str, endpoints: &[RemoteEndpoint]) -> Change {
-    Change::Slice(EndpointSlice { name: name.into(), endpoints: endpoints.to_vec() })
+    Change::Slice(EndpointSlice { name: name.into(), endpoints: endpoints.to_vec(), written: Written::default() })
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_abi::{DropReason, Event, identity};
-use weft_model::intent::{Change, EndpointSlice, IdentityLabels};
+use weft_model::intent::{Change, EndpointSlice, IdentityLabels, Written};
 
 /// What an answer is called among the sources of endpoints: nothing in the API has such a name.
 const SOURCE: &str = "direct:";
@@ -229,7 +229,8 @@ impl<A: Ask> Resolver<A> {
                 renew_at: now + RENEW,
             };
             self.words.insert(name.clone(), word);
-            changes.push(Change::Slice(EndpointSlice { name, endpoints: vec![endpoint] }));
+            let slice = EndpointSlice { name, endpoints: vec![endpoint], written: Written::default() };
+            changes.push(Change::Slice(slice));
         }
         if changes.is_empty() {
             return true;

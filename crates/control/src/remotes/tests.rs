@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use weft_model::id::Identity;
-use weft_model::intent::ObjectName;
+use weft_model::intent::{ObjectName, Written};
 
 fn endpoint(uid: u8, identity: u32) -> RemoteEndpoint {
     RemoteEndpoint {
@@ -19,7 +19,7 @@ fn endpoint(uid: u8, identity: u32) -> RemoteEndpoint {
 
 fn slice(name: &str, endpoints: &[(u8, u32)]) -> EndpointSlice {
     let endpoints = endpoints.iter().map(|(uid, identity)| endpoint(*uid, *identity)).collect();
-    EndpointSlice { name: name.into(), endpoints }
+    EndpointSlice { name: name.into(), endpoints, written: Written::default() }
 }
 
 fn put(uid: u8, identity: u32) -> Merged {

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use weft_model::id::Identity;
 use weft_model::intent::{
     EndpointSlice, HostPort, IdentityLabels, NamedPort, Namespace, Node, ObjectName, Pod, Protocol, RemoteEndpoint,
+    Written,
 };
 use weft_model::label::{LabelSet, NAMESPACE};
 
@@ -126,12 +127,12 @@ pub fn slice(object: CiliumEndpointSlice) -> Result<EndpointSlice, Problem> {
     if object.namespace.is_empty() && !object.endpoints.is_empty() {
         return Err(Problem::new("namespace", "required: the namespace of the endpoints"));
     }
-    let namespace = object.namespace;
+    let (namespace, written) = (object.namespace, Written::read(&object.metadata.resource_version));
     let endpoints = object.endpoints.into_iter().enumerate();
     let endpoints = endpoints
         .map(|(n, endpoint)| remote(&namespace, &format!("endpoints[{n}]."), "id", endpoint))
         .collect::<Result<_, _>>()?;
-    Ok(EndpointSlice { name: object.metadata.name, endpoints })
+    Ok(EndpointSlice { name: object.metadata.name, endpoints, written })
 }
 
 /// A CiliumEndpoint, as a slice of one endpoint with a name ([`endpoint_slice_name`]) that no slice can have. One that
@@ -141,8 +142,8 @@ pub fn slice(object: CiliumEndpointSlice) -> Result<EndpointSlice, Problem> {
 /// The first field that cannot be used.
 pub fn endpoint(object: CiliumEndpoint) -> Result<EndpointSlice, Problem> {
     let name = ObjectName { namespace: object.metadata.namespace, name: object.metadata.name };
-    let status = object.status;
-    let mut slice = EndpointSlice { name: endpoint_slice_name(&name), endpoints: Vec::new() };
+    let (status, written) = (object.status, Written::read(&object.metadata.resource_version));
+    let mut slice = EndpointSlice { name: endpoint_slice_name(&name), endpoints: Vec::new(), written };
     if status.networking.addressing.is_empty() || status.identity.id == 0 {
         return Ok(slice);
     }

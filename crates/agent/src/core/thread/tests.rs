@@ -49,7 +49,10 @@ async fn what_is_brief_is_done_at_once() {
     let held = lock(&handle.shared.core);
     let (sender, receiver) = oneshot::channel();
     assert!(handle.try_now(|_| ()).is_err());
-    handle.tell_brief(move |_| drop(sender.send(std::thread::current().id()))).await.expect("handed over");
+    let tell = move |_: &mut Core| {
+        let _ = sender.send(std::thread::current().id());
+    };
+    handle.tell_brief(tell).await.expect("handed over");
     drop(held);
     assert_ne!(receiver.await.expect("ran"), std::thread::current().id());
 }
