@@ -3,7 +3,8 @@
 //!
 //! A claim is keyed by the slice and the pod's UID: the late removal of an old pod does not touch the claim of a new
 //! one with the same address or the same name. Of several claims the one that was last made or changed holds; which one
-//! that is the API server says, since a list is in no order and removals are written late. When the last one goes, the answer lingers for a moment, in case the claim is only on its way from slice to slice.
+//! that is the API server says, since a list is in no order and removals are written late. When the last one goes, the
+//! answer lingers for a moment, in case the claim is only on its way from slice to slice.
 
 use foldhash::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
