@@ -75,8 +75,7 @@ bench-services: root build
 	$(RELEASE)/weft-bench services-scale
 	$(RELEASE)/weft-bench services $(BENCH)
 
-# The sizes of the growth are part of it; SCALE='--nodes 1000 --pods 25000 --rate 10' for another comparison, where memory
-# allows: some 50 GiB.
+# The sizes of the growth are part of it, and 1,000 nodes with 25,000 pods where memory allows (some 50 GiB).
 bench-scale:
 	cargo xtask build-ebpf
 	cargo build --quiet --release -p weft-sim

@@ -22,6 +22,12 @@ pub struct Options {
     /// Pods at each of them: the same, so that only the number of nodes grows.
     #[arg(long, default_value_t = 2000)]
     pub growth_pods: usize,
+    /// Nodes of a larger comparison, made where memory allows; 0: none.
+    #[arg(long, default_value_t = 1000)]
+    pub larger_nodes: usize,
+    /// Pods of it.
+    #[arg(long, default_value_t = 25_000)]
+    pub larger_pods: usize,
     /// Where results go.
     #[arg(long, default_value = "target/bench")]
     pub out: PathBuf,
@@ -44,7 +50,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     std::fs::create_dir_all(&options.out).with_context(|| format!("out {}", options.out.display()))?;
     let mut reports = Vec::new();
     let mut sizes: Vec<(usize, usize)> = options.growth.iter().map(|nodes| (*nodes, options.growth_pods)).collect();
-    sizes.push((options.run.nodes, options.run.pods));
+    let compared = [(options.run.nodes, options.run.pods), (options.larger_nodes, options.larger_pods)];
+    sizes.extend(compared.into_iter().filter(|(nodes, _)| *nodes > 0));
     sizes.sort_unstable();
     sizes.dedup();
     for (nodes, pods) in sizes {
@@ -56,8 +63,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             continue;
         }
         for mode in MODES {
-            let compared = (nodes, pods) == (options.run.nodes, options.run.pods);
-            let rates = if compared { options.run.rates.clone() } else { Vec::new() };
+            let rates = if (nodes, pods) == compared[0] { options.run.rates.clone() } else { Vec::new() };
             let run = Run { nodes, pods, rates, ..options.run.clone() };
             eprintln!("{}: {nodes} nodes, {pods} pods", mode.as_str());
             let report = match options.resume.then(|| former(&run, mode, &options.out)).flatten() {
@@ -70,7 +76,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             std::fs::write(options.out.join("scale.json"), json).context("scale.json")?;
         }
     }
-    println!("{}", table(&reports, (options.run.nodes, options.run.pods)));
+    for size in compared.into_iter().filter(|size| reports.iter().any(|r| (r.options.nodes, r.options.pods) == *size)) {
+        println!("{}", table(&reports, size));
+    }
     let series = |value: &dyn Fn(&Report) -> f64| -> Vec<(String, Vec<(f64, f64)>)> {
         let of = |mode: Propagation| {
             let grown =
