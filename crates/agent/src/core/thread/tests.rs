@@ -46,15 +46,23 @@ async fn what_is_brief_is_done_at_once() {
     let ran_on = *ran_on.lock().expect("not poisoned");
     assert_eq!(ran_on, Some(std::thread::current().id()));
     // Who looks while it is being done waits, and who brings something meanwhile hands it over.
-    let held = lock(&handle.shared.core);
+    let (shared, (held, is_held), (release, released)) =
+        (handle.shared.clone(), oneshot::channel(), std::sync::mpsc::channel::<()>());
+    let holder = std::thread::spawn(move || {
+        let _held = lock(&shared.core);
+        let _ = held.send(());
+        let _ = released.recv();
+    });
+    is_held.await.expect("held");
     let (sender, receiver) = oneshot::channel();
     assert!(handle.try_now(|_| ()).is_err());
     let tell = move |_: &mut Core| {
         let _ = sender.send(std::thread::current().id());
     };
     handle.tell_brief(tell).await.expect("handed over");
-    drop(held);
+    drop(release);
     assert_ne!(receiver.await.expect("ran"), std::thread::current().id());
+    holder.join().expect("did not panic");
 }
 
 /// What was done outside of the thread and has to be looked at again wakes the thread in time.
