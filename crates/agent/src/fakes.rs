@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use weft_datapath::NodeSettings;
 use weft_model::desired::{
     CompiledPolicy, Dataplane, DataplaneError, Endpoint, Host, IpcacheEntry, MapUsage, PolicyPatch, Route,
@@ -43,6 +43,8 @@ pub struct Held {
     pub identities: BTreeMap<Identity, LabelSet>,
     pub pods: BTreeMap<ObjectName, Pod>,
     pub namespaces: BTreeMap<String, Namespace>,
+    /// Told of every successful operation.
+    acted: Arc<Notify>,
 }
 
 /// The world that a test looks at; clones share it.
@@ -62,11 +64,20 @@ impl World {
         }
         act(&mut held);
         held.log.push(line);
+        held.acted.notify_one();
         Ok(())
     }
 
     fn write(&self, line: String, act: impl FnOnce(&mut Held)) -> Result<(), DataplaneError> {
         self.act(line.clone(), act).map_err(|source| DataplaneError::System { what: line, source })
+    }
+
+    /// Waits until it is so. One test waits at a time.
+    pub async fn until(&self, is_so: impl Fn(&Held) -> bool) {
+        let acted = self.held().acted.clone();
+        while !is_so(&self.held()) {
+            acted.notified().await;
+        }
     }
 
     /// The log since the last call.
