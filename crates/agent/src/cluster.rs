@@ -8,7 +8,6 @@ use crate::core::thread::Handle;
 use crate::ports::{Cluster, ClusterError, Created};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -170,7 +169,7 @@ pub async fn announce_node(
 ) {
     let Ok(signals) = core.call(|core| core.signals()).await else { return };
     // Agents that started together do not ask together for ever.
-    let audit = AUDIT + AUDIT.mul_f64(RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64);
+    let audit = AUDIT + weft_k8s::slice::random_part(AUDIT);
     loop {
         let name = node_name.clone();
         let Ok(own) = core.call(|core| core.own_node()).await else { return };

@@ -349,8 +349,9 @@ pub fn removal_spread(nodes: u32) -> Duration {
     REMOVAL_SPREAD.saturating_mul(nodes.saturating_sub(1)).min(REMOVAL_SPREAD_MAX)
 }
 
-/// From nothing to all of it.
-fn random_part(of: Duration) -> Duration {
+/// From nothing to all of it: so that those who began together do not go on together.
+#[must_use]
+pub fn random_part(of: Duration) -> Duration {
     of.mul_f64(RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64)
 }
 

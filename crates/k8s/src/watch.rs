@@ -23,7 +23,7 @@ const BATCHES_MAX: usize = 64;
 /// A kind of objects and what shall be told about them.
 pub trait Kind: Send + Sync + 'static {
     /// What names an object.
-    type Key: Ord + Hash + Clone + Send + Sync;
+    type Key: Eq + Hash + Clone + Send + Sync;
     /// What is told.
     type News: Hash + Send + 'static;
 
