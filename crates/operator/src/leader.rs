@@ -15,7 +15,7 @@ pub const LEASE: &str = "weft-operator";
 /// Stands for leadership until `stop`; runs `duties` for as long as it leads.
 ///
 /// # Errors
-/// When the lease's names cannot be names.
+/// When the lease's names cannot be names, or the duties ended before their term: another had better take them up.
 pub async fn run<D, F>(config: &Config, client: &Client, stop: &CancellationToken, duties: D) -> anyhow::Result<()>
 where
     D: Fn(CancellationToken) -> F,
@@ -31,15 +31,24 @@ where
             Ok(Standing::Leader) => {
                 tracing::info!(identity, "leading");
                 let term = stop.child_token();
-                let work = tokio::spawn(duties(term.clone()));
-                hold(&mut candidate, client, duration, &term).await;
+                let mut work = tokio::spawn(duties(term.clone()));
+                let ended = tokio::select! {
+                    () = hold(&mut candidate, client, duration, &term) => {
+                        term.cancel();
+                        work.await
+                    }
+                    ended = &mut work => ended,
+                };
+                let early = !term.is_cancelled();
                 term.cancel();
-                let ended = work.await;
-                if stop.is_cancelled() {
+                if early || stop.is_cancelled() {
                     resign(&mut candidate, client).await;
-                    return Ok(());
                 }
                 ended.context("a duty of the leader failed")?;
+                anyhow::ensure!(!early, "the leader's duties ended before their term");
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
                 tracing::warn!(identity, "no longer leading");
                 leader_seen.clear();
             }

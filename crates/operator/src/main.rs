@@ -24,6 +24,7 @@ fn start(flags: Flags) -> anyhow::Result<()> {
     let config = Config::read(flags)?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| "info,kube=warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    end_with_any_task();
     // The work is a few requests a minute.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
@@ -45,4 +46,14 @@ fn start(flags: Flags) -> anyhow::Result<()> {
         stop.cancel();
         work.await
     })
+}
+
+/// A leader of which a part has died would keep the lease and do half of its work. Another takes it up when the lease has
+/// run out.
+fn end_with_any_task() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }

@@ -173,6 +173,24 @@ async fn one_writes_and_the_next_takes_over_when_it_is_gone() {
 }
 
 #[tokio::test]
+async fn who_cannot_go_on_gives_the_lease_back() {
+    async fn led<F: Future<Output = ()> + Send + 'static>(fake: &Fake, duties: impl Fn() -> F) -> String {
+        let (config, client, stop) = (config(&[]), fake.client(), CancellationToken::new());
+        let run = weft_operator::leader::run(&config, &client, &stop, |_| duties());
+        let ended = tokio::time::timeout(Duration::from_secs(10), run).await.expect("does not go on");
+        format!("{:#}", ended.expect_err("nobody stopped it"))
+    }
+    let fake = Fake::new();
+    let error = led(&fake, || async { panic!("in a duty") }).await;
+    assert!(error.starts_with("a duty of the leader failed"), "{error}");
+    assert!(fake.get(LEASES, "kube-system", "weft-operator").is_some());
+    assert_eq!(leader(&fake), None);
+    let error = led(&fake, || async {}).await;
+    assert!(error.contains("before their term"), "{error}");
+    assert_eq!(leader(&fake), None);
+}
+
+#[tokio::test]
 async fn pools_that_make_no_sense_are_refused_at_once() {
     let fake = Fake::new();
     for (pools, says) in [("10.0.0.0/25", "/24"), ("10.0.0.0/16,10.0.1.0/24", "overlap")] {
