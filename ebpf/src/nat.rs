@@ -12,7 +12,7 @@ use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, flow_flags, flow_kind};
 use crate::maps::FLOWS;
 use crate::packet::{
     ECHO, ETH, HEAD, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load,
-    owes_checksum,
+    owed_begins_at, owes_checksum,
 };
 use crate::sctp;
 use crate::track::{canonical, now_s, tuple};
@@ -224,12 +224,22 @@ fn at_once<const SOURCE: bool>(
     let pseudo = flags | BPF_F_PSEUDO_HDR as u64;
     // Of a short packet the copy may end before.
     let owes = s.copied >= sum_at + 2 && owes_checksum(skb);
+    // What is owed may be that of a packet inside: a datagram around it has its own, or none.
+    let around = s.packet.protocol == UDP && owes && !owed_begins_at(skb, sum_at - at);
     let frame = s.frame();
     // SAFETY: the helpers take plain numbers; all of these headers are inside the copy.
     let done = unsafe {
         let place = frame.add(sum_at as usize).cast::<u16>();
-        // What is owed may be that of a packet inside; a datagram around it has none then.
-        let none = s.packet.protocol == UDP && owes && place.read() == 0;
+        let mend = |from: u32, to: u32| {
+            let sum = place.read();
+            if !around {
+                place.write(!mended(!sum, from, to));
+            } else if sum != 0 {
+                let sum = mended(mended(sum, from, to), u32::from(old_port), u32::from(port_be));
+                // Nothing would say that there is none (RFC 768).
+                place.write(if sum == 0 { u16::MAX } else { sum });
+            }
+        };
         if v4 {
             let (from, to) = (old.0[3], new.0[3]);
             let sum = mended(frame.add(24).cast::<u16>().read(), from, to);
@@ -237,9 +247,7 @@ fn at_once<const SOURCE: bool>(
             frame.add(if SOURCE { 26 } else { 30 }).cast::<u32>().write(to);
             frame.add(if SOURCE { 34 } else { 36 }).cast::<u16>().write(port_be);
             if owes {
-                if !none {
-                    place.write(!mended(!place.read(), from, to));
-                }
+                mend(from, to);
                 0
             } else {
                 bpf_l4_csum_replace(skb, sum_at, u64::from(from), u64::from(to), pseudo | 4)
@@ -249,9 +257,7 @@ fn at_once<const SOURCE: bool>(
             frame.add(if SOURCE { 54 } else { 56 }).cast::<u16>().write(port_be);
             let difference = difference(old, new);
             if owes {
-                if !none {
-                    place.write(!mended(!place.read(), u32::MAX, difference));
-                }
+                mend(u32::MAX, difference);
                 0
             } else {
                 bpf_l4_csum_replace(skb, sum_at, 0, u64::from(difference), pseudo)

@@ -53,6 +53,9 @@ pub const TUNNEL_MAC: [u8; 6] = [0x0e, b'w', b'e', b'f', b't', 1];
 /// knows the place by it.
 pub const CHECKSUM_MARK: i32 = 0x5765_6674;
 
+/// The same where they would look at which header that checksum begins.
+pub const CHECKSUM_START_MARK: i32 = 0x5765_6675;
+
 /// Names of the maps, as in the ELF object and as pin names.
 pub mod map_name {
     /// [`crate::Addr`] -> [`crate::EndpointInfo`]: the endpoints of this node.

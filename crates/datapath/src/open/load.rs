@@ -91,7 +91,7 @@ fn load_one(
 ) -> Result<OwnedFd, String> {
     if let Some(place) = place {
         let mut looking = function.clone();
-        if place.fill_in(&mut looking.instructions) > 0
+        if place.fill_in(&mut looking.instructions) != [0, 0]
             && let Ok(fd) = program::load(name, kind, license, &looking, btf)
         {
             return Ok(fd);

@@ -1,5 +1,5 @@
 //! The running kernel's description of its own types (BTF), as far as the programs need it: numbers of functions, and
-//! where a bit field lies. aya's reader keeps tens of MiB for it; this one walks over it once.
+//! where a structure has a field. aya's reader keeps tens of MiB for it; this one walks over it once.
 
 /// What the kernel shows of itself.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -8,8 +8,11 @@ const MAGIC: u16 = 0xeb9f;
 /// How deep unnamed structures may lie in each other.
 const DEPTH: u8 = 8;
 
+const INT: u32 = 1;
+const POINTER: u32 = 2;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const TYPEDEF: u32 = 8;
 const FUNC: u32 = 12;
 
 /// Types of a kernel.
@@ -25,14 +28,16 @@ struct Record<'a> {
     name: &'a [u8],
     kind: u32,
     count: u32,
+    /// Bytes, or the number of the type that this one is made of.
+    size_or_type: u32,
     /// Members have the size of bit fields beside their place.
     has_sizes: bool,
     members: &'a [u8],
 }
 
-/// Where a bit field lies in its structure.
+/// Where a number, a bit field or a pointer lies in its structure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BitField {
+pub struct Field {
     /// From the structure's start.
     pub bit: u32,
     /// Bits.
@@ -68,7 +73,14 @@ impl<'a> Btf<'a> {
         let info = word(self.types, at + 4)?;
         let (kind, count) = (kind(info), info & 0xffff);
         let members = self.types.get(at + 12..at + 12 + extra(kind, count)?)?;
-        Some(Record { name: self.name(word(self.types, at)?)?, kind, count, has_sizes: info >> 31 == 1, members })
+        Some(Record {
+            name: self.name(word(self.types, at)?)?,
+            kind,
+            count,
+            size_or_type: word(self.types, at + 8)?,
+            has_sizes: info >> 31 == 1,
+            members,
+        })
     }
 
     fn name(&self, offset: u32) -> Option<&'a [u8]> {
@@ -87,13 +99,13 @@ impl<'a> Btf<'a> {
         self.find(FUNC, name)
     }
 
-    /// Where a structure has a bit field, be it in a structure or union without a name in it.
+    /// Where a structure has a field, be it in a structure or union without a name in it.
     #[must_use]
-    pub fn bit_field(&self, structure: &str, field: &str) -> Option<BitField> {
+    pub fn field(&self, structure: &str, field: &str) -> Option<Field> {
         self.search(self.find(STRUCT, structure)?, field, 0, DEPTH)
     }
 
-    fn search(&self, number: u32, field: &str, base: u32, depth: u8) -> Option<BitField> {
+    fn search(&self, number: u32, field: &str, base: u32, depth: u8) -> Option<Field> {
         let record = self.record(number)?;
         if !matches!(record.kind, STRUCT | UNION) {
             return None;
@@ -101,15 +113,26 @@ impl<'a> Btf<'a> {
         (0..usize::try_from(record.count).ok()?).find_map(|n| {
             let (name, place) = (self.name(word(record.members, n * 12)?)?, word(record.members, n * 12 + 8)?);
             let (bit, size) = if record.has_sizes { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
-            let bit = base.checked_add(bit)?;
+            let (bit, kind) = (base.checked_add(bit)?, word(record.members, n * 12 + 4)?);
             if name == field.as_bytes() {
-                return (size != 0).then_some(BitField { bit, size });
+                return Some(Field { bit, size: if size == 0 { self.size(kind, DEPTH)? } else { size } });
             }
             if !name.is_empty() || depth == 0 {
                 return None;
             }
-            self.search(word(record.members, n * 12 + 4)?, field, bit, depth - 1)
+            self.search(kind, field, bit, depth - 1)
         })
+    }
+
+    /// Bits of a number or a pointer.
+    fn size(&self, number: u32, depth: u8) -> Option<u32> {
+        let record = self.record(number)?;
+        match record.kind {
+            INT => record.size_or_type.checked_mul(8),
+            POINTER => Some(usize::BITS),
+            TYPEDEF if depth > 0 => self.size(record.size_or_type, depth - 1),
+            _ => None,
+        }
     }
 }
 
@@ -122,9 +145,9 @@ fn extra(kind: u32, count: u32) -> Option<usize> {
     let count = usize::try_from(count).ok()?;
     Some(match kind {
         // Pointers, forward declarations, typedefs, qualifiers, functions, floats, type tags.
-        2 | 7..=12 | 16 | 18 => 0,
+        POINTER | 7..=12 | 16 | 18 => 0,
         // Integers, variables, declaration tags.
-        1 | 14 | 17 => 4,
+        INT | 14 | 17 => 4,
         // Arrays.
         3 => 12,
         // Enumerations, prototypes.
@@ -150,10 +173,11 @@ mod tests {
         let number = btf.function("bpf_cast_to_kern_ctx").expect("of 6.2 and newer");
         let record = btf.record(number).expect("is there");
         assert_eq!((record.kind, record.name), (FUNC, b"bpf_cast_to_kern_ctx".as_slice()));
-        let field = btf.bit_field("sk_buff", "ip_summed").expect("is there");
-        assert_eq!(field.size, 2);
-        assert_eq!(btf.bit_field("sk_buff", "no_such_field"), None);
-        assert_eq!(btf.bit_field("sk_buff", "len"), None, "no bit field");
+        for (field, size) in [("ip_summed", 2), ("csum_start", 16), ("len", 32), ("head", usize::BITS)] {
+            assert_eq!(btf.field("sk_buff", field).map(|f| f.size), Some(size), "{field}");
+        }
+        assert_eq!(btf.field("sk_buff", "no_such_field"), None);
+        assert_eq!(btf.field("sk_buff", "cb"), None, "an array");
         assert_eq!(btf.function("no_such_function"), None);
     }
 
