@@ -13,6 +13,7 @@ use core::arch::asm;
 use core::ptr::read_volatile;
 use weft_abi::{Addr, FlowEntry, NodeConfig, config_flags, flow_flags, flow_kind, path_action};
 
+use crate::checksum::folded;
 use crate::direct;
 use crate::maps::{BACKENDS, FLOWS, SCRATCH};
 use crate::notify;
@@ -363,12 +364,4 @@ fn rewrite<const L4: usize>(s: &mut Scratch, new: &New) {
 fn put<T: Copy>(s: &mut Scratch, offset: usize, value: T) {
     // SAFETY: every caller passes offsets that end inside the buffer; the verifier refuses the program otherwise.
     unsafe { s.frame().add(offset).cast::<T>().write_unaligned(value) };
-}
-
-/// The Internet checksum (RFC 1071) of a sum, as it lies in the packet.
-#[inline(always)]
-fn folded(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
 }

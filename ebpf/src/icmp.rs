@@ -4,6 +4,7 @@
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_store_bytes};
 use weft_abi::{Addr, DropReason, flow_flags, flow_kind};
 
+use crate::checksum::mended;
 use crate::maps::FLOWS;
 use crate::packet::{ECHO, ETH, ICMP, ICMPV6, SCTP, Scratch, Skb, TCP, UDP, load};
 use crate::track::{canonical, fresh, tuple};
@@ -329,9 +330,9 @@ fn quoted_address(skb: Skb, s: &mut Scratch, at: u32, old: &Addr, new: &Addr) ->
             let sum_at = s.edit.quote.source - 2;
             let sum: u16 = load(skb, sum_at)?;
             let (from, to) = (old.0[3], new.0[3]);
-            let mended = mend(sum, from, to);
+            let sum = mended(sum, from, to);
             if bpf_skb_store_bytes(skb, at, (&raw const to).cast(), 4, 0) != 0
-                || bpf_skb_store_bytes(skb, sum_at, (&raw const mended).cast(), 2, 0) != 0
+                || bpf_skb_store_bytes(skb, sum_at, (&raw const sum).cast(), 2, 0) != 0
             {
                 return Err(DropReason::WriteError);
             }
@@ -347,16 +348,6 @@ fn quoted_address(skb: Skb, s: &mut Scratch, at: u32, old: &Addr, new: &Addr) ->
         }
     }
     Ok(())
-}
-
-/// RFC 1624: the checksum after `from` became `to`.
-#[inline(always)]
-fn mend(sum: u16, from: u32, to: u32) -> u16 {
-    let mut total = u32::from(!sum);
-    total += (!from & 0xffff) + (!from >> 16) + (to & 0xffff) + (to >> 16);
-    total = (total & 0xffff) + (total >> 16);
-    total = (total & 0xffff) + (total >> 16);
-    !(total as u16)
 }
 
 /// A quoted port (or echo id) becomes another one.

@@ -16,6 +16,7 @@
 #![expect(missing_docs, reason = "the macro of a program leaves its documentation behind")]
 
 mod balance;
+mod checksum;
 mod collect;
 mod decide;
 mod direct;

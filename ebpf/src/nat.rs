@@ -9,10 +9,10 @@ use aya_ebpf::helpers::generated::{
 };
 use weft_abi::{Addr, DropReason, FlowEntry, FlowKey, flow_flags, flow_kind};
 
+use crate::checksum::{difference, mended, owed_begins_at, owes_checksum};
 use crate::maps::FLOWS;
 use crate::packet::{
     ECHO, ETH, HEAD, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load,
-    owed_begins_at, owes_checksum,
 };
 use crate::sctp;
 use crate::track::{canonical, now_s, tuple};
@@ -309,25 +309,6 @@ pub fn settle(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         return Err(DropReason::WriteError);
     }
     Ok(())
-}
-
-/// What the sum of an address's words grows by, as `bpf_csum_diff` would have it.
-#[inline(always)]
-fn difference(from: &Addr, to: &Addr) -> u32 {
-    let mut sum = 0;
-    for (from, to) in from.0.iter().zip(&to.0) {
-        sum += u64::from(!*from) + u64::from(*to);
-    }
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    (sum as u32).wrapping_add((sum >> 32) as u32)
-}
-
-/// The Internet checksum of a header in which a word changed (RFC 1624).
-#[inline(always)]
-const fn mended(sum: u16, from: u32, to: u32) -> u16 {
-    let sum = !sum as u32 + (!from & 0xffff) + (!from >> 16) + (to & 0xffff) + (to >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// Offset of the checksum in the transport header, and the helper's flags.

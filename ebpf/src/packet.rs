@@ -9,8 +9,8 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use weft_abi::{
-    Addr, AffinityKey, BackendInfo, CHECKSUM_MARK, CHECKSUM_START_MARK, DropReason, EndpointInfo, FlowEntry, FlowKey,
-    FragmentKey, FragmentValue, FrontendInfo, FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
+    Addr, AffinityKey, BackendInfo, DropReason, EndpointInfo, FlowEntry, FlowKey, FragmentKey, FragmentValue,
+    FrontendInfo, FrontendKey, NodeConfig, Path, config_flags, endpoint_flags,
 };
 
 use crate::maps::FRAGMENTS;
@@ -309,48 +309,6 @@ pub fn load<T: Copy>(skb: Skb, offset: u32) -> Result<T, DropReason> {
         }
         Ok(value.assume_init())
     }
-}
-
-/// Whether the packet is owed a checksum that is still to be made, by the device or never (`CHECKSUM_PARTIAL`): its own, or
-/// that of a packet inside. False if that is not known.
-#[inline(always)]
-pub fn owes_checksum(skb: Skb) -> bool {
-    let summed: u64;
-    // SAFETY: plain moves. Where the kernel says where to look, [`CHECKSUM_MARK`] and what follows become the look into
-    // its own description of the packet, by a call that may change what calls change.
-    unsafe {
-        asm!(
-            "r1 = {skb}",
-            "r0 = {mark}",
-            "r0 = 0",
-            "r0 >>= 0",
-            "r0 &= 3",
-            skb = in(reg) skb, mark = const CHECKSUM_MARK,
-            out("r0") summed, out("r1") _, out("r2") _, out("r3") _, out("r4") _, out("r5") _,
-        );
-    }
-    const CHECKSUM_PARTIAL: u64 = 3;
-    summed == CHECKSUM_PARTIAL
-}
-
-/// Whether the checksum that a packet is owed begins at this offset of the frame: then the sum of the pseudo header lies in
-/// its place, and there is nothing of the ports in it.
-#[inline(always)]
-pub fn owed_begins_at(skb: Skb, offset: u32) -> bool {
-    let (head, start, data): (u64, u64, u64);
-    // SAFETY: as above, with three loads; a packet that is owed one is met only where they were filled in.
-    unsafe {
-        asm!(
-            "r1 = {skb}",
-            "r0 = {mark}",
-            "r1 = 0",
-            "r2 = 0",
-            "r0 = 0",
-            skb = in(reg) skb, mark = const CHECKSUM_START_MARK,
-            out("r0") data, out("r1") head, out("r2") start, out("r3") _, out("r4") _, out("r5") _,
-        );
-    }
-    head.wrapping_add(start).wrapping_sub(data) == u64::from(offset)
 }
 
 /// Copies the head of the frame; returns its ethertype (as a number).

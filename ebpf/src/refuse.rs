@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::{
 };
 use weft_abi::{Addr, DropReason};
 
+use crate::checksum::folded;
 use crate::packet::{
     ETH, FIRST_FRAGMENT, ICMP, ICMPV6, LATER_FRAGMENT, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
     load, skb_len,
@@ -102,11 +103,11 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             ip[4] = s.packet.source.0[3];
             ip[2] = u32::from_ne_bytes([64, ICMP, 0, 0]);
             let header = bpf_csum_diff(core::ptr::null_mut(), 0, ip.as_mut_ptr(), 20, 0) as u32;
-            let header = fold(header).to_ne_bytes();
+            let header = folded(header).to_ne_bytes();
             ip[2] = u32::from_ne_bytes([64, ICMP, header[0], header[1]]);
             head[12] = 0x08;
             head.as_mut_ptr().add(14).cast::<[u32; 5]>().write_unaligned(ip);
-            icmp[0] |= u32::from_ne_bytes([0, 0, fold(sum).to_ne_bytes()[0], fold(sum).to_ne_bytes()[1]]);
+            icmp[0] |= u32::from_ne_bytes([0, 0, folded(sum).to_ne_bytes()[0], folded(sum).to_ne_bytes()[1]]);
             head.as_mut_ptr().add(34).cast::<[u32; 2]>().write_unaligned(icmp);
         } else {
             let mut pseudo = [0_u32; 10];
@@ -129,7 +130,7 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             head[21] = 64;
             head.as_mut_ptr().add(22).cast::<[u32; 4]>().write_unaligned(s.packet.destination.0);
             head.as_mut_ptr().add(38).cast::<[u32; 4]>().write_unaligned(s.packet.source.0);
-            icmp[0] |= u32::from_ne_bytes([0, 0, fold(sum).to_ne_bytes()[0], fold(sum).to_ne_bytes()[1]]);
+            icmp[0] |= u32::from_ne_bytes([0, 0, folded(sum).to_ne_bytes()[0], folded(sum).to_ne_bytes()[1]]);
             head.as_mut_ptr().add(54).cast::<[u32; 2]>().write_unaligned(icmp);
         }
         if bpf_skb_adjust_room(skb, if v4 { 28 } else { 48 }, MODE_MAC, 0) != 0
@@ -181,13 +182,13 @@ pub fn reset(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     };
     tcp[0] = segment[0].rotate_left(16);
     // Where the device shall fill in the checksum, it will do so here too: the place is the same.
-    let partial = !fold(pseudo_sum(s, of_segment)) == segment[4] as u16;
+    let partial = !folded(pseudo_sum(s, of_segment)) == segment[4] as u16;
     let pseudo = pseudo_sum(s, 20);
     tcp[4] = if partial {
-        u32::from(!fold(pseudo))
+        u32::from(!folded(pseudo))
     } else {
         // SAFETY: 20 bytes of the stack.
-        u32::from(fold(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, tcp.as_mut_ptr(), 20, pseudo) } as u32))
+        u32::from(folded(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, tcp.as_mut_ptr(), 20, pseudo) } as u32))
     };
     let (source, destination) = (s.packet.source, s.packet.destination);
     let head = &mut s.service.quote;
@@ -202,7 +203,7 @@ pub fn reset(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             ip[2] = u32::from_ne_bytes([64, TCP, 0, 0]);
             ip[3] = destination.0[3];
             ip[4] = source.0[3];
-            let sum = fold(bpf_csum_diff(core::ptr::null_mut(), 0, ip.as_mut_ptr(), 20, 0) as u32);
+            let sum = folded(bpf_csum_diff(core::ptr::null_mut(), 0, ip.as_mut_ptr(), 20, 0) as u32);
             ip[2] |= u32::from(sum) << 16;
             head.add(12).cast::<u16>().write_unaligned(0x0800_u16.to_be());
             head.add(14).cast::<[u32; 5]>().write_unaligned(ip);
@@ -267,7 +268,7 @@ fn quote_sum(s: &mut Scratch, quoted: u32) -> u32 {
     // SAFETY: in bounds, as was just looked at.
     let field = unsafe { s.service.quote.as_ptr().add(at as usize).cast::<u16>().read_unaligned() };
     let sum = pseudo_sum(s, s.packet.length.wrapping_sub(header));
-    if !fold(sum) != field {
+    if !folded(sum) != field {
         return whole;
     }
     let completed = u32::from(!field);
@@ -277,12 +278,4 @@ fn quote_sum(s: &mut Scratch, quoted: u32) -> u32 {
     }
     // SAFETY: 40 bytes of the scratch memory.
     unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, s.service.quote.as_mut_ptr().cast(), 40, completed) as u32 }
-}
-
-/// The Internet checksum (RFC 1071) of a sum, as it lies in the packet.
-#[inline(always)]
-fn fold(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
 }

@@ -8,6 +8,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_store_bytes};
 use weft_abi::{Addr, DropReason, NodeConfig, TUNNEL_MAC, identity, ipcache_flags};
 
+use crate::checksum::folded;
 use crate::maps::IPCACHE;
 use crate::packet::{
     ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Scratch, Skb, UDP, load, load_head, parse, skb_gso_size, skb_len,
@@ -88,7 +89,7 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
         outer.ip[19] = to[3];
         // SAFETY: 20 bytes of the header; no second buffer.
         let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, outer.ip.as_mut_ptr().cast(), 20, 0) };
-        let sum = fold(sum as u64);
+        let sum = folded(sum as u32).to_ne_bytes();
         outer.ip[10] = sum[0];
         outer.ip[11] = sum[1];
         // SAFETY: the helpers read `outer`, which is 50 bytes.
@@ -123,14 +124,6 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
         }
     }
     Ok(())
-}
-
-/// The Internet checksum (RFC 1071) of a sum, as it lies in the packet.
-#[inline(always)]
-fn fold(sum: u64) -> [u8; 2] {
-    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (!(sum as u16)).to_ne_bytes()
 }
 
 /// Takes off the outer header of a packet from a known node; true: the packet is the inner one now, parsed; false:
