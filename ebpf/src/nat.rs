@@ -13,6 +13,7 @@ use crate::checksum::{difference, mended, owed_begins_at, owes_checksum};
 use crate::maps::FLOWS;
 use crate::packet::{
     ECHO, ETH, HEAD, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Scratch, Skb, TCP, UDP, UNMASQUERADED, clear, load,
+    skb_gso_size,
 };
 use crate::sctp;
 use crate::track::{canonical, now_s, tuple};
@@ -224,21 +225,26 @@ fn at_once<const SOURCE: bool>(
     let pseudo = flags | BPF_F_PSEUDO_HDR as u64;
     // Of a short packet the copy may end before.
     let owes = s.copied >= sum_at + 2 && owes_checksum(skb);
-    // What is owed may be that of a packet inside: a datagram around it has its own, or none.
-    let around = s.packet.protocol == UDP && owes && !owed_begins_at(skb, sum_at - at);
+    // What is owed may be that of a packet inside: a datagram around it has its whole own, or none. One that is yet to be
+    // cut into segments is owed it all the same, with each of them.
+    let around = s.packet.protocol == UDP && owes && skb_gso_size(skb) == 0 && !owed_begins_at(skb, sum_at - at);
     let frame = s.frame();
     // SAFETY: the helpers take plain numbers; all of these headers are inside the copy.
     let done = unsafe {
         let place = frame.add(sum_at as usize).cast::<u16>();
         let mend = |from: u32, to: u32| {
             let sum = place.read();
-            if !around {
-                place.write(!mended(!sum, from, to));
-            } else if sum != 0 {
+            if sum == 0 {
+                // There is none.
+                return;
+            }
+            place.write(if around {
                 let sum = mended(mended(sum, from, to), u32::from(old_port), u32::from(port_be));
                 // Nothing would say that there is none (RFC 768).
-                place.write(if sum == 0 { u16::MAX } else { sum });
-            }
+                if sum == 0 { u16::MAX } else { sum }
+            } else {
+                !mended(!sum, from, to)
+            });
         };
         if v4 {
             let (from, to) = (old.0[3], new.0[3]);

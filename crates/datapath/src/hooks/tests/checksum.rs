@@ -11,6 +11,7 @@ use nix::sys::time::TimeVal;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::process::Command;
 use std::time::Duration;
 use weft_model::desired::{Dataplane as _, Touched};
 
@@ -19,6 +20,8 @@ const UDP: u8 = 17;
 /// `struct virtio_net_hdr`, which stands before each frame, and its flag that the checksum is owed.
 const HEADER: usize = 10;
 const NEEDS_CHECKSUM: u8 = 1;
+/// Its word for TCP over IPv4 that is yet to be cut into segments.
+const SEGMENTS_V4: u8 = 1;
 const PACKET_VNET_HDR: i32 = 15;
 
 /// A socket at a pod's device that shows and sends whole frames, with what the kernel knows of them.
@@ -40,10 +43,12 @@ struct Frame {
     owed: Owed,
     /// A datagram without a checksum.
     bare: bool,
+    /// Yet to be cut into segments.
+    whole: bool,
 }
 
 impl Tap {
-    fn at(netns: &NetNs) -> Self {
+    fn at(netns: &NetNs, device: &str) -> Self {
         let open = || {
             let all = SockProtocol::EthAll;
             let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), all).unwrap();
@@ -58,7 +63,7 @@ impl Tap {
             let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
             address.sll_family = libc::AF_PACKET as u16;
             address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-            address.sll_ifindex = nix::net::if_::if_nametoindex("eth0").unwrap() as i32;
+            address.sll_ifindex = nix::net::if_::if_nametoindex(device).unwrap() as i32;
             // SAFETY: a pointer to an address and its size.
             let bound = unsafe {
                 let size = size_of::<libc::sockaddr_ll>() as u32;
@@ -72,13 +77,20 @@ impl Tap {
         Self(fd)
     }
 
-    /// Sends a frame; `owed`: where the checksum would begin that the kernel still owes, and where it would be from there.
-    fn send(&self, frame: &[u8], owed: Option<[u16; 2]>) {
+    /// Sends a frame; `owed`: where the checksum would begin that the kernel still owes, and where it would be from there;
+    /// `segment`: into how large parts it is to be cut.
+    fn send(&self, frame: &[u8], owed: Option<[u16; 2]>, segment: Option<u16>) {
         let mut header = [0; HEADER];
         if let Some([start, offset]) = owed {
             header[0] = NEEDS_CHECKSUM;
             header[6..8].copy_from_slice(&start.to_ne_bytes());
             header[8..10].copy_from_slice(&offset.to_ne_bytes());
+        }
+        if let Some(segment) = segment {
+            header[1] = SEGMENTS_V4;
+            // Ethernet, IPv4, TCP.
+            header[2..4].copy_from_slice(&54_u16.to_ne_bytes());
+            header[4..6].copy_from_slice(&segment.to_ne_bytes());
         }
         let bytes = [&header, frame].concat();
         send(self.0.as_raw_fd(), &bytes, MsgFlags::empty()).unwrap();
@@ -86,7 +98,7 @@ impl Tap {
 
     /// Reads until a frame is the one meant; all on the way must be right as well.
     fn until(&self, what: &str, meant: impl Fn(&Frame) -> bool) -> Frame {
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; 1 << 14];
         loop {
             let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -147,13 +159,24 @@ fn check(bytes: &[u8]) -> Option<Frame> {
             _ => Owed::Inner,
         },
         bare: protocol == UDP && port(at) == 0,
+        whole: header[1] != 0,
     };
     if frame_of.bare {
         return Some(frame_of);
     }
     let pseudo = pseudo(&frame[from..l4], protocol, frame.len() - l4);
-    let (found, expected) =
-        if frame_of.owed == Owed::Its { (port(at), fold(pseudo)) } else { (fold(pseudo + sum(&frame[l4..])), 0xffff) };
+    // Of what is yet to be cut, each part is owed its own around that of the packet inside.
+    let (found, expected) = if frame_of.owed == Owed::Its || frame_of.whole {
+        (port(at), fold(pseudo))
+    } else {
+        // From where the owed one begins, all will sum up to the opposite of what stands in its place now.
+        let [start, offset] = [6, 8].map(|n| usize::from(u16::from_ne_bytes([header[n], header[n + 1]])));
+        let rest = match frame_of.owed {
+            Owed::Inner => sum(&frame[l4..start]) + u32::from(!port(start + offset)),
+            _ => sum(&frame[l4..]),
+        };
+        (fold(pseudo + rest), 0xffff)
+    };
     // Both are nothing in this arithmetic.
     let same = found == expected || [found, expected].iter().all(|sum| matches!(*sum, 0 | 0xffff));
     assert!(same, "{} -> {}: {found:#x}, not {expected:#x}", frame_of.source, frame_of.destination);
@@ -187,6 +210,19 @@ fn datagram(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     frame
 }
 
+/// A TCP segment between two that are not there, with the sum of its pseudo header alone.
+fn segment(length: usize) -> Vec<u8> {
+    let addresses = [192, 168, 99, 1, 192, 168, 99, 2];
+    let total = u16::try_from(40 + length).unwrap().to_be_bytes();
+    let mut ip = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, TCP, 0, 0];
+    ip.extend(addresses);
+    let sum_of_ip = !fold(sum(&ip));
+    ip[10..12].copy_from_slice(&sum_of_ip.to_be_bytes());
+    let mut tcp = [0, 9, 0, 9, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0].to_vec();
+    tcp[16..18].copy_from_slice(&fold(pseudo(&addresses, TCP, 20 + length)).to_be_bytes());
+    [&[2; 12][..], &[0x08, 0x00], &ip, &tcp, &vec![7; length]].concat()
+}
+
 #[test]
 fn services_leave_checksums_right() {
     in_netns(|| {
@@ -204,7 +240,7 @@ fn services_leave_checksums_right() {
         datapath.bump(&Touched::Node).unwrap();
         for ((service, backend), client) in services.iter().zip(there).zip(here) {
             let (service, backend) = (SocketAddr::new(*service, 8080), SocketAddr::new(backend, 80));
-            let (near, far) = (Tap::at(&one), Tap::at(&two));
+            let (near, far) = (Tap::at(&one, "eth0"), Tap::at(&two, "eth0"));
             let is = |protocol, owed| {
                 (
                     move |f: &Frame| (f.protocol, f.destination, f.owed) == (protocol, backend, owed),
@@ -246,20 +282,33 @@ fn services_leave_checksums_right() {
 
             // One that has its checksum already.
             let mut frame = datagram(SocketAddr::new(client, 7777), service);
-            near.send(&frame, None);
+            near.send(&frame, None, None);
             let seen = far.until("a datagram with its checksum", is(UDP, Owed::Nobodys).0);
             assert_eq!(seen.source, SocketAddr::new(client, 7777));
 
-            // What tunnels send: a packet that is owed its own inside of a datagram that has its checksum, or none.
+            // One without, as tunnels send it, around a packet that is owed its own.
             let l4 = frame.len() - 13;
-            let inner = Some([u16::try_from(l4).unwrap() + 8, 2]);
-            near.send(&frame, inner);
-            let seen = far.until("a tunnel with its checksum", is(UDP, Owed::Inner).0);
-            assert!(!seen.bare);
             frame[l4 + 6..l4 + 8].fill(0);
-            near.send(&frame, inner);
+            near.send(&frame, Some([u16::try_from(l4).unwrap() + 8, 2]), None);
             let seen = far.until("a tunnel without a checksum", is(UDP, Owed::Inner).0);
             assert!(seen.bare);
+
+            // The kernel's own tunnel, around a packet that fits and around one that is yet to be cut.
+            let name = if client.is_ipv4() { "tunnel4" } else { "tunnel6" };
+            let remote = service.ip().to_string();
+            let make =
+                ["link", "add", name, "type", "vxlan", "id", "5", "dstport", "8080", "udpcsum", "remote", &remote];
+            for args in [&make[..], &["link", "set", name, "up"]] {
+                assert!(one.run(|| Command::new("ip").args(args).status().unwrap().success()).unwrap(), "{args:?}");
+            }
+            let tunnel = Tap::at(&one, name);
+            let inner = Some([34, 16]);
+            tunnel.send(&segment(100), inner, None);
+            let seen = far.until("a packet in a tunnel", |f| is(UDP, Owed::Inner).0(f) && !f.bare);
+            assert!(!seen.whole);
+            tunnel.send(&segment(4000), inner, Some(1000));
+            let seen = far.until("segments in a tunnel", |f| is(UDP, Owed::Inner).0(f) && f.whole);
+            assert!(!seen.bare);
         }
         drop(datapath);
     });
