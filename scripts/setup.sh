@@ -21,25 +21,29 @@ case $what in build | test | check | fuzz) ;; *) die "$what: expected build, tes
 [ -r /sys/kernel/btf/vmlinux ] || die "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF), which Weft needs"
 have cargo || die "no cargo: install a Rust tool chain first (https://rustup.rs)"
 
-# A compiler that has the source of its library: the kernel programs' `core` is built from it.
-has_source() { [ -n "$1" ] && [ -e "$("$1" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library/core/Cargo.toml" ]; }
+# A compiler that has the source of its library (the kernel programs' `core` is built from it) and is not too old.
+MSRV=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$(dirname "$0")/../Cargo.toml")
+has_source() {
+  [ -n "$1" ] && [ -e "$("$1" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library/core/Cargo.toml" ] &&
+    [ "$(printf '%s\n' "$MSRV" "$("$1" --version | cut -d' ' -f2)" | sort -V | head -n1)" = "$MSRV" ]
+}
 rustup_rustc() { have rustup && rustup which ${1:+--toolchain "$1"} rustc 2>/dev/null || true; }
 any_source() { has_source "$(rustup_rustc nightly)" || has_source "$(rustup_rustc)" || has_source /usr/bin/rustc; }
 
 apt=()
 want() { installed "$1" || apt+=("$1"); }
-# Whether apt can install it; asks for new lists once, before it says no. (No pipe into `grep -q`: with pipefail the
-# writer's broken pipe would count.)
-known() {
+# Whether apt can install it, of this version at least; asks for new lists once, before it says no. (No pipe into
+# `grep -q`: with pipefail the writer's broken pipe would count.)
+candidate() {
   local answer
   answer=$(apt-cache policy "$1" 2>/dev/null || true)
-  if ! [[ $answer =~ Candidate:\ [^\(] ]]; then
-    [ "$(id -u)" = 0 ] && [ -z "${updated:-}" ] || return 1
-    updated=1
-    apt-get update -qq >/dev/null || return 1
-    answer=$(apt-cache policy "$1" 2>/dev/null || true)
-    [[ $answer =~ Candidate:\ [^\(] ]]
-  fi
+  [[ $answer =~ Candidate:\ ([^\(\ ][^[:space:]]*) ]] && dpkg --compare-versions "${BASH_REMATCH[1]}" ge "${2:-0}"
+}
+known() {
+  candidate "$@" && return
+  [ "$(id -u)" = 0 ] && [ -z "${updated:-}" ] || return 1
+  updated=1
+  apt-get update -qq >/dev/null && candidate "$@"
 }
 
 if have apt-get; then
@@ -73,20 +77,18 @@ apt_install() {
 }
 
 if ! any_source; then
-  if have apt-get && known rust-web-src; then
-    # Debian keeps a current compiler for its browsers.
-    want rustc-web
-    want cargo-web
-    want rust-web-src
+  if have apt-get && known rust-web-src "$MSRV"; then
+    # Debian keeps a current compiler for its browsers. An older one of them is replaced.
+    apt+=(rustc-web cargo-web rust-web-src)
   elif have rustup; then
     say "rustup component add rust-src"
     rustup -q component add rust-src
   else
-    die "no Rust compiler with the source of its library: install rustup (https://rustup.rs), then run this again"
+    die "no Rust compiler of version $MSRV with the source of its library: install rustup (https://rustup.rs), then run this again"
   fi
 fi
 if [ ${#apt[@]} -gt 0 ]; then apt_install "${apt[@]}"; fi
-any_source || die "the Rust compilers here lack the source of their library (rustup component add rust-src)"
+any_source || die "no Rust compiler here is of version $MSRV and has the source of its library (rustup component add rust-src)"
 
 if ! have bpf-linker; then
   if [ ! -x /usr/lib/llvm-$LLVM/bin/llvm-config ]; then

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The oldest compiler that the workspace builds with.
+const MSRV: &str = env!("CARGO_PKG_RUST_VERSION");
 const TARGET: &str = "bpfel-unknown-none";
 const FLAGS: &str = "-C linker=bpf-linker -C link-arg=--btf -C link-arg=--disable-expand-memcpy-in-order -C debuginfo=2 -C target-cpu=v3";
 
@@ -48,7 +50,7 @@ pub fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A cargo and a rustc that have the library's source.
+/// A cargo and a rustc that have the library's source and are not older than the workspace asks for.
 fn toolchain() -> Result<(PathBuf, PathBuf)> {
     let rustup = |toolchain: &[&str], program: &str| {
         let output = Command::new("rustup").arg("which").args(toolchain).arg(program).output().ok()?;
@@ -60,15 +62,27 @@ fn toolchain() -> Result<(PathBuf, PathBuf)> {
         Some(("/usr/bin/cargo".into(), "/usr/bin/rustc".into())),
         rustup(&[], "cargo").zip(rustup(&[], "rustc")),
     ];
+    let least = version(MSRV).context("the version of Rust in the workspace's Cargo.toml")?;
     for (cargo, rustc) in candidates.into_iter().flatten() {
-        let Ok(output) = Command::new(&rustc).args(["--print", "sysroot"]).output() else { continue };
-        let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        if cargo.exists() && sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists() {
+        let said = |argument: &[&str]| {
+            let output = Command::new(&rustc).args(argument).output().ok()?;
+            Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let (Some(sysroot), Some(itself)) = (said(&["--print", "sysroot"]), said(&["--version"])) else { continue };
+        let is_recent = itself.split(' ').nth(1).and_then(version).is_some_and(|found| found >= least);
+        let source = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml");
+        if cargo.exists() && is_recent && source.exists() {
             return Ok((cargo, rustc));
         }
     }
     bail!(
-        "no Rust compiler with the library's source: `make setup` installs one \
+        "no Rust compiler of version {MSRV} or later with the library's source: `make setup` installs one \
          (or: rustup toolchain install nightly --component rust-src)"
     )
+}
+
+/// Major and minor of `1.95`, `1.95.0` and `1.97.0-nightly`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
 }

@@ -95,9 +95,14 @@ pub fn plan(
         let addresses = keep(&pools, &mut shares, request);
         services.insert(request.name.clone(), Outcome { addresses, refusal: None });
     }
+    for &request in &order {
+        let outcome = services.entry(request.name.clone()).or_default();
+        serve(&mut pools, &mut shares, request, &mut outcome.addresses);
+    }
+    // Only now is it known who has what: whoever reads the same statuses later finds the same reasons.
     for request in order {
         let outcome = services.entry(request.name.clone()).or_default();
-        outcome.refusal = serve(&mut pools, &mut shares, request, &mut outcome.addresses).err();
+        outcome.refusal = lack(&pools, &shares, request, &outcome.addresses);
     }
     let pools = pools.states(&shares);
     Plan { services, pools }
@@ -130,60 +135,26 @@ fn serve<'a>(
     shares: &mut Shares<'a>,
     request: &'a LoadBalancerRequest,
     addresses: &mut Vec<IpAddr>,
-) -> Result<(), Refusal> {
-    if let Some(problem) = &request.problem {
-        return Err(Refusal { reason: Reason::InvalidRequest, message: problem.clone() });
+) {
+    if request.problem.is_some() {
+        return;
     }
-    if !request.wanted.is_empty() {
-        return serve_wanted(pools, shares, request, addresses);
-    }
-    let mut refused = None;
-    for (asked, v4) in [(request.ipv4, true), (request.ipv6, false)] {
-        if !asked || addresses.iter().any(|address| address.is_ipv4() == v4) {
-            continue;
+    if request.wanted.is_empty() {
+        for (asked, v4) in [(request.ipv4, true), (request.ipv6, false)] {
+            if asked && !addresses.iter().any(|address| address.is_ipv4() == v4) {
+                addresses.extend(find(pools, shares, request, v4));
+            }
         }
-        match find(pools, shares, request, v4) {
-            Ok(address) => addresses.push(address),
-            Err(refusal) => refused = refused.or(Some(refusal)),
-        }
+        return;
     }
-    match refused {
-        // The other family does.
-        Some(_) if request.either && !addresses.is_empty() => Ok(()),
-        Some(refusal) => Err(refusal),
-        None => Ok(()),
-    }
-}
-
-/// Whatever of what it asks for by address can be had.
-fn serve_wanted<'a>(
-    pools: &Pools<'_>,
-    shares: &mut Shares<'a>,
-    request: &'a LoadBalancerRequest,
-    addresses: &mut Vec<IpAddr>,
-) -> Result<(), Refusal> {
-    let mut refused = None;
-    for &address in request.wanted.iter() {
-        if addresses.contains(&address) {
-            continue;
-        }
-        let (reason, why) = if !asks_for(request, address) {
-            (Reason::InvalidRequest, "the Service is not of its family".to_owned())
-        } else if let Err(why) = pools.may_give(request, address) {
-            (Reason::NoPool, why)
-        } else if let Some(other) = shares.hindrance(address, request) {
-            (Reason::AlreadyAllocated, other)
-        } else if shares.take(address, request) {
+    for &address in &request.wanted {
+        let may_have = asks_for(request, address) && pools.may_give(request, address).is_ok();
+        if may_have && !addresses.contains(&address) && shares.take(address, request) {
             addresses.push(address);
-            continue;
-        } else {
-            (Reason::AlreadyAllocated, "another Service has it".to_owned())
-        };
-        refused.get_or_insert_with(|| Refusal { reason, message: format!("{address}: {why}") });
+        }
     }
     // In the order in which they were asked for.
     addresses.sort_by_key(|address| request.wanted.iter().position(|wanted| wanted == address));
-    refused.map_or(Ok(()), Err)
 }
 
 /// Any address of a family: one that it can share, or else the first free one.
@@ -192,17 +163,49 @@ fn find<'a>(
     shares: &mut Shares<'a>,
     request: &'a LoadBalancerRequest,
     v4: bool,
-) -> Result<IpAddr, Refusal> {
+) -> Option<IpAddr> {
     let shared =
         shares.of_key(request).find(|address| address.is_ipv4() == v4 && pools.may_give(request, *address).is_ok());
     let found = shared.or_else(|| pools.first_free(request, v4, |address| shares.is_taken(address)));
-    if let Some(address) = found
-        && shares.take(address, request)
-    {
-        return Ok(address);
+    found.filter(|address| shares.take(*address, request))
+}
+
+/// What it still lacks when all are served, and why.
+fn lack(
+    pools: &Pools<'_>,
+    shares: &Shares<'_>,
+    request: &LoadBalancerRequest,
+    addresses: &[IpAddr],
+) -> Option<Refusal> {
+    if let Some(problem) = &request.problem {
+        return Some(Refusal { reason: Reason::InvalidRequest, message: problem.clone() });
+    }
+    if !request.wanted.is_empty() {
+        let &address = request.wanted.iter().find(|wanted| !addresses.contains(wanted))?;
+        let (reason, why) = if !asks_for(request, address) {
+            (Reason::InvalidRequest, "the Service is not of its family".to_owned())
+        } else if let Err(why) = pools.may_give(request, address) {
+            (Reason::NoPool, why)
+        } else {
+            let holder = shares.hindrance(address, request);
+            (Reason::AlreadyAllocated, holder.unwrap_or_else(|| "another Service has it".to_owned()))
+        };
+        return Some(Refusal { reason, message: format!("{address}: {why}") });
+    }
+    let lacks = |asked: bool, v4: bool| asked && !addresses.iter().any(|address| address.is_ipv4() == v4);
+    let v4 = if lacks(request.ipv4, true) {
+        true
+    } else if lacks(request.ipv6, false) {
+        false
+    } else {
+        return None;
+    };
+    if request.either && !addresses.is_empty() {
+        // The other family does.
+        return None;
     }
     let family = if v4 { "IPv4" } else { "IPv6" };
-    Err(if pools.has_any(request, v4) {
+    Some(if pools.has_any(request, v4) {
         let message = format!("no free {family} address is left in the pools for this Service");
         Refusal { reason: Reason::OutOfAddresses, message }
     } else {

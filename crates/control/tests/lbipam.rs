@@ -190,6 +190,27 @@ fn services_with_the_same_key_share_if_their_ports_differ() {
 }
 
 #[test]
+fn a_refusal_names_the_same_holder_after_a_restart() {
+    let shares = |name, created: &str, port: u16| LoadBalancerRequest {
+        created: created.to_owned(),
+        ports: [(port, Protocol::Tcp)].into(),
+        sharing_key: Some("k".to_owned()),
+        ..request(name)
+    };
+    // b holds it; a asks for it and is refused; c, older than b, is served after a and shares it.
+    let b = LoadBalancerRequest { held: vec![ip("192.0.2.1")], ..shares("b", "3", 81) };
+    let a = LoadBalancerRequest { created: "0".to_owned(), wanted: vec![ip("192.0.2.1")], ..request("a") };
+    let c = shares("c", "2", 82);
+    let (pools, mut requests) = all([pool("p", 1, &[("192.0.2.1", "192.0.2.1")])], [a, b, c]);
+    let first = plan(&pools, &requests, false);
+    assert_eq!(got(&first, "c"), has(&["192.0.2.1"]));
+    for (name, request) in &mut requests {
+        request.held.clone_from(&first.services[name].addresses);
+    }
+    assert_eq!(plan(&pools, &requests, false), first);
+}
+
+#[test]
 fn a_pool_that_cannot_be_read_takes_nothing_away() {
     let (pools, requests) = all([], [LoadBalancerRequest { held: vec![ip("192.0.2.5")], ..request("a") }]);
     let kept = plan(&pools, &requests, true);

@@ -24,12 +24,12 @@ impl<'a> Shares<'a> {
         true
     }
 
-    /// Why a Service cannot have an address.
+    /// Why a Service cannot have an address: the first of its holders that it cannot share with, whoever took it first.
     pub(super) fn hindrance(&self, address: IpAddr, request: &LoadBalancerRequest) -> Option<String> {
         let holders = self.holders.get(&address).into_iter().flatten();
-        holders
-            .filter_map(|other| Some(format!("Service {} has it, and {}", other.name, apart(other, request)?)))
-            .next()
+        let apart = holders.filter_map(|other| Some((other, apart(other, request)?)));
+        let (other, why) = apart.min_by_key(|(other, _)| (&other.created, &other.name))?;
+        Some(format!("Service {} has it, and {why}", other.name))
     }
 
     /// Addresses of Services that this one can share with.
