@@ -61,9 +61,27 @@ pub fn remove(name: &str) -> io::Result<()> {
     let file = path(name);
     // Twice mounted happens when two made it at once; EINVAL means that nothing is mounted any more.
     while umount2(&file, MntFlags::MNT_DETACH).is_ok() {}
-    match fs::remove_file(&file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+    let removed = match fs::remove_file(&file) {
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => own_thread(|| remove_covered(&file)),
+        other => other,
+    };
+    removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+/// Removes a file that is still mounted upon where no path leads. The first `ip netns add` after a boot mounts [`DIR`]
+/// upon itself with all that is mounted in it: whatever was there before is then there twice, once out of reach below.
+/// A mount namespace of the thread's own can take away what covers it, and a file that is no mount point where its
+/// remover is goes from under its mounts everywhere else.
+fn remove_covered(file: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // What is unmounted here must stay where everybody else is.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    loop {
+        while umount2(file, MntFlags::MNT_DETACH).is_ok() {}
+        match fs::remove_file(file) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => umount2(DIR, MntFlags::MNT_DETACH).map_err(|_| e)?,
+            other => return other,
+        }
     }
 }
 
