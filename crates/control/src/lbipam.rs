@@ -129,6 +129,12 @@ fn asks_for(request: &LoadBalancerRequest, address: IpAddr) -> bool {
     if address.is_ipv4() { request.ipv4 } else { request.ipv6 }
 }
 
+/// It asks for an address of a family and has none.
+fn lacks(request: &LoadBalancerRequest, addresses: &[IpAddr], v4: bool) -> bool {
+    let asked = if v4 { request.ipv4 } else { request.ipv6 };
+    asked && !addresses.iter().any(|address| address.is_ipv4() == v4)
+}
+
 /// Gives it what it lacks, as far as that is possible.
 fn serve<'a>(
     pools: &mut Pools<'_>,
@@ -140,8 +146,8 @@ fn serve<'a>(
         return;
     }
     if request.wanted.is_empty() {
-        for (asked, v4) in [(request.ipv4, true), (request.ipv6, false)] {
-            if asked && !addresses.iter().any(|address| address.is_ipv4() == v4) {
+        for v4 in [true, false] {
+            if lacks(request, addresses, v4) {
                 addresses.extend(find(pools, shares, request, v4));
             }
         }
@@ -192,14 +198,7 @@ fn lack(
         };
         return Some(Refusal { reason, message: format!("{address}: {why}") });
     }
-    let lacks = |asked: bool, v4: bool| asked && !addresses.iter().any(|address| address.is_ipv4() == v4);
-    let v4 = if lacks(request.ipv4, true) {
-        true
-    } else if lacks(request.ipv6, false) {
-        false
-    } else {
-        return None;
-    };
+    let v4 = [true, false].into_iter().find(|&v4| lacks(request, addresses, v4))?;
     if request.either && !addresses.is_empty() {
         // The other family does.
         return None;
