@@ -19,8 +19,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use weft_local::cgroup::{self, Cgroup};
-use weft_local::netns;
+use weft_sys::cgroup::{self, Cgroup};
+use weft_sys::netns;
 
 /// Where shims have their sockets, whatever containerd is told.
 const SHIM_SOCKETS: &str = "/run/containerd/s";

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use weft_api::agent::ExplainPeer;
 use weft_api::flow::{FlowFilter, Verdict};
-use weft_local::cluster::UpOptions;
-use weft_local::cluster::aks::CreateOptions;
+use weft_lab_config::UpOptions;
+use weft_lab_config::aks::CreateOptions;
 use weft_model::intent::PolicyKind;
 use weft_observe::filter::protocol_numbers;
 

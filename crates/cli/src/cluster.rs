@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use weft_api::agent::{Request, Response, Status};
-use weft_local::cluster::{self, UpOptions};
+use weft_lab_cluster as cluster;
+use weft_lab_config::{ConfigError, UpOptions};
 
 /// Says what happens while something takes its time.
 fn progress(text: &str) {
@@ -50,8 +51,8 @@ pub fn down(options: &DownOptions) -> Result<ExitCode> {
 }
 
 pub fn kubeconfig(options: &ClusterName) -> Result<ExitCode> {
-    cluster::load(&options.name)?;
-    println!("{}", cluster::kubeconfig_path(&options.name)?.display());
+    weft_lab_config::load(&options.name)?;
+    println!("{}", weft_lab_config::paths::Paths::new(&options.name).kubeconfig().display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -66,7 +67,7 @@ pub fn status(options: &StatusOptions) -> Result<ExitCode> {
                 }
                 return Ok(if status.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
-            Err(cluster::Error::Absent(_)) if std::path::Path::new(agents::SOCKET).exists() => {}
+            Err(cluster::Error::Config(ConfigError::Absent(_))) if std::path::Path::new(agents::SOCKET).exists() => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     // The embedded cluster's own processes change namespaces: they must start before there is any thread.
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|first| first == "internal" || first == "toolbox") {
-        return weft_local::internal::run(args);
+        return weft_lab_cluster::internal::run(args);
     }
     let cli = Cli::parse();
     match run(cli.command) {
@@ -62,7 +62,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 /// Becomes `weft-sim`, a program of its own: it has all of the agent and the operator in it, which this one need not.
 fn sim(options: SimOptions) -> anyhow::Result<ExitCode> {
     use std::os::unix::process::CommandExt as _;
-    let beside = weft_local::internal::bin_dir().map(|dir| dir.join("weft-sim")).ok().filter(|path| path.is_file());
+    let beside =
+        weft_lab_cluster::internal::bin_dir().map(|dir| dir.join("weft-sim")).ok().filter(|path| path.is_file());
     let program = beside.unwrap_or_else(|| "weft-sim".into());
     let error = std::process::Command::new(&program).args(options.args).exec();
     Err(error).with_context(|| format!("start {} (cargo build --release -p weft-sim makes it)", program.display()))

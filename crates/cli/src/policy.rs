@@ -12,9 +12,9 @@ use crate::args::WaitOptions;
 use anyhow::{Context as _, Result, bail};
 use std::process::ExitCode;
 use weft_api::agent::{Request, WaitRequest};
-use weft_local::client::Client;
-use weft_local::cluster;
-use weft_local::kubeconfig::Access;
+use weft_lab_client::Client;
+
+use weft_lab_client::kubeconfig::Access;
 use weft_model::intent::PolicyKind;
 
 /// Returns once every agent says so.
@@ -50,7 +50,7 @@ fn newest(options: &WaitOptions) -> Result<String> {
     if options.target.socket.is_some() {
         bail!("--socket: expected --resource-version or --gone as well, since no API server is known");
     }
-    let config = cluster::load(&options.target.name)?;
+    let config = weft_lab_config::load(&options.target.name)?;
     let kubeconfig = config.kubeconfig.clone().unwrap_or_else(|| config.paths().kubeconfig());
     let client = Client::new(Access::read(&kubeconfig)?)?;
     let (namespace, name) = (&policy.namespace, &policy.name);

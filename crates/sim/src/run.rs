@@ -15,9 +15,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_k8s::endpoint::Propagation;
 use weft_k8s::endpoint::manner::{self, Manner, ROUND};
 use weft_k8s::slice;
-use weft_local::apiserver::InProcess;
-use weft_local::apiserver::api::{Api, Settings};
-use weft_local::apiserver::store::Store;
+use weft_lab_apiserver::InProcess;
+use weft_lab_apiserver::api::{Api, Settings};
+use weft_lab_apiserver::store::Store;
 
 /// Clients that stand for the kubelets' connections.
 const KUBELETS: usize = 16;

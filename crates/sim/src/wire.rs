@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tower::BoxError;
 use weft_k8s::Client;
-use weft_local::apiserver::InProcess;
+use weft_lab_apiserver::InProcess;
 
 /// Who asks, verb, kind.
 pub type Key = (&'static str, &'static str, String);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use weft_agent::peer::tls::{Credentials, Files};
 use weft_agent::peer::{Ask, Client, Pod, Resolver, serve};
 use weft_k8s::endpoint::Propagation;
-use weft_local::apiserver::pki::Pki;
+use weft_lab_apiserver::pki::Pki;
 use weft_sim::node::Node;
 use weft_sim::recorder::Recorder;
 use weft_sim::tracker::Tracker;

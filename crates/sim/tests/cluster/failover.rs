@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use weft_k8s::endpoint::Propagation;
-use weft_local::apiserver::store::{Effect, Topic};
+use weft_lab_apiserver::store::{Effect, Topic};
 use weft_sim::options::Run;
 use weft_sim::recorder::Recorder;
 use weft_sim::script::{Cluster, Dice, add_node};
