@@ -1,29 +1,24 @@
-//! Telling user space: counters for every packet, events for drops and, while somebody observes, for connections.
+//! Notifies user space: counters for every packet, events for drops and, while flows are observed, for connections.
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use weft_abi::{DropReason, Event, FlowEntry, MetricKey, event_kind, flow_flags, verdict};
+use weft_abi::{Addr, DropReason, Event, FlowEntry, MetricKey, event_kind, flow_flags, verdict};
 
-use crate::Hook;
-use crate::maps::{CONFIG, EVENT_LIMIT, EVENTS, METRICS};
-use crate::packet::{ICMP, ICMPV6, Scratch, Skb, TCP, TCP_FIN, TCP_RST, skb_len, translated};
-use crate::track::now_s;
+use crate::conntrack::entry::now_s;
+use crate::hook::Hook;
+use crate::maps::{Bucket, CONFIG, EVENT_LIMIT, EVENTS, METRICS};
+use crate::packet::{ETH, ICMP, ICMPV6, Skb, TCP, TCP_FIN, TCP_RST, skb_len};
+use crate::scratch::{Scratch, translated};
+use crate::step::step;
 
-/// Events that this CPU may still send.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Bucket {
-    pub filled_ns: u64,
-    pub tokens: u32,
-    pub suppressed: u32,
-}
+/// Bytes waiting in the ring buffer at which its reader is woken from its pause: a quarter of it.
+const WAKE_BYTES: u64 = 128 * 1024;
 
-/// Bytes that wait in the ring buffer at which its reader is told not to pause any longer: a quarter of it.
-const PRESSING: u64 = 128 * 1024;
-/// The reader is told again after so many more, and by every record in the first part of them: several CPUs may pass
-/// the very byte unseen.
-const PRESSING_STEP: u64 = 64 * 1024;
-const PRESSING_PART: u64 = 4 * 1024;
+/// It is woken again after so many more, and by every record in the first part of them: several CPUs may step over one
+/// exact threshold.
+const WAKE_STEP: u64 = 64 * 1024;
+
+const WAKE_PART: u64 = 4 * 1024;
 
 /// Seconds between two reports of a connection that goes on.
 const REPORT_S: u32 = 5;
@@ -41,56 +36,58 @@ fn count(reason: u8, egress: bool, bytes: u32) {
 
 /// Counts a packet that passes.
 #[inline(always)]
-pub fn forwarded(s: &Scratch) {
+pub fn count_forwarded(s: &Scratch) {
     count(0, s.egress == 1, s.packet.length);
 }
 
 /// Counts a packet that never reaches the kernel.
 #[inline(always)]
-pub fn accelerated(s: &Scratch) {
+pub fn count_accelerated(s: &Scratch) {
     count(0, false, s.packet.length);
     count(MetricKey::ACCELERATED, false, s.packet.length);
 }
 
+step!(report_drop(hook: Hook, reason: u32) = weft_step_report_drop: report_drop_body);
+
 /// Counts and reports a drop.
 #[inline(always)]
-pub fn dropped(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> Result<(), DropReason> {
+fn report_drop_body(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> Result<(), DropReason> {
     let by_policy = matches!(reason, 133 | 172 | 181);
     let egress = if by_policy { s.egress == 1 } else { matches!(hook, Hook::FromPod | Hook::ToDevice) };
     s.egress = u8::from(egress);
-    count(reason as u8, egress, skb_len(skb).wrapping_sub(crate::packet::ETH));
+    count(reason as u8, egress, skb_len(skb).wrapping_sub(ETH));
     if !by_policy {
         s.rule = 0;
         s.policy = 0;
     }
-    send(s, event_kind::DROP, verdict::DROPPED, reason as u8);
+    submit(s, event_kind::DROP, verdict::DROPPED, reason as u8);
     s.act(TC_ACT_SHOT as i32)
 }
 
-/// Counts a drop that nobody needs to hear of.
+/// Counts a drop without an event: expected noise of a pod's stack.
 #[inline(always)]
-pub fn silently(s: &mut Scratch, reason: DropReason) -> Result<(), DropReason> {
+pub fn drop_silently(s: &mut Scratch, reason: DropReason) -> Result<(), DropReason> {
     count(reason as u8, true, s.packet.length);
     s.act(TC_ACT_SHOT as i32)
 }
 
 /// Counts and reports what a policy in audit mode denies and what passes all the same.
 #[inline(never)]
-pub fn audited(s: &mut Scratch, reason: u32) -> i32 {
+pub fn report_audited(s: &mut Scratch, reason: u32) -> i32 {
     count(MetricKey::AUDITED, s.egress == 1, s.packet.length);
-    send(s, event_kind::POLICY_VERDICT, verdict::AUDIT, reason as u8)
+    submit(s, event_kind::POLICY_VERDICT, verdict::AUDIT, reason as u8)
 }
 
 /// Reports a connection that was just decided.
 #[inline(never)]
-pub fn verdict(_skb: Skb, s: &mut Scratch, _hook: Hook) -> i32 {
+pub fn report_verdict(_skb: Skb, s: &mut Scratch, _hook: Hook) -> i32 {
     s.rule = if s.egress == 1 { s.entry.egress_rule } else { s.entry.ingress_rule };
-    send(s, event_kind::POLICY_VERDICT, verdict::FORWARDED, 0)
+    submit(s, event_kind::POLICY_VERDICT, verdict::FORWARDED, 0)
 }
 
 /// Reports a connection that goes on or ends, every few seconds.
 #[inline(always)]
-pub fn trace(_skb: Skb, s: &mut Scratch, entry: &mut FlowEntry, hook: Hook) {
+pub fn report_flow(_skb: Skb, s: &mut Scratch, entry: &mut FlowEntry, hook: Hook) {
     let now = now_s();
     let ends = s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_FIN | TCP_RST) != 0;
     let first_reply = s.reply == 1 && entry.reply_packets == 1;
@@ -113,11 +110,11 @@ pub fn trace(_skb: Skb, s: &mut Scratch, entry: &mut FlowEntry, hook: Hook) {
     }
     s.policy = 0;
     s.rule = if entry.ingress_rule != 0 { entry.ingress_rule } else { entry.egress_rule };
-    send(s, event_kind::TRACE, verdict::FORWARDED, 0);
+    submit(s, event_kind::TRACE, verdict::FORWARDED, 0);
 }
 
 #[inline(never)]
-fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
+fn submit(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
     let Some(bucket) = EVENT_LIMIT.get_ptr_mut(0) else { return 0 };
     let per_second = CONFIG.get(0).map_or(0, |config| config.events_per_s);
     // SAFETY: this CPU's own value; no argument to the clock.
@@ -134,9 +131,9 @@ fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
         }
     }
     if bucket.tokens == 0 {
-        return suppressed(bucket);
+        return count_suppressed(bucket);
     }
-    let Some(mut slot) = EVENTS.reserve::<Event>(0) else { return suppressed(bucket) };
+    let Some(mut slot) = EVENTS.reserve::<Event>(0) else { return count_suppressed(bucket) };
     bucket.tokens -= 1;
     let icmp = matches!(s.packet.protocol, ICMP | ICMPV6);
     let parsed = s.packet.version != 0;
@@ -145,7 +142,7 @@ fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
         time_ns: now,
         source: s.packet.source,
         destination: s.packet.destination,
-        frontend: if translated { s.frontend } else { weft_abi::Addr::NONE },
+        frontend: if translated { s.frontend } else { Addr::NONE },
         source_identity: s.source_identity,
         destination_identity: s.destination_identity,
         rule: s.rule,
@@ -169,15 +166,15 @@ fn send(s: &mut Scratch, kind: u8, verdict: u8, reason: u8) -> i32 {
         pad: 0,
     });
     bucket.suppressed = 0;
-    // The kernel wakes a reader that has read everything, and the reader then pauses: what comes meanwhile wakes nobody.
+    // The kernel wakes a reader that has read everything. The reader then pauses, and events meanwhile do not wake it.
     let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
-    let pressing = waiting >= PRESSING && waiting % PRESSING_STEP < PRESSING_PART;
-    slot.submit(if pressing { u64::from(BPF_RB_FORCE_WAKEUP) } else { 0 });
+    let wakes = waiting >= WAKE_BYTES && waiting % WAKE_STEP < WAKE_PART;
+    slot.submit(if wakes { u64::from(BPF_RB_FORCE_WAKEUP) } else { 0 });
     0
 }
 
 #[inline(always)]
-fn suppressed(bucket: &mut Bucket) -> i32 {
+fn count_suppressed(bucket: &mut Bucket) -> i32 {
     bucket.suppressed = bucket.suppressed.wrapping_add(1);
     count(MetricKey::SUPPRESSED, false, 0);
     0

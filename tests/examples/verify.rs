@@ -3,7 +3,7 @@
 //! `cargo run -p weft-tests --example verify [object]`
 
 use anyhow::{Context, Result, bail};
-use aya::programs::SchedClassifier;
+use aya::programs::{Program, ProgramError, ProgramInfo};
 
 /// Lines of the verifier's log to show.
 const LOG_LINES: usize = 60;
@@ -12,17 +12,13 @@ fn main() -> Result<()> {
     let path = std::env::args().nth(1).unwrap_or_else(|| "target/bpf/weft.o".into());
     let object = std::fs::read(&path).with_context(|| format!("read {path}"))?;
     let mut bpf = aya::EbpfLoader::new().load(&object)?;
-    let mut refused = 0;
+    let (mut refused, mut total) = (0, 0);
     for (name, program) in bpf.programs_mut() {
-        let program: &mut SchedClassifier = program.try_into()?;
-        match program.load() {
-            Ok(()) => {
-                let info = program.info()?;
-                println!(
-                    "{name}: {} instructions verified, {} bytes",
-                    info.verified_instruction_count().unwrap_or(0),
-                    info.size_translated().unwrap_or(0)
-                );
+        match load(program).with_context(|| format!("load {name}"))? {
+            Ok(info) => {
+                let verified = info.verified_instruction_count().unwrap_or(0);
+                total += verified;
+                println!("{name}: {verified} instructions verified, {} bytes", info.size_translated().unwrap_or(0));
             }
             Err(error) => {
                 refused += 1;
@@ -32,11 +28,25 @@ fn main() -> Result<()> {
             }
         }
     }
+    println!("all programs: {total} instructions verified");
     println!("maps: {} KiB while empty", map_bytes()? / 1024);
     if refused > 0 {
         bail!("{refused} program(s) refused");
     }
     Ok(())
+}
+
+/// What the kernel says of a program; an error for a kind that the object should not have.
+fn load(program: &mut Program) -> Result<Result<ProgramInfo, ProgramError>> {
+    macro_rules! load {
+        ($($kind:ident),*) => {
+            match program {
+                $(Program::$kind(program) => program.load().and_then(|()| program.info()),)*
+                _ => bail!("no program of Weft is of this kind"),
+            }
+        };
+    }
+    Ok(load!(SchedClassifier, Xdp, CgroupSockAddr, CgroupSock))
 }
 
 /// Memory of all maps that this process has open.

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use std::net::IpAddr;
-use weft_abi::{Addr, DIRECT_BACKENDS_MAX, DropReason, IpcacheInfo, flow_flags, flow_kind, identity, service_flags};
+use weft_abi::{Addr, DSR_BACKENDS_MAX, DropReason, IpcacheInfo, flow_flags, flow_kind, identity, service_flags};
 use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT};
 use weft_tests::packet::service::{backend, frontend, put_range, put_service, put_set};
 use weft_tests::packet::site::{
@@ -426,9 +426,9 @@ fn clients_of_the_cluster_and_backends_of_nodes_are_served_by_the_nodes_address(
         }
         // More backends than their nodes will look through.
         forget(kernel)?;
-        let many: Vec<_> = (0..=DIRECT_BACKENDS_MAX).map(|n| backend(3, TCP, (n + 10, f.c, 8080))).collect();
+        let many: Vec<_> = (0..=DSR_BACKENDS_MAX).map(|n| backend(3, TCP, (n + 10, f.c, 8080))).collect();
         let mut info = put_service(kernel, 3, frontend(any(f), PORT, TCP), DSR, &[])?;
-        for (count, expected) in [(DIRECT_BACKENDS_MAX + 1, f.node), (DIRECT_BACKENDS_MAX, f.world)] {
+        for (count, expected) in [(DSR_BACKENDS_MAX + 1, f.node), (DSR_BACKENDS_MAX, f.world)] {
             put_set(kernel, 3, &many[..count as usize])?;
             (info.internal_count, info.external_count) = (count, count);
             kernel.frontends.insert(frontend(any(f), PORT, TCP), info, 0)?;

@@ -55,6 +55,10 @@ pub struct Path {
 }
 
 impl Path {
+    /// To the host's stack.
+    pub const STACK: Self =
+        Self { action: path_action::STACK, pad: [0; 3], ifindex: 0, in_ifindex: 0, target: Addr::NONE };
+
     /// `target` of two MACs.
     #[inline(always)]
     #[must_use]
@@ -164,12 +168,14 @@ pub mod flow_flags {
     pub const TRANSLATED: u16 = 256;
     /// The originator is the responder itself, and speaks to itself from [`crate::HAIRPIN_V4`] or [`crate::HAIRPIN_V6`].
     pub const HAIRPIN: u16 = 512;
-    /// The originator's packets come from the node that it sent to, with its own address; the answers go to it from here.
-    pub const DIRECT: u16 = 1024;
-    /// The other half of that: its packets go on with its own address, and the answers do not come by here.
-    pub const TELLS: u16 = 2048;
-    /// With [`TELLS`]: the backend's node was told the frontend.
-    pub const TOLD: u16 = 4096;
+    /// Direct server return, at the backend's node: the node of the frontend forwarded the originator's packets with the
+    /// originator's address, and this node answers it in the name of `frontend`.
+    pub const DSR_BACKEND: u16 = 1024;
+    /// Direct server return, at the frontend's node: the originator's packets go to another node with the originator's
+    /// address, and the replies do not pass here.
+    pub const DSR_FRONTEND: u16 = 2048;
+    /// With [`DSR_FRONTEND`]: a packet with the DSR option was sent to the backend's node.
+    pub const DSR_OPTION_SENT: u16 = 4096;
 }
 
 /// A fragmented datagram: RFC 791 3.2, RFC 8200 4.5.

@@ -31,7 +31,7 @@ pub use policy::{
 };
 
 pub use service::{
-    AffinityKey, AffinityValue, BackendInfo, DIRECT_BACKENDS_MAX, FrontendInfo, FrontendKey, HAIRPIN_V4, HAIRPIN_V6,
+    AffinityKey, AffinityValue, BackendInfo, DSR_BACKENDS_MAX, FrontendInfo, FrontendKey, HAIRPIN_V4, HAIRPIN_V6,
     MaglevKey, MaglevPart, RangeKey, SlotKey, SocketKey, SocketValue, backend_flags, client_hash, service_flags,
     socket_kind,
 };

@@ -229,7 +229,7 @@ pub struct SocketValue {
 
 /// Backends that a service may have for clients outside to be answered by the backends' nodes themselves
 /// ([`service_flags::DSR`]); one with more is served as without. Those nodes look for their pod among all of them.
-pub const DIRECT_BACKENDS_MAX: u32 = 1024;
+pub const DSR_BACKENDS_MAX: u32 = 1024;
 
 /// Source of a pod's packets to itself by a service, so that its answers come to us: link-local (RFC 3927), but no
 /// neighbour's. In the first octet's place as in the packet.
@@ -237,6 +237,15 @@ pub const HAIRPIN_V4: Addr = Addr::v4(u32::from_ne_bytes([169, 254, 42, 1]));
 /// The same, IPv6: of the prefix that no network carries (RFC 6666), so that the pod sends to its gateway without asking
 /// for a neighbour.
 pub const HAIRPIN_V6: Addr = Addr([0x0100_0000_u32.to_be(), 0, 0, 0x002a_0001_u32.to_be()]);
+
+impl Addr {
+    /// [`HAIRPIN_V4`] or [`HAIRPIN_V6`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn hairpin(v4: bool) -> Self {
+        if v4 { HAIRPIN_V4 } else { HAIRPIN_V6 }
+    }
+}
 
 /// What chooses an entry of Maglev's table: MurmurHash3 (32 bits, seed 0) of the client's address (16 bytes, IPv4 mapped),
 /// its port, the protocol and a zero byte. The port is 0 where a client stays with its backend. Nothing of the node is in

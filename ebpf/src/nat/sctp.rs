@@ -10,10 +10,12 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_store_bytes};
 use weft_abi::DropReason;
 
-use crate::packet::{ETH, FIRST_FRAGMENT, Scratch, Skb, load};
+use crate::packet::{ETH, FIRST_FRAGMENT, Skb, load};
+use crate::scratch::{Append, Scratch};
 
 /// Castagnoli's polynomial, lowest power first.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
+
 /// Bits of the largest number of bytes.
 const STEPS: u32 = 16;
 
@@ -39,18 +41,8 @@ fn multiply(a: u32, mut b: u32) -> u32 {
     product
 }
 
-/// Appending zeros.
-#[repr(C)]
-pub struct Append {
-    difference: u32,
-    /// How many bytes are still to come, from the bit of this step on.
-    behind: u32,
-    /// x^(8 * 2^n) for step n.
-    power: u32,
-}
-
 /// By callback: the verifier walks it once, not for every step.
-unsafe extern "C" fn step(_: u32, append: *mut c_void) -> i64 {
+unsafe extern "C" fn append_zeros(_: u32, append: *mut c_void) -> i64 {
     // SAFETY: the argument of the loop.
     let append = unsafe { &mut **append.cast::<*mut Append>() };
     let on = append.behind & 1;
@@ -62,9 +54,9 @@ unsafe extern "C" fn step(_: u32, append: *mut c_void) -> i64 {
 
 /// Mends the checksum after two bytes at `offset` of the transport header became `new`.
 #[inline(never)]
-pub fn mend(skb: Skb, s: &mut Scratch, offset: u32, old: u16, new: u16) -> Result<(), DropReason> {
+pub fn update_crc(skb: Skb, s: &mut Scratch, offset: u32, old: u16, new: u16) -> Result<(), DropReason> {
     if s.packet.flags & FIRST_FRAGMENT != 0 {
-        // Nobody knows yet how long the packet is.
+        // The length of the whole packet is not known.
         return Err(DropReason::FragmentUnsupported);
     }
     let l4 = u32::from(s.packet.l4);
@@ -74,12 +66,12 @@ pub fn mend(skb: Skb, s: &mut Scratch, offset: u32, old: u16, new: u16) -> Resul
     for _ in 0..16 {
         difference = difference >> 1 ^ times(difference & 1, POLYNOMIAL);
     }
-    s.append = Append { difference, behind, power: 1 << 23 };
+    s.sctp = Append { difference, behind, power: 1 << 23 };
     // The argument must lie on the stack, and what it leads to must not: the verifier would walk every step.
-    let mut append = core::ptr::from_mut(&mut s.append);
+    let mut append = core::ptr::from_mut(&mut s.sctp);
     // SAFETY: a callback of the right shape and its argument, which outlives the call.
-    unsafe { bpf_loop(STEPS, step as *mut c_void, (&raw mut append).cast(), 0) };
-    let difference = s.append.difference;
+    unsafe { bpf_loop(STEPS, append_zeros as *mut c_void, (&raw mut append).cast(), 0) };
+    let difference = s.sctp.difference;
     let sum: u32 = load(skb, l4 + 8)?;
     let sum = sum ^ difference.to_le();
     // SAFETY: four bytes of the stack.

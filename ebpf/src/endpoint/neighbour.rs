@@ -3,12 +3,14 @@
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_store_bytes};
 use weft_abi::{Addr, DropReason};
 
-use crate::decide::endpoint;
+use crate::endpoint::lookup::endpoint;
 use crate::notify;
-use crate::packet::{ETH, Scratch, Skb, load};
+use crate::packet::{ETH, ICMPV6, Skb, load};
+use crate::scratch::Scratch;
 
 /// 169.254.1.1
 const GATEWAY_V4: u32 = u32::from_ne_bytes([169, 254, 1, 1]);
+
 /// fe80::1
 const GATEWAY_V6: [u32; 4] = [0x0000_80fe_u32.to_le(), 0, 0, 0x0100_0000_u32.to_le()];
 
@@ -33,16 +35,16 @@ struct ArpFrame {
 
 /// Answers a pod's request for its gateway.
 #[inline(never)]
-pub fn arp(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+pub fn answer_arp(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let asked: Arp = load(skb, ETH)?;
     s.packet.protocol = 0;
     let (sender, target) = (asked.sender, asked.target);
     let info = match endpoint(&Addr::v4(sender)) {
         Some(info) if info.ifindex == s.packet.ifindex => info,
-        _ => return notify::silently(s, DropReason::InvalidSourceIp),
+        _ => return notify::drop_silently(s, DropReason::InvalidSourceIp),
     };
     if asked.operation != 1_u16.to_be() || target != GATEWAY_V4 {
-        return notify::silently(s, DropReason::UnknownTarget);
+        return notify::drop_silently(s, DropReason::UnknownTarget);
     }
     let frame = ArpFrame {
         destination: info.pod_mac,
@@ -67,8 +69,8 @@ pub fn arp(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 
 /// ICMPv6 types that hosts say to their link: multicast listeners and neighbour discovery.
 #[inline(always)]
-pub fn is_discovery(s: &Scratch) -> bool {
-    s.packet.protocol == crate::packet::ICMPV6 && matches!(s.packet.icmp_type, 130..=137 | 141..=143)
+pub fn is_link_control(s: &Scratch) -> bool {
+    s.packet.protocol == ICMPV6 && matches!(s.packet.icmp_type, 130..=137 | 141..=143)
 }
 
 #[repr(C, packed)]
@@ -84,21 +86,21 @@ struct Advertisement {
 
 /// Answers a pod's solicitation of its gateway.
 #[inline(never)]
-pub fn discovery(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+pub fn answer_solicitation(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     // Hop limit 255: it was not forwarded (RFC 4861 7.1.1). 32 bytes: with the sender's link-layer address.
     if s.packet.icmp_type != 135 || s.packet.source.is_none() {
-        return notify::silently(s, DropReason::UnknownTarget);
+        return notify::drop_silently(s, DropReason::UnknownTarget);
     }
     if s.packet.ttl != 255 || s.packet.length != 72 || u32::from(s.packet.l4) != ETH + 40 {
         return Err(DropReason::InvalidPacket);
     }
     let target: [u32; 4] = load(skb, ETH + 48)?;
     if target != GATEWAY_V6 {
-        return notify::silently(s, DropReason::UnknownTarget);
+        return notify::drop_silently(s, DropReason::UnknownTarget);
     }
     let Some(info) = endpoint(&s.packet.source) else {
-        // From the link-local address: nothing to check it against, and the answer goes back where it came from.
-        return notify::silently(s, DropReason::UnknownTarget);
+        // From the link-local address, which no table has: dropped.
+        return notify::drop_silently(s, DropReason::UnknownTarget);
     };
     if info.ifindex != s.packet.ifindex {
         return Err(DropReason::InvalidSourceIp);

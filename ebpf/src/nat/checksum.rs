@@ -1,4 +1,4 @@
-//! Checksums: their arithmetic, and which packets are still owed one.
+//! Internet checksums, and packets whose checksum is not complete yet (`CHECKSUM_PARTIAL`).
 
 use core::arch::asm;
 
@@ -8,15 +8,15 @@ use crate::packet::Skb;
 
 /// The Internet checksum (RFC 1071) of a sum, as it lies in the packet.
 #[inline(always)]
-pub const fn folded(sum: u32) -> u16 {
+pub const fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     !(sum as u16)
 }
 
-/// What the sum of an address's words grows by, as `bpf_csum_diff` would have it.
+/// The difference that replacing an address makes to a sum, as `bpf_csum_diff` returns it.
 #[inline(always)]
-pub fn difference(from: &Addr, to: &Addr) -> u32 {
+pub fn sum_difference(from: &Addr, to: &Addr) -> u32 {
     let mut sum = 0;
     for (from, to) in from.0.iter().zip(&to.0) {
         sum += u64::from(!*from) + u64::from(*to);
@@ -27,17 +27,17 @@ pub fn difference(from: &Addr, to: &Addr) -> u32 {
 
 /// The Internet checksum of a header in which a word changed (RFC 1624).
 #[inline(always)]
-pub const fn mended(sum: u16, from: u32, to: u32) -> u16 {
-    folded(!sum as u32 + (!from & 0xffff) + (!from >> 16) + (to & 0xffff) + (to >> 16))
+pub const fn update_checksum(sum: u16, from: u32, to: u32) -> u16 {
+    fold(!sum as u32 + (!from & 0xffff) + (!from >> 16) + (to & 0xffff) + (to >> 16))
 }
 
-/// Whether the packet is owed a checksum that is still to be made, by the device or never (`CHECKSUM_PARTIAL`): its own, or
-/// that of a packet inside. False if that is not known.
+/// Whether the packet is `CHECKSUM_PARTIAL`: the device completes the checksum, of this packet or of one that it
+/// encapsulates. False where the kernel does not show it.
 #[inline(always)]
-pub fn owes_checksum(skb: Skb) -> bool {
+pub fn is_partial(skb: Skb) -> bool {
     let summed: u64;
-    // SAFETY: plain moves. Where the kernel says where to look, [`CHECKSUM_MARK`] and what follows become the look into
-    // its own description of the packet, by a call that may change what calls change.
+    // SAFETY: plain moves. The loader replaces [`CHECKSUM_MARK`] and the instructions after it by a load from the
+    // kernel's `sk_buff`, with a call that clobbers the caller-saved registers.
     unsafe {
         asm!(
             "r1 = {skb}",
@@ -53,12 +53,12 @@ pub fn owes_checksum(skb: Skb) -> bool {
     summed == CHECKSUM_PARTIAL
 }
 
-/// Whether the checksum that a packet is owed begins at this offset of the frame: then the sum of the pseudo header lies in
-/// its place, and there is nothing of the ports in it.
+/// Whether the partial checksum starts at this offset of the frame (`csum_start`): then the field holds the sum of the pseudo
+/// header, without the ports.
 #[inline(always)]
-pub fn owed_begins_at(skb: Skb, offset: u32) -> bool {
+pub fn partial_starts_at(skb: Skb, offset: u32) -> bool {
     let (head, start, data): (u64, u64, u64);
-    // SAFETY: as above, with three loads; a packet that is owed one is met only where they were filled in.
+    // SAFETY: as above, with three loads; `is_partial` is true only where the loader filled them in.
     unsafe {
         asm!(
             "r1 = {skb}",

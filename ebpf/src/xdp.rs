@@ -1,30 +1,41 @@
 //! The node's device before the kernel makes anything of a packet (XDP): clients outside and backends elsewhere.
 //!
-//! Nothing is decided here. What a connection's entries say, which the program behind the device wrote (`service.rs`,
-//! `decide.rs`), is done to its packets at once, and they leave by the device that they came by. Whatever is new, opens
+//! Nothing is decided here. Packets are translated as the entries of their connection say, which the program at tc wrote
+//! (`lb/translate.rs`, `pipeline/decide.rs`), and leave by the device that they came by. Whatever is new, opens
 //! or is unusual in any way passes, untouched and uncounted, to that program: so there is one place where packets are
-//! judged, and every drop is there. While somebody observes, all pass: it is that program which tells.
+//! judged and counted as dropped. While flows are observed all packets pass: that program writes the events.
+
+use core::arch::asm;
+use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md};
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_fib_lookup, bpf_redirect, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
-use core::arch::asm;
-use core::ptr::read_volatile;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
 use weft_abi::{Addr, FlowEntry, NodeConfig, config_flags, flow_flags, flow_kind, path_action};
 
-use crate::checksum::folded;
-use crate::direct;
-use crate::maps::{BACKENDS, FLOWS, SCRATCH};
+use crate::conntrack::entry::{is_current, record};
+use crate::conntrack::key::{canonical_key, flow_key};
+use crate::lb::dsr::repeats_option;
+use crate::maps::{BACKENDS, FLOWS, SCRATCH, config};
+use crate::nat::checksum::fold;
 use crate::notify;
-use crate::packet::{ETH, Scratch, TCP, TCP_FIN, TCP_RST, TCP_SYN, UDP};
-use crate::track::{canonical, config, fresh, seen, tuple};
+use crate::packet::{ETH, TCP, TCP_FIN, TCP_RST, TCP_SYN, UDP};
+use crate::scratch::Scratch;
 
-/// Bytes of the frame that are looked at at most, and the least: TCP in IPv6, UDP in IPv4.
+#[xdp]
+pub fn weft_edge(ctx: XdpContext) -> u32 {
+    run_xdp(ctx.ctx)
+}
+
+/// Most bytes of the frame that are read (TCP in IPv6), and fewest that it must have (UDP in IPv4).
 const HEAD: u32 = ETH + 60;
+
 const LEAST: u32 = ETH + 28;
 
-/// What becomes of the packet.
+/// The packet after translation.
 #[derive(Clone, Copy)]
 struct New {
     /// Destination and source.
@@ -43,31 +54,31 @@ struct Ends {
 
 /// Runs the program.
 #[inline(always)]
-pub fn run(context: *mut xdp_md) -> u32 {
-    carry(context).unwrap_or(xdp_action::XDP_PASS)
+pub fn run_xdp(context: *mut xdp_md) -> u32 {
+    process(context).unwrap_or(xdp_action::XDP_PASS)
 }
 
 #[inline(always)]
-fn carry(context: *mut xdp_md) -> Option<u32> {
+fn process(context: *mut xdp_md) -> Option<u32> {
     let config = config().filter(|config| config.flags & config_flags::OBSERVE == 0 && config.tunnel_ifindex == 0)?;
     // SAFETY: this CPU's own memory; programs of these hooks do not nest.
     let s = unsafe { &mut *SCRATCH.get_ptr_mut(0)? };
-    let present = load_head(context, s)?;
+    let present = load_frame(context, s)?;
     if s.at::<[u8; 6]>(0) != config.device_mac {
         return None;
     }
     match u16::from_be(s.at(12)) {
         0x0800 => {
             read_v4(s, present)?;
-            transport::<34>(s)?;
-            let new = translate(context, s, config)?;
-            rewrite::<34>(s, &new);
+            read_transport::<34>(s)?;
+            let new = translate_by_entry(context, s, config)?;
+            rewrite_frame::<34>(s, &new);
         }
         0x86dd => {
             read_v6(s, present)?;
-            transport::<54>(s)?;
-            let new = translate(context, s, config)?;
-            rewrite::<54>(s, &new);
+            read_transport::<54>(s)?;
+            let new = translate_by_entry(context, s, config)?;
+            rewrite_frame::<54>(s, &new);
         }
         _ => return None,
     }
@@ -77,7 +88,7 @@ fn carry(context: *mut xdp_md) -> Option<u32> {
         // Nothing was written, but the packet was noted: it is lost.
         return Some(xdp_action::XDP_ABORTED);
     }
-    notify::accelerated(s);
+    notify::count_accelerated(s);
     // To the device that it came by. `XDP_TX` would do the same, but between the two ends of a veth pair what it sends is
     // not seen until something else is, unless the other end has a program, too.
     // SAFETY: no pointers.
@@ -86,7 +97,7 @@ fn carry(context: *mut xdp_md) -> Option<u32> {
 
 /// Copies the head of the frame; returns how long all of it is.
 #[inline(always)]
-fn load_head(context: *mut xdp_md, s: &mut Scratch) -> Option<u32> {
+fn load_frame(context: *mut xdp_md, s: &mut Scratch) -> Option<u32> {
     // SAFETY: the context is valid for the length of the program.
     let (data, end) =
         unsafe { (read_volatile(&raw const (*context).data), read_volatile(&raw const (*context).data_end)) };
@@ -143,7 +154,7 @@ fn read_v6(s: &mut Scratch, present: u32) -> Option<()> {
 
 /// The packet has at least 8 bytes behind the network header.
 #[inline(always)]
-fn transport<const L4: usize>(s: &mut Scratch) -> Option<()> {
+fn read_transport<const L4: usize>(s: &mut Scratch) -> Option<()> {
     let rest = (s.packet.length + ETH).wrapping_sub(L4 as u32);
     s.packet.source_port = s.at(L4);
     s.packet.destination_port = s.at(L4 + 2);
@@ -163,30 +174,30 @@ fn transport<const L4: usize>(s: &mut Scratch) -> Option<()> {
     }
 }
 
-/// What the packet shall be, if its connection is decided and leads through this node; then it is noted on it.
+/// The packet after translation, if its connection is decided and forwarded by this node; counts it on the connection.
 #[inline(always)]
-fn translate(context: *mut xdp_md, s: &mut Scratch, config: &NodeConfig) -> Option<New> {
+fn translate_by_entry(context: *mut xdp_md, s: &mut Scratch, config: &NodeConfig) -> Option<New> {
     if s.packet.length > u32::from(config.pod_mtu) {
         return None;
     }
     let port = u16::from_be(s.packet.destination_port);
     let own = s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6;
     let (ends, entry) =
-        if own && port >= config.nat_port_min && port <= config.nat_port_max { back(s)? } else { forth(s)? };
+        if own && port >= config.nat_port_min && port <= config.nat_port_max { to_client(s)? } else { to_backend(s)? };
     let macs = neighbours(context, s, &ends, config)?;
     let forward = s.reply == 0;
     // SAFETY: a map value stays readable for the length of the program.
-    seen(s, unsafe { &mut *entry }, forward).then_some(New { macs, ends })
+    record(s, unsafe { &mut *entry }, forward).then_some(New { macs, ends })
 }
 
-/// An answer of a backend elsewhere, to the node: to the client, in the name of the frontend.
+/// A reply of a backend on another node to the masqueraded address: goes to the client, from the frontend's address.
 #[inline(always)]
-fn back(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
-    canonical(&s.packet, flow_kind::NAT, &mut s.nat_key);
+fn to_client(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
+    canonical_key(&s.packet, flow_kind::NAT, &mut s.nat_key);
     // SAFETY: copied at once.
     let outside = unsafe { FLOWS.get(&s.nat_key) }?;
     let (client, client_port, last) = (outside.nat_addr, outside.nat_port_be, outside.last_seen_s);
-    let low = tuple(
+    let low = flow_key(
         &s.packet.source,
         s.packet.source_port,
         &client,
@@ -199,12 +210,12 @@ fn back(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
     // SAFETY: a map value stays readable for the length of the program.
     let entry = unsafe { &mut *pointer };
     const WANTED: u16 = flow_flags::TRANSLATED | flow_flags::MASQUERADED;
-    let decided = entry.flags & (WANTED | flow_flags::HAIRPIN | flow_flags::DIRECT) == WANTED
+    let decided = entry.flags & (WANTED | flow_flags::HAIRPIN | flow_flags::DSR_BACKEND) == WANTED
         && (entry.flags & flow_flags::ORIGIN_LOW != 0) != low
         && entry.reply.action == path_action::DEVICE
         && entry.reply.in_ifindex == s.packet.ifindex
         && last != FlowEntry::DELETING
-        && fresh(entry);
+        && is_current(entry);
     if !decided {
         return None;
     }
@@ -218,10 +229,10 @@ fn back(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
     Some((ends, pointer))
 }
 
-/// A client's packet to a frontend whose backend is elsewhere.
+/// A client's packet to a frontend, for a backend on another node.
 #[inline(always)]
-fn forth(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
-    let low = canonical(&s.packet, flow_kind::FLOW, &mut s.key);
+fn to_backend(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
+    let low = canonical_key(&s.packet, flow_kind::FLOW, &mut s.key);
     // SAFETY: copied at once.
     let choice = unsafe { FLOWS.get(&s.key) }?;
     let (flags, last, number) = (choice.flags, choice.last_seen_s, choice.destination_identity);
@@ -234,7 +245,7 @@ fn forth(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
     }
     let tcp = s.packet.protocol == TCP;
     if !tcp {
-        // One that is gone is chosen anew.
+        // If the backend is gone, another one is chosen at tc.
         // SAFETY: compared at once.
         let exists =
             unsafe { BACKENDS.get(&number) }.is_some_and(|info| info.addr == backend && info.port_be == backend_port);
@@ -242,7 +253,7 @@ fn forth(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
             return None;
         }
     }
-    let low = tuple(
+    let low = flow_key(
         &s.packet.source,
         s.packet.source_port,
         &backend,
@@ -254,13 +265,13 @@ fn forth(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
     let pointer = FLOWS.get_ptr_mut(&s.nat_key)?;
     // SAFETY: a map value stays readable for the length of the program.
     let entry = unsafe { &mut *pointer };
-    let decided = entry.flags & (flow_flags::TRANSLATED | flow_flags::HAIRPIN | flow_flags::DIRECT)
+    let decided = entry.flags & (flow_flags::TRANSLATED | flow_flags::HAIRPIN | flow_flags::DSR_BACKEND)
         == flow_flags::TRANSLATED
         && (entry.flags & flow_flags::ORIGIN_LOW != 0) == low
         && entry.frontend == s.packet.destination
         && entry.frontend_port_be == s.packet.destination_port
         && entry.forward.in_ifindex == s.packet.ifindex
-        && fresh(entry);
+        && is_current(entry);
     if !decided {
         return None;
     }
@@ -275,13 +286,13 @@ fn forth(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
         path_action::MASQUERADE => {
             Some((Ends { source: entry.nat_addr, source_port: entry.nat_port_be, ..ends }, pointer))
         }
-        path_action::DEVICE if entry.flags & flow_flags::TELLS != 0 => {
-            // What must still be told, or changes how long the connection is kept, is done behind the device.
+        path_action::DEVICE if entry.flags & flow_flags::DSR_FRONTEND != 0 => {
+            // Packets with a DSR option, and those that change the timeout of the connection, take the program at tc.
             let as_usual = if tcp {
-                const OPEN: u16 = flow_flags::TOLD | flow_flags::SEEN_REPLY;
+                const OPEN: u16 = flow_flags::DSR_OPTION_SENT | flow_flags::SEEN_REPLY;
                 entry.flags & (OPEN | flow_flags::FIN_FORWARD) == OPEN && s.packet.tcp_flags & (TCP_FIN | TCP_RST) == 0
             } else {
-                entry.flags & flow_flags::TOLD != 0 && !direct::is_telling(entry.forward_packets + 1)
+                entry.flags & flow_flags::DSR_OPTION_SENT != 0 && !repeats_option(entry.forward_packets + 1)
             };
             as_usual.then_some((ends, pointer))
         }
@@ -289,8 +300,8 @@ fn forth(s: &mut Scratch) -> Option<(Ends, *mut FlowEntry)> {
     }
 }
 
-/// Asks the node's tables who is next on the way: the MACs of that neighbour and of the device. Only if it is the device
-/// that the packet came by; nobody resolves neighbours here.
+/// Looks up the next hop in the node's FIB: its MAC and that of the device. Only if that is the device that the packet came
+/// by and the neighbour is resolved.
 #[inline(always)]
 fn neighbours(context: *mut xdp_md, s: &Scratch, ends: &Ends, config: &NodeConfig) -> Option<[[u8; 6]; 2]> {
     const OUTPUT: u32 = 2;
@@ -313,9 +324,9 @@ fn neighbours(context: *mut xdp_md, s: &Scratch, ends: &Ends, config: &NodeConfi
     (answer == 0 && query.ifindex == s.packet.ifindex).then_some([query.dmac, query.smac])
 }
 
-/// Writes what the packet shall be into the copy of its head, and mends the checksums (RFC 1624).
+/// Writes the new addresses into the copy of the packet's head and updates the checksums (RFC 1624).
 #[inline(always)]
-fn rewrite<const L4: usize>(s: &mut Scratch, new: &New) {
+fn rewrite_frame<const L4: usize>(s: &mut Scratch, new: &New) {
     let ends = &new.ends;
     let words = |source: &Addr, destination: &Addr, from: u16, to: u16| {
         let (a, b) = (source.0, destination.0);
@@ -331,7 +342,7 @@ fn rewrite<const L4: usize>(s: &mut Scratch, new: &New) {
     if !(udp && sum == 0 && L4 == 34) {
         // SAFETY: two buffers of the stack of this length.
         let total = unsafe { bpf_csum_diff(from.as_mut_ptr(), 36, to.as_mut_ptr(), 36, u32::from(!sum)) };
-        let sum = folded(total as u32);
+        let sum = fold(total as u32);
         if udp {
             put(s, L4 + 6, if sum == 0 { 0xffff } else { sum });
         } else {
@@ -348,7 +359,7 @@ fn rewrite<const L4: usize>(s: &mut Scratch, new: &New) {
         to[8] = u32::from(ttl);
         // SAFETY: as above.
         let total = unsafe { bpf_csum_diff(from.as_mut_ptr(), 36, to.as_mut_ptr(), 36, u32::from(!sum)) };
-        put(s, 24, folded(total as u32));
+        put(s, 24, fold(total as u32));
         put(s, 22, ttl);
         put(s, 26, ends.source.0[3]);
         put(s, 30, ends.destination.0[3]);

@@ -1,23 +1,26 @@
-//! Which way a packet goes: into a pod, to the stack, out of the device, through the tunnel, masqueraded.
+//! Routes a packet: into a pod, to the stack, out of the device, through the tunnel, masqueraded.
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use aya_ebpf::maps::lpm_trie::Key;
 use weft_abi::{Addr, DropReason, NodeConfig, Path, config_flags, flow_flags, ipcache_flags, path_action, route_flags};
 
-use crate::Hook;
-use crate::decide::{STACK, endpoint};
-use crate::maps::{IPCACHE, ROUTES};
-use crate::packet::{Scratch, Skb, TUNNELLED, UNMASQUERADED};
-use crate::step;
+use crate::endpoint::lookup::endpoint;
+use crate::hook::Hook;
+use crate::maps::{IPCACHE, ROUTES, config};
+use crate::packet::{Skb, TUNNELLED, UNMASQUERADED};
+use crate::scratch::Scratch;
+use crate::step::step;
+
+step!(route(hook: Hook, forward: bool) = weft_step_route: route_body);
 
 /// Leaves the way to the packet's destination in `s.path` (and the outer next hop in `s.next_hop`).
 #[inline(always)]
-pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
-    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
-    s.path = STACK;
+fn route_body(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
+    let Some(config) = config() else { return Err(DropReason::NoConfig) };
+    s.path = Path::STACK;
     s.next_hop = Addr::NONE;
-    // The stack chose the way to the frontend; that of what the node sends to a backend is another one.
+    // The stack routed the packet to the frontend; the route to the backend is another one.
     let of_node = matches!(hook, Hook::ToDevice) && forward && s.entry.flags & flow_flags::TRANSLATED != 0;
     if matches!(hook, Hook::ToPod | Hook::ToDevice) && !of_node {
         return Ok(());
@@ -66,26 +69,27 @@ pub fn route(skb: Skb, s: &mut Scratch, hook: Hook, forward: bool) -> Result<(),
     }
     let tunnel = config.tunnel_ifindex != 0;
     flags &= ipcache_flags::NODE;
-    // What a node asks of a service here it asks without the tunnel.
-    let answers_node = flags != 0 && !forward && s.entry.flags & flow_flags::TRANSLATED == 0;
-    if tunnel && (is_pod || answers_node) {
-        let peer = if is_pod { node } else { s.packet.destination };
-        let peer = if peer.is_none() { return Err(DropReason::NoTunnelEndpoint) } else { tunnel_peer(peer, config) };
-        s.next_hop = peer;
-        step::lookup(skb, s)?;
+    // Requests of a node to a service here come without the tunnel.
+    let replies_to_node = flags != 0 && !forward && s.entry.flags & flow_flags::TRANSLATED == 0;
+    if tunnel && (is_pod || replies_to_node) {
+        let remote = if is_pod { node } else { s.packet.destination };
+        let remote =
+            if remote.is_none() { return Err(DropReason::NoTunnelEndpoint) } else { tunnel_endpoint(remote, config) };
+        s.next_hop = remote;
+        fib_lookup(skb, s)?;
         s.next_hop = s.path.target;
         s.path.action = path_action::TUNNEL;
-        s.path.target = peer;
+        s.path.target = remote;
         return Ok(());
     }
     let destination = s.packet.destination;
     s.next_hop = destination;
-    step::lookup(skb, s)?;
+    fib_lookup(skb, s)?;
     s.next_hop = Addr::NONE;
     s.path.action = path_action::DEVICE;
     if through {
-        if forward && !of_node && s.entry.flags & flow_flags::TELLS == 0 {
-            // So that answers come back here.
+        if forward && !of_node && s.entry.flags & flow_flags::DSR_FRONTEND == 0 {
+            // So that replies come back here.
             s.path.action = path_action::MASQUERADE;
         }
         return Ok(());
@@ -122,9 +126,9 @@ pub fn is_forwarded(skb: Skb, s: &Scratch) -> bool {
     matches!(answer, 0 | 7 | 8)
 }
 
-/// The underlay has one family; a node known by its other address is the same node.
+/// The tunnel address of a node: the underlay has one family, and the node may be known by its other address.
 #[inline(always)]
-fn tunnel_peer(node: Addr, config: &NodeConfig) -> Addr {
+fn tunnel_endpoint(node: Addr, config: &NodeConfig) -> Addr {
     if node.is_v4() == config.tunnel_source.is_v4() {
         return node;
     }
@@ -132,10 +136,12 @@ fn tunnel_peer(node: Addr, config: &NodeConfig) -> Addr {
     unsafe { IPCACHE.get(&node) }.map_or(node, |info| info.node)
 }
 
-/// Asks the node's routing table for device and next hop on the way to `s.next_hop`; leaves them in `s.path`.
+step!(fib_lookup() = weft_step_fib_lookup: fib_lookup_body);
+
+/// Looks up device and next hop towards `s.next_hop` in the node's FIB; leaves them in `s.path`.
 #[inline(always)]
-pub fn lookup(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
-    let Some(config) = crate::track::config() else { return Err(DropReason::NoConfig) };
+fn fib_lookup_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let Some(config) = config() else { return Err(DropReason::NoConfig) };
     let destination = s.next_hop;
     const SKIP_NEIGH: u32 = 16;
     const OUTPUT: u32 = 2;

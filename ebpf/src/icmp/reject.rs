@@ -8,58 +8,29 @@ use aya_ebpf::helpers::generated::{
 };
 use weft_abi::{Addr, DropReason};
 
-use crate::checksum::folded;
-use crate::packet::{
-    ETH, FIRST_FRAGMENT, ICMP, ICMPV6, LATER_FRAGMENT, Scratch, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
-    load, skb_len,
-};
-use crate::{nat, own, service, step};
+use crate::lb::rewrite::undo_dnat;
+use crate::mark::return_to_node;
+use crate::nat::checksum::fold;
+use crate::nat::rewrite::flush_head;
+use crate::packet::{ETH, ICMP, ICMPV6, Skb, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP, load, skb_len};
+use crate::reject::RESET;
+use crate::scratch::{QUOTE, Scratch};
+use crate::step::step;
 
-/// Bytes of the packet that are quoted at most. A multiple of 8; enough for all that a sender looks at.
-pub const QUOTE: usize = 128;
 /// `BPF_ADJ_ROOM_MAC`.
 const MODE_MAC: u32 = 1;
-/// In the place of ICMP's type and code, which have none such: a reset of TCP.
-const RESET: u32 = 0xffff;
 
-/// Nobody stands behind the service. TCP is told by TCP, since a client inside its call of connect(2) may never hear of
-/// an ICMP error (Linux discards it while the call has the socket); others by port unreachable (RFC 1122 3.2.2.1,
-/// RFC 4443 3.1). A reset is not answered, nor is a fragment that is not the first.
-#[inline(always)]
-pub fn no_backend(s: &mut Scratch) -> Result<(), DropReason> {
-    let v4 = s.packet.version == 4;
-    let tcp = s.packet.protocol == TCP;
-    let plain = u32::from(s.packet.l4) == ETH + if v4 { 20 } else { 40 } && s.packet.flags & FIRST_FRAGMENT == 0;
-    s.refusal = if s.packet.flags & LATER_FRAGMENT != 0 || tcp && s.packet.tcp_flags & TCP_RST != 0 {
-        0
-    } else if tcp && plain {
-        RESET
-    } else if v4 {
-        3 | 3 << 8
-    } else {
-        1 | 4 << 8
-    };
-    Err(DropReason::NoServiceBackend)
-}
+step!(send_rejection() = weft_step_send_rejection: send_rejection_body);
 
-/// The packet is larger than what its way behind a service carries: fragmentation needed (RFC 1191), packet too big
-/// (RFC 4443 3.2).
+/// Sends the rejection in `s.reject` of the packet that was just dropped: type, code << 8, last two bytes of the header << 16.
 #[inline(always)]
-pub fn too_big(s: &mut Scratch, mtu: u32) -> Result<(), DropReason> {
-    s.refusal = mtu << 16 | if s.packet.version == 4 { 3 | 4 << 8 } else { 2 };
-    Err(DropReason::FragmentationNeeded)
-}
-
-/// Sends what `s.refusal` says about the packet that was just dropped: type, code << 8, what stands in the last two bytes
-/// of the header << 16.
-#[inline(always)]
-pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
-    if s.refusal == RESET {
-        return step::reset(skb, s);
+fn send_rejection_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    if s.reject == RESET {
+        return send_reset(skb, s);
     }
-    service::undo(skb, s)?;
-    nat::settle(skb, s)?;
-    let message = s.refusal;
+    undo_dnat(skb, s)?;
+    flush_head(skb, s)?;
+    let message = s.reject;
     let v4 = s.packet.version == 4;
     let quoted = if s.packet.length > QUOTE as u32 { QUOTE as u32 } else { s.packet.length };
     if quoted < 20 {
@@ -92,7 +63,7 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     // SAFETY: the first 12 bytes of the buffer. Back to where it came from.
     unsafe { head.as_mut_ptr().cast::<[[u8; 6]; 2]>().write_unaligned([links[1], links[0]]) };
     let mut icmp = [u32::from_ne_bytes([kind, code, 0, 0]), rest];
-    // SAFETY: buffers of the stack, as long as the helpers are told; the frame is rewritten from its start.
+    // SAFETY: buffers of the stack, of the lengths given; the frame is rewritten from its start.
     unsafe {
         let mut sum = bpf_csum_diff(core::ptr::null_mut(), 0, icmp.as_mut_ptr(), 8, sum) as u32;
         if v4 {
@@ -103,11 +74,11 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             ip[4] = s.packet.source.0[3];
             ip[2] = u32::from_ne_bytes([64, ICMP, 0, 0]);
             let header = bpf_csum_diff(core::ptr::null_mut(), 0, ip.as_mut_ptr(), 20, 0) as u32;
-            let header = folded(header).to_ne_bytes();
+            let header = fold(header).to_ne_bytes();
             ip[2] = u32::from_ne_bytes([64, ICMP, header[0], header[1]]);
             head[12] = 0x08;
             head.as_mut_ptr().add(14).cast::<[u32; 5]>().write_unaligned(ip);
-            icmp[0] |= u32::from_ne_bytes([0, 0, folded(sum).to_ne_bytes()[0], folded(sum).to_ne_bytes()[1]]);
+            icmp[0] |= u32::from_ne_bytes([0, 0, fold(sum).to_ne_bytes()[0], fold(sum).to_ne_bytes()[1]]);
             head.as_mut_ptr().add(34).cast::<[u32; 2]>().write_unaligned(icmp);
         } else {
             let mut pseudo = [0_u32; 10];
@@ -130,7 +101,7 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             head[21] = 64;
             head.as_mut_ptr().add(22).cast::<[u32; 4]>().write_unaligned(s.packet.destination.0);
             head.as_mut_ptr().add(38).cast::<[u32; 4]>().write_unaligned(s.packet.source.0);
-            icmp[0] |= u32::from_ne_bytes([0, 0, folded(sum).to_ne_bytes()[0], folded(sum).to_ne_bytes()[1]]);
+            icmp[0] |= u32::from_ne_bytes([0, 0, fold(sum).to_ne_bytes()[0], fold(sum).to_ne_bytes()[1]]);
             head.as_mut_ptr().add(54).cast::<[u32; 2]>().write_unaligned(icmp);
         }
         if bpf_skb_adjust_room(skb, if v4 { 28 } else { 48 }, MODE_MAC, 0) != 0
@@ -139,19 +110,19 @@ pub fn answer(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             return Err(DropReason::WriteError);
         }
     }
-    back(skb, s)
+    send_back(skb, s)
 }
 
 /// Sends what stands in the packet's place by the way that it came.
 #[inline(always)]
-fn back(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
-    if s.own == 1 {
-        return own::back(skb, s);
+fn send_back(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    if s.from_node == 1 {
+        return return_to_node(skb, s);
     }
     // SAFETY: no pointers.
     let action = unsafe {
         if s.service.outside == 0 {
-            // Into the pod past its link's other program: this answer belongs to no connection.
+            // Into the pod past its link's other program: a rejection belongs to no connection.
             bpf_redirect_peer(s.packet.ifindex, 0)
         } else {
             bpf_redirect(s.packet.ifindex, 0)
@@ -160,9 +131,11 @@ fn back(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     s.act(action as i32)
 }
 
-/// Answers a segment as a host does that knows nothing of the connection (RFC 9293 3.10.7.1).
+step!(send_reset() = weft_step_send_reset: send_reset_body);
+
+/// Resets a connection as a host does that has none (RFC 9293 3.10.7.1).
 #[inline(always)]
-pub fn reset(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+fn send_reset_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let v4 = s.packet.version == 4;
     let header = if v4 { 20_u32 } else { 40 };
     let links: [[u8; 6]; 2] = load(skb, 0)?;
@@ -182,13 +155,13 @@ pub fn reset(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     };
     tcp[0] = segment[0].rotate_left(16);
     // Where the device shall fill in the checksum, it will do so here too: the place is the same.
-    let partial = !folded(pseudo_sum(s, of_segment)) == segment[4] as u16;
+    let partial = !fold(pseudo_sum(s, of_segment)) == segment[4] as u16;
     let pseudo = pseudo_sum(s, 20);
     tcp[4] = if partial {
-        u32::from(!folded(pseudo))
+        u32::from(!fold(pseudo))
     } else {
         // SAFETY: 20 bytes of the stack.
-        u32::from(folded(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, tcp.as_mut_ptr(), 20, pseudo) } as u32))
+        u32::from(fold(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, tcp.as_mut_ptr(), 20, pseudo) } as u32))
     };
     let (source, destination) = (s.packet.source, s.packet.destination);
     let head = &mut s.service.quote;
@@ -203,7 +176,7 @@ pub fn reset(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             ip[2] = u32::from_ne_bytes([64, TCP, 0, 0]);
             ip[3] = destination.0[3];
             ip[4] = source.0[3];
-            let sum = folded(bpf_csum_diff(core::ptr::null_mut(), 0, ip.as_mut_ptr(), 20, 0) as u32);
+            let sum = fold(bpf_csum_diff(core::ptr::null_mut(), 0, ip.as_mut_ptr(), 20, 0) as u32);
             ip[2] |= u32::from(sum) << 16;
             head.add(12).cast::<u16>().write_unaligned(0x0800_u16.to_be());
             head.add(14).cast::<[u32; 5]>().write_unaligned(ip);
@@ -223,7 +196,7 @@ pub fn reset(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             return Err(DropReason::WriteError);
         }
     }
-    back(skb, s)
+    send_back(skb, s)
 }
 
 /// The sum over the pseudo-header of a TCP segment of that length between the packet's ends, either way.
@@ -265,10 +238,10 @@ fn quote_sum(s: &mut Scratch, quoted: u32) -> u32 {
     if at > QUOTE as u32 - 2 || at + 2 > quoted || !v4 && header != 40 {
         return whole;
     }
-    // SAFETY: in bounds, as was just looked at.
+    // SAFETY: in bounds, as was just checked.
     let field = unsafe { s.service.quote.as_ptr().add(at as usize).cast::<u16>().read_unaligned() };
     let sum = pseudo_sum(s, s.packet.length.wrapping_sub(header));
-    if !folded(sum) != field {
+    if !fold(sum) != field {
         return whole;
     }
     let completed = u32::from(!field);

@@ -1,19 +1,19 @@
-//! Services at the socket: who connects or sends to a frontend is led to a backend before there is a packet. Later
-//! packets cost nothing, and policies see the backend's address alone.
+//! Services at the socket: connect(2) and sendmsg(2) to a frontend are redirected to a backend before there is a packet.
+//! Later packets cost nothing, and policies see the backend's address alone.
 //!
 //! | program | where | what it does |
 //! |---|---|---|
-//! | `weft_connect4`, `weft_connect6` | connect(2) | chooses a backend and remembers it with the socket |
+//! | `weft_connect4`, `weft_connect6` | connect(2) | chooses a backend and stores it with the socket |
 //! | `weft_sendmsg4`, `weft_sendmsg6` | sendmsg(2) of UDP with an address | the same; a socket keeps its backend of a frontend |
-//! | `weft_recvmsg4`, `weft_recvmsg6` | recvmsg(2) of UDP | shows the frontend as the sender |
-//! | `weft_peername4`, `weft_peername6` | getpeername(2) | shows the frontend as the peer |
-//! | `weft_bind4`, `weft_bind6` | bind(2) | the node's own sockets keep off ports of the node that frontends have |
+//! | `weft_recvmsg4`, `weft_recvmsg6` | recvmsg(2) of UDP | replaces the backend by the frontend as the sender |
+//! | `weft_peername4`, `weft_peername6` | getpeername(2) | replaces the backend by the frontend as the peer |
+//! | `weft_bind4`, `weft_bind6` | bind(2) | refuses ports of frontends to the node's own sockets |
 //! | `weft_sock_release` | close(2) | forgets a connected socket's frontend |
 //!
 //! Names of the programs differ from those of their ELF sections (`cgroup/connect4`), which are symbols too.
 //!
-//! A frontend with `SKIP_FROM_BACKEND` is left to the packets' programs: a socket has no address yet by which it could
-//! be told from a backend. What no frontend fits passes as it is, and those programs judge it.
+//! A frontend with `SKIP_FROM_BACKEND` is left to the programs at devices: a socket has no address yet that could be
+//! compared with the backends'. Calls that match no frontend go on unchanged.
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{
@@ -26,27 +26,34 @@ use weft_abi::{
     SlotKey, SocketKey, SocketValue, backend_flags, client_hash, config_flags, service_flags, socket_kind,
 };
 
-use crate::balance::{self, Bound};
-use crate::maps::{BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOCKETS};
+use crate::endpoint::lookup::is_node_address;
+use crate::lb::backend::{Binding, affinity, bind_client, is_expired, touch};
+use crate::maps::{BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOCKETS, config};
 use crate::packet::{TCP, UDP};
-use crate::{host, track};
 
 /// What the programs return: the call goes on.
 const GO_ON: i32 = 1;
+
 /// The call fails with the error that was set.
 const FAIL: i32 = 0;
+
 const ECONNREFUSED: i32 = 111;
+
 const EADDRINUSE: i32 = 98;
+
 const AF_INET: u32 = 2;
+
 const AF_INET6: u32 = 10;
+
 /// What a socket of multipath TCP calls its protocol.
 const MPTCP: u32 = 262;
+
 /// How often a choice is made anew because the set was replaced meanwhile.
 const ATTEMPTS: u32 = 3;
 
 type Call = *mut bpf_sock_addr;
 
-/// Where a program finds the address that a call is about.
+/// Where the context has the address of the call.
 trait Family {
     fn address(call: Call) -> Addr;
     /// `false`: the family cannot hold it.
@@ -54,6 +61,7 @@ trait Family {
 }
 
 struct V4;
+
 struct V6;
 
 impl Family for V4 {
@@ -102,13 +110,11 @@ impl Family for V6 {
     }
 }
 
-/// See the table above.
 #[cgroup_sock_addr(connect4)]
 pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
     connect::<V4>(ctx.sock_addr)
 }
 
-/// See the table above.
 #[cgroup_sock_addr(connect6)]
 pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
     connect::<V6>(ctx.sock_addr)
@@ -116,22 +122,20 @@ pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn connect<F: Family>(call: Call) -> i32 {
-    let Some(asked) = asked::<F>(call) else { return GO_ON };
-    let Some(config) = track::config() else { return GO_ON };
+    let Some(target) = target_of::<F>(call) else { return GO_ON };
+    let Some(config) = config() else { return GO_ON };
     let netns = netns(call);
-    let Some(info) = frontend(&asked, netns, config) else { return GO_ON };
-    let Some(backend) = choose(&asked, info, netns, config, call) else { return refuse() };
-    remember(call, socket_kind::PEER, (&backend.addr, backend.port_be), (&asked.addr, asked.port_be), &backend);
-    lead::<F>(call, &backend)
+    let Some(info) = frontend_of(&target, netns, config) else { return GO_ON };
+    let Some(backend) = choose_for_socket(&target, info, netns, config, call) else { return refuse_call() };
+    store(call, socket_kind::PEER, (&backend.addr, backend.port_be), (&target.addr, target.port_be), &backend);
+    redirect::<F>(call, &backend)
 }
 
-/// See the table above.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn weft_sendmsg4(ctx: SockAddrContext) -> i32 {
     sendmsg::<V4>(ctx.sock_addr)
 }
 
-/// See the table above.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn weft_sendmsg6(ctx: SockAddrContext) -> i32 {
     sendmsg::<V6>(ctx.sock_addr)
@@ -139,33 +143,34 @@ pub fn weft_sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn sendmsg<F: Family>(call: Call) -> i32 {
-    let Some(asked) = asked::<F>(call) else { return GO_ON };
-    let Some(config) = track::config() else { return GO_ON };
+    let Some(target) = target_of::<F>(call) else { return GO_ON };
+    let Some(config) = config() else { return GO_ON };
     let netns = netns(call);
-    let Some(info) = frontend(&asked, netns, config) else { return GO_ON };
-    let backend = match chosen(call, &asked, &info) {
+    let Some(info) = frontend_of(&target, netns, config) else { return GO_ON };
+    let backend = match stored_choice(call, &target, &info) {
         Some(backend) => backend,
         None => {
-            let Some(backend) = choose(&asked, info, netns, config, call) else { return refuse() };
-            let (from, to) = ((&asked.addr, asked.port_be), (&backend.addr, backend.port_be));
-            remember(call, socket_kind::CHOICE, from, to, &backend);
+            let Some(backend) = choose_for_socket(&target, info, netns, config, call) else { return refuse_call() };
+            let (from, to) = ((&target.addr, target.port_be), (&backend.addr, backend.port_be));
+            store(call, socket_kind::CHOICE, from, to, &backend);
             backend
         }
     };
-    // Looked at every time, lest the socket loses it as the one that was not used for the longest time.
+    // Looked up for every datagram, so that the LRU map does not evict it while the socket is in use.
     let key = socket_key(call, socket_kind::PEER, &backend.addr, backend.port_be);
     // SAFETY: read at once.
-    let known = unsafe { SOCKETS.get(&key) }.is_some_and(|was| was.addr == asked.addr && was.port_be == asked.port_be);
+    let known =
+        unsafe { SOCKETS.get(&key) }.is_some_and(|was| was.addr == target.addr && was.port_be == target.port_be);
     if !known {
-        remember(call, socket_kind::PEER, (&backend.addr, backend.port_be), (&asked.addr, asked.port_be), &backend);
+        store(call, socket_kind::PEER, (&backend.addr, backend.port_be), (&target.addr, target.port_be), &backend);
     }
-    lead::<F>(call, &backend)
+    redirect::<F>(call, &backend)
 }
 
 /// The backend that this socket's datagrams to the frontend went to before, while it exists.
 #[inline(always)]
-fn chosen(call: Call, asked: &FrontendKey, info: &FrontendInfo) -> Option<BackendInfo> {
-    let key = socket_key(call, socket_kind::CHOICE, &asked.addr, asked.port_be);
+fn stored_choice(call: Call, target: &FrontendKey, info: &FrontendInfo) -> Option<BackendInfo> {
+    let key = socket_key(call, socket_kind::CHOICE, &target.addr, target.port_be);
     // SAFETY: copied at once.
     let number = unsafe { SOCKETS.get(&key) }?.backend;
     // SAFETY: as above.
@@ -173,33 +178,29 @@ fn chosen(call: Call, asked: &FrontendKey, info: &FrontendInfo) -> Option<Backen
     (backend.service == info.service && backend.id == number).then_some(backend)
 }
 
-/// See the table above.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn weft_recvmsg4(ctx: SockAddrContext) -> i32 {
-    show::<V4>(ctx.sock_addr)
+    show_frontend::<V4>(ctx.sock_addr)
 }
 
-/// See the table above.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn weft_recvmsg6(ctx: SockAddrContext) -> i32 {
-    show::<V6>(ctx.sock_addr)
+    show_frontend::<V6>(ctx.sock_addr)
 }
 
-/// See the table above.
 #[cgroup_sock_addr(getpeername4)]
 pub fn weft_peername4(ctx: SockAddrContext) -> i32 {
-    show::<V4>(ctx.sock_addr)
+    show_frontend::<V4>(ctx.sock_addr)
 }
 
-/// See the table above.
 #[cgroup_sock_addr(getpeername6)]
 pub fn weft_peername6(ctx: SockAddrContext) -> i32 {
-    show::<V6>(ctx.sock_addr)
+    show_frontend::<V6>(ctx.sock_addr)
 }
 
-/// Shows the frontend where a backend's address stands.
+/// Replaces a backend's address by the frontend that the socket sent to.
 #[inline(always)]
-fn show<F: Family>(call: Call) -> i32 {
+fn show_frontend<F: Family>(call: Call) -> i32 {
     let key = socket_key(call, socket_kind::PEER, &F::address(call), port_be(call));
     // SAFETY: copied at once.
     if let Some(frontend) = unsafe { SOCKETS.get(&key) }.copied()
@@ -210,13 +211,11 @@ fn show<F: Family>(call: Call) -> i32 {
     GO_ON
 }
 
-/// See the table above.
 #[cgroup_sock_addr(bind4)]
 pub fn weft_bind4(ctx: SockAddrContext) -> i32 {
     bind::<V4>(ctx.sock_addr)
 }
 
-/// See the table above.
 #[cgroup_sock_addr(bind6)]
 pub fn weft_bind6(ctx: SockAddrContext) -> i32 {
     bind::<V6>(ctx.sock_addr)
@@ -224,34 +223,34 @@ pub fn weft_bind6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn bind<F: Family>(call: Call) -> i32 {
-    let Some(asked) = asked::<F>(call) else { return GO_ON };
-    let Some(config) = track::config() else { return GO_ON };
-    if asked.port_be == 0 || config.flags & config_flags::PORTS_FREE != 0 || !is_node(netns(call), config) {
+    let Some(target) = target_of::<F>(call) else { return GO_ON };
+    let Some(config) = config() else { return GO_ON };
+    if target.port_be == 0 || config.flags & config_flags::PORTS_FREE != 0 || !is_host_netns(netns(call), config) {
         return GO_ON;
     }
-    let port = u16::from_be(asked.port_be);
+    let port = u16::from_be(target.port_be);
     let is_kept = config.kept_port_min <= port && port <= config.kept_port_max;
     // A socket of every IPv6 address may be one of every IPv4 address too.
-    let v4 = asked.addr.is_v4() || asked.addr.is_none();
-    let v6 = !asked.addr.is_v4();
+    let v4 = target.addr.is_v4() || target.addr.is_none();
+    let v6 = !target.addr.is_v4();
     let has = is_kept
-        || v4 && has_frontend(&asked, FrontendKey::ANY_V4, service_flags::NODE_PORT)
-        || v6 && has_frontend(&asked, FrontendKey::ANY_V6, service_flags::NODE_PORT)
-        || has_frontend(&asked, asked.addr, service_flags::LOAD_BALANCER | service_flags::EXTERNAL_IP);
-    if has && !is_agents(call) { fail(EADDRINUSE) } else { GO_ON }
+        || v4 && has_frontend(&target, FrontendKey::ANY_V4, service_flags::NODE_PORT)
+        || v6 && has_frontend(&target, FrontendKey::ANY_V6, service_flags::NODE_PORT)
+        || has_frontend(&target, target.addr, service_flags::LOAD_BALANCER | service_flags::EXTERNAL_IP);
+    if has && !is_agent_socket(call) { fail_call(EADDRINUSE) } else { GO_ON }
 }
 
 /// Whether a Service has the port at this address, as one of these kinds.
 #[inline(always)]
-fn has_frontend(asked: &FrontendKey, addr: Addr, kinds: u32) -> bool {
-    let key = FrontendKey { addr, ..*asked };
+fn has_frontend(target: &FrontendKey, addr: Addr, kinds: u32) -> bool {
+    let key = FrontendKey { addr, ..*target };
     // SAFETY: read at once.
     unsafe { FRONTENDS.get(&key) }.is_some_and(|info| info.flags & kinds != 0)
 }
 
 /// Whether it is the agent's own socket, by its mark: health checks of Services have ports of the same range.
 #[inline(always)]
-fn is_agents(call: Call) -> bool {
+fn is_agent_socket(call: Call) -> bool {
     const SOL_SOCKET: i32 = 1;
     const SO_MARK: i32 = 36;
     let mut mark = 0_u32;
@@ -260,12 +259,11 @@ fn is_agents(call: Call) -> bool {
     got == 0 && mark == LISTENER_MARK
 }
 
-/// See the table above.
 #[cgroup_sock(sock_release)]
 pub fn weft_sock_release(ctx: SockContext) -> i32 {
     let sock = ctx.sock;
-    // SAFETY: the kernel's own context, valid for the length of the program. Word by word and all of them, lest the
-    // compiler makes one load of two places: the verifier wants to see which.
+    // SAFETY: the kernel's own context, valid for the length of the program. Word by word and all of them: the
+    // verifier refuses it if the compiler merges two fields into one load.
     let (family, port_be, v4, v6) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*sock).family),
@@ -290,9 +288,9 @@ pub fn weft_sock_release(ctx: SockContext) -> i32 {
     GO_ON
 }
 
-/// What the call is about, if it can be a frontend at all.
+/// The target of the call as a frontend's key, if its protocol can have frontends.
 #[inline(always)]
-fn asked<F: Family>(call: Call) -> Option<FrontendKey> {
+fn target_of<F: Family>(call: Call) -> Option<FrontendKey> {
     // SAFETY: the kernel's own context.
     let protocol = match unsafe { core::ptr::read_volatile(&raw const (*call).protocol) } {
         MPTCP => TCP,
@@ -305,19 +303,19 @@ fn asked<F: Family>(call: Call) -> Option<FrontendKey> {
 
 /// The frontend that fits: its own address first, then ports of the node.
 #[inline(always)]
-fn frontend(asked: &FrontendKey, netns: u64, config: &NodeConfig) -> Option<FrontendInfo> {
-    let within = is_within(&asked.addr);
-    if within && !is_node(netns, config) {
-        // A pod means itself.
+fn frontend_of(target: &FrontendKey, netns: u64, config: &NodeConfig) -> Option<FrontendInfo> {
+    let within = is_loopback(&target.addr);
+    if within && !is_host_netns(netns, config) {
+        // Loopback of a pod is the pod itself.
         return None;
     }
     // SAFETY: copied at once.
-    let found = match unsafe { FRONTENDS.get(asked) } {
+    let found = match unsafe { FRONTENDS.get(target) } {
         Some(info) => *info,
-        None if within || host::is_own(&asked.addr, config) => {
-            let addr = if asked.addr.is_v4() { FrontendKey::ANY_V4 } else { FrontendKey::ANY_V6 };
+        None if within || is_node_address(&target.addr, config) => {
+            let addr = if target.addr.is_v4() { FrontendKey::ANY_V4 } else { FrontendKey::ANY_V6 };
             // SAFETY: as above.
-            *unsafe { FRONTENDS.get(&FrontendKey { addr, ..*asked }) }?
+            *unsafe { FRONTENDS.get(&FrontendKey { addr, ..*target }) }?
         }
         None => return None,
     };
@@ -326,36 +324,36 @@ fn frontend(asked: &FrontendKey, netns: u64, config: &NodeConfig) -> Option<Fron
 
 /// Chooses one of the backends for clients of this node.
 #[inline(always)]
-fn choose(
-    asked: &FrontendKey,
+fn choose_for_socket(
+    target: &FrontendKey,
     first: FrontendInfo,
     netns: u64,
     config: &NodeConfig,
     call: Call,
 ) -> Option<BackendInfo> {
     let mut info = first;
-    let client = AffinityKey::of_netns(netns, asked.addr.is_v4());
+    let client = AffinityKey::of_netns(netns, target.addr.is_v4());
     for attempt in 1..=ATTEMPTS {
         let mut observed = 0;
         if info.affinity_s != 0
-            && let Some(backend) = kept(&info, &client, &mut observed)
+            && let Some(backend) = affinity_backend(&info, &client, &mut observed)
         {
             return Some(backend);
         }
         if info.internal_count == 0 {
             return None;
         }
-        if let Some(backend) = pick(&info, asked.protocol, &client, call) {
-            // Of first connections side by side one binds the client, and the others follow it; at last it is served.
+        if let Some(backend) = select_for_socket(&info, target.protocol, &client, call) {
+            // Of concurrent first connections one binds the client, and the others use its backend.
             if attempt == ATTEMPTS
                 || info.affinity_s == 0
-                || balance::bind(&affinity_key(&info, &client), observed, backend.id) != Bound::Before
+                || bind_client(&affinity_key(&info, &client), observed, backend.id) != Binding::Raced
             {
                 return Some(backend);
             }
         } else {
-            // The set went after the frontend was read: it has another one by now.
-            info = frontend(asked, netns, config)?;
+            // The set was replaced after the frontend was read: read it again.
+            info = frontend_of(target, netns, config)?;
         }
     }
     None
@@ -364,10 +362,10 @@ fn choose(
 /// The backend that this client's network namespace is bound to. What it is bound to, if to anything, is left in
 /// `observed`.
 #[inline(always)]
-fn kept(info: &FrontendInfo, client: &Addr, observed: &mut u64) -> Option<BackendInfo> {
-    let (value, found) = balance::affinity(&affinity_key(info, client));
+fn affinity_backend(info: &FrontendInfo, client: &Addr, observed: &mut u64) -> Option<BackendInfo> {
+    let (value, found) = affinity(&affinity_key(info, client));
     *observed = found;
-    if value.is_null() || balance::is_over(found, info.affinity_s) {
+    if value.is_null() || is_expired(found, info.affinity_s) {
         return None;
     }
     let number = found as u32;
@@ -377,13 +375,13 @@ fn kept(info: &FrontendInfo, client: &Addr, observed: &mut u64) -> Option<Backen
     if backend.service != info.service || backend.flags & backend_flags::TERMINATING != 0 || elsewhere {
         return None;
     }
-    balance::refresh(value, found);
+    touch(value, found);
     Some(backend)
 }
 
 /// One of the set: by Maglev's table, so that the same client finds the same backend on every node, or at random.
 #[inline(always)]
-fn pick(info: &FrontendInfo, protocol: u8, client: &Addr, call: Call) -> Option<BackendInfo> {
+fn select_for_socket(info: &FrontendInfo, protocol: u8, client: &Addr, call: Call) -> Option<BackendInfo> {
     let slot = if info.internal_table == 0 {
         // SAFETY: no pointers.
         (unsafe { bpf_get_prandom_u32() }) % info.internal_count
@@ -398,7 +396,7 @@ fn pick(info: &FrontendInfo, protocol: u8, client: &Addr, call: Call) -> Option<
     };
     // SAFETY: copied at once.
     let backend = *unsafe { SLOTS.get(&SlotKey { set: info.internal_set, slot }) }?;
-    // Memory of a set that has just gone may hold another one's by now.
+    // The memory of a removed set may hold another one already.
     (backend.service == info.service).then_some(backend)
 }
 
@@ -407,24 +405,24 @@ fn affinity_key(info: &FrontendInfo, client: &Addr) -> AffinityKey {
     AffinityKey { client: *client, service: info.service }
 }
 
-/// Leads the call to the backend.
+/// Redirects the call to the backend.
 #[inline(always)]
-fn lead<F: Family>(call: Call, backend: &BackendInfo) -> i32 {
+fn redirect<F: Family>(call: Call, backend: &BackendInfo) -> i32 {
     if !F::set_address(call, &backend.addr) {
-        return refuse();
+        return refuse_call();
     }
     set_port(call, backend.port_be);
     GO_ON
 }
 
-/// As if the peer had refused: nobody waits for a Service without backends.
+/// The call fails with ECONNREFUSED, as a service without backends does by a reset.
 #[inline(always)]
-fn refuse() -> i32 {
-    fail(ECONNREFUSED)
+fn refuse_call() -> i32 {
+    fail_call(ECONNREFUSED)
 }
 
 #[inline(always)]
-fn fail(error: i32) -> i32 {
+fn fail_call(error: i32) -> i32 {
     // SAFETY: no pointers.
     unsafe { bpf_set_retval(-error) };
     FAIL
@@ -432,7 +430,7 @@ fn fail(error: i32) -> i32 {
 
 /// Writes `to` beside the socket and `from`. Without a place for it the connection works all the same.
 #[inline(always)]
-fn remember(call: Call, kind: u8, from: (&Addr, u16), to: (&Addr, u16), backend: &BackendInfo) {
+fn store(call: Call, kind: u8, from: (&Addr, u16), to: (&Addr, u16), backend: &BackendInfo) {
     let key = socket_key(call, kind, from.0, from.1);
     let value = SocketValue { addr: *to.0, port_be: to.1, protocol: backend.protocol, pad: 0, backend: backend.id };
     let _ = SOCKETS.insert(&key, &value, 0);
@@ -457,13 +455,13 @@ fn netns(call: Call) -> u64 {
 
 /// Whether this is the node's own network namespace.
 #[inline(always)]
-fn is_node(netns: u64, config: &NodeConfig) -> bool {
+fn is_host_netns(netns: u64, config: &NodeConfig) -> bool {
     netns == u64::from(config.netns_cookie[0]) | u64::from(config.netns_cookie[1]) << 32
 }
 
 /// Addresses of the own network namespace: loopback, and "this host" (RFC 1122 3.2.1.3), which connect(2) takes for it.
 #[inline(always)]
-fn is_within(address: &Addr) -> bool {
+fn is_loopback(address: &Addr) -> bool {
     if address.is_v4() {
         address.0[3] == 0 || address.0[3].to_ne_bytes()[0] == 127
     } else {

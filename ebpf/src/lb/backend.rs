@@ -9,38 +9,38 @@ use weft_abi::{
     AffinityKey, AffinityValue, DropReason, MaglevKey, MaglevPart, SlotKey, backend_flags, client_hash, service_flags,
 };
 
+use crate::conntrack::entry::now_s;
+use crate::lb::frontend::find_frontend;
 use crate::maps::{AFFINITY, BACKENDS, MAGLEV, SLOTS};
-use crate::packet::Scratch;
-use crate::service;
-use crate::track::now_s;
+use crate::scratch::Scratch;
 
-/// Largest set in which a client is looked for that may be a backend itself: pods of one node.
+/// Largest set that is searched for the client itself: pods of one node.
 const OWN_MAX: u32 = 512;
 
 /// Leaves a backend for the packet in `s.service.backend`.
 #[inline(never)]
-pub fn choose(s: &mut Scratch) -> Result<(), DropReason> {
+pub fn choose_backend(s: &mut Scratch) -> Result<(), DropReason> {
     s.service.bound = 0;
     let stays = s.service.info.affinity_s != 0;
     // Once more if another CPU was faster: then there is something that the client had.
     for _ in 0..2 {
-        if stays && had(s) {
+        if stays && affinity_backend(s) {
             return Ok(());
         }
         // The set may have been replaced since the frontend was read.
-        if !pick(s) && !(service::find(s) && pick(s)) {
+        if !select_backend(s) && !(find_frontend(s) && select_backend(s)) {
             return Err(DropReason::NoServiceBackend);
         }
         if !stays {
             return Ok(());
         }
-        match bind(&s.service.affinity, s.service.observed, s.service.backend.id) {
-            Bound::Now => {
+        match bind_client(&s.service.affinity, s.service.observed, s.service.backend.id) {
+            Binding::Made => {
                 s.service.bound = 1;
                 return Ok(());
             }
-            Bound::NoPlace => return Ok(()),
-            Bound::Before => {}
+            Binding::NoRoom => return Ok(()),
+            Binding::Raced => {}
         }
     }
     Ok(())
@@ -49,16 +49,16 @@ pub fn choose(s: &mut Scratch) -> Result<(), DropReason> {
 /// What came of binding a client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Bound {
+pub enum Binding {
     /// It is bound to the backend.
-    Now,
-    /// Another CPU was faster, and what that chose counts.
-    Before,
-    /// There is no place to remember it: the client is served all the same.
-    NoPlace,
+    Made,
+    /// Another CPU bound it first.
+    Raced,
+    /// The table is full: the client is served without affinity.
+    NoRoom,
 }
 
-/// Two words as one, which is exchanged at once.
+/// Both fields of an affinity as one word, for a compare-and-exchange.
 #[inline(always)]
 pub const fn packed(backend: u32, last_used_s: u32) -> u64 {
     (backend as u64) | (last_used_s as u64) << 32
@@ -77,26 +77,26 @@ pub fn affinity(key: &AffinityKey) -> (*mut u64, u64) {
 
 /// Whether the client was not served for so long.
 #[inline(always)]
-pub fn is_over(observed: u64, affinity_s: u32) -> bool {
+pub fn is_expired(observed: u64, affinity_s: u32) -> bool {
     let idle = now_s().wrapping_sub((observed >> 32) as u32);
-    // Another CPU may have refreshed it after this one looked at the clock.
+    // Another CPU may have refreshed it after this one read the clock.
     idle > affinity_s && idle < u32::MAX / 2
 }
 
 /// Notes that the client was served again.
 #[inline(always)]
-pub fn refresh(value: *mut u64, observed: u64) {
+pub fn touch(value: *mut u64, observed: u64) {
     let new = packed(observed as u32, now_s());
     if new != observed {
         // SAFETY: made by `affinity`. Who changed it meanwhile refreshed it as well.
-        unsafe { exchange(value, observed, new) };
+        unsafe { compare_exchange_word(value, observed, new) };
     }
 }
 
-/// Binds the client to the backend, if what it is bound to is still what was observed (0: nothing): of several first
-/// connections side by side only one chooses.
+/// Binds the client to the backend, if its affinity is still what was observed (0: none): of concurrent first connections
+/// one chooses.
 #[inline(always)]
-pub fn bind(key: &AffinityKey, observed: u64, backend: u32) -> Bound {
+pub fn bind_client(key: &AffinityKey, observed: u64, backend: u32) -> Binding {
     const NOEXIST: u64 = 1;
     const EEXIST: i32 = -17;
     let now = now_s();
@@ -104,14 +104,14 @@ pub fn bind(key: &AffinityKey, observed: u64, backend: u32) -> Bound {
         let (value, _) = affinity(key);
         if !value.is_null() {
             // SAFETY: made by `affinity`.
-            let was = unsafe { exchange(value, observed, packed(backend, now)) };
-            return if was == observed { Bound::Now } else { Bound::Before };
+            let was = unsafe { compare_exchange_word(value, observed, packed(backend, now)) };
+            return if was == observed { Binding::Made } else { Binding::Raced };
         }
     }
     match AFFINITY.insert(key, &AffinityValue { backend, last_used_s: now }, NOEXIST) {
-        Ok(()) => Bound::Now,
-        Err(error) if error as i32 == EEXIST => Bound::Before,
-        Err(_) => Bound::NoPlace,
+        Ok(()) => Binding::Made,
+        Err(error) if error as i32 == EEXIST => Binding::Raced,
+        Err(_) => Binding::NoRoom,
     }
 }
 
@@ -120,7 +120,7 @@ pub fn bind(key: &AffinityKey, observed: u64, backend: u32) -> Bound {
 /// # Safety
 /// `place` points to eight bytes of a map value.
 #[inline(always)]
-unsafe fn exchange(place: *mut u64, old: u64, new: u64) -> u64 {
+unsafe fn compare_exchange_word(place: *mut u64, old: u64, new: u64) -> u64 {
     let found: u64;
     // SAFETY: one atomic instruction on memory that the caller vouches for. Values of this map are changed in place
     // alone: one that is replaced would be changed in vain.
@@ -130,9 +130,9 @@ unsafe fn exchange(place: *mut u64, old: u64, new: u64) -> u64 {
     found
 }
 
-/// Takes back what [`choose`] bound for this packet: it goes nowhere.
+/// Takes back what [`choose_backend`] bound for this packet: it goes nowhere.
 #[inline(never)]
-pub fn forget(s: &mut Scratch) {
+pub fn unbind(s: &mut Scratch) {
     if s.service.bound == 0 {
         return;
     }
@@ -145,14 +145,14 @@ pub fn forget(s: &mut Scratch) {
 
 /// The backend that the client had, if it still takes connections.
 #[inline(never)]
-fn had(s: &mut Scratch) -> bool {
+fn affinity_backend(s: &mut Scratch) -> bool {
     s.service.affinity = AffinityKey { client: s.packet.source, service: s.service.info.service };
     let (value, observed) = affinity(&s.service.affinity);
     s.service.observed = observed;
     if value.is_null() {
         return false;
     }
-    if is_over(observed, s.service.info.affinity_s) {
+    if is_expired(observed, s.service.info.affinity_s) {
         return false;
     }
     let id = observed as u32;
@@ -168,7 +168,7 @@ fn had(s: &mut Scratch) -> bool {
 
 /// One of the set; the next one if that could not be used.
 #[inline(never)]
-fn pick(s: &mut Scratch) -> bool {
+fn select_backend(s: &mut Scratch) -> bool {
     let (set, count, table) = (s.service.set, s.service.count, s.service.table);
     if count == 0 {
         return false;
@@ -194,34 +194,34 @@ fn pick(s: &mut Scratch) -> bool {
     s.service.backend.service == s.service.info.service && s.service.backend.protocol == s.packet.protocol
 }
 
-/// Notes that the client was served, once its connection was allowed.
+/// Refreshes the client's affinity, once its connection was allowed.
 #[inline(always)]
-pub fn remember(s: &mut Scratch) {
+pub fn refresh_affinity(s: &mut Scratch) {
     if s.service.info.affinity_s != 0 {
         let (value, observed) = affinity(&s.service.affinity);
         if !value.is_null() && observed as u32 == s.service.backend.id {
-            refresh(value, observed);
+            touch(value, observed);
         }
     }
 }
 
 /// Whether the client is one of the set.
 #[inline(never)]
-pub fn is_backend(s: &mut Scratch) -> bool {
-    s.answer = 0;
+pub fn is_client_backend(s: &mut Scratch) -> bool {
+    s.output = 0;
     let count = if s.service.count > OWN_MAX { OWN_MAX } else { s.service.count };
     // The argument must lie on the stack.
     let mut this = core::ptr::from_mut(s);
     // SAFETY: a callback of the right shape and its argument, which outlives the call.
-    unsafe { bpf_loop(count, compare as *mut c_void, (&raw mut this).cast(), 0) };
-    core::mem::take(&mut s.answer) == 1
+    unsafe { bpf_loop(count, compare_source as *mut c_void, (&raw mut this).cast(), 0) };
+    core::mem::take(&mut s.output) == 1
 }
 
-unsafe extern "C" fn compare(slot: u32, s: *mut c_void) -> i64 {
+unsafe extern "C" fn compare_source(slot: u32, s: *mut c_void) -> i64 {
     // SAFETY: the argument of the loop; this CPU's own memory, which the caller does not use meanwhile.
     let s = unsafe { &mut **s.cast::<*mut Scratch>() };
     // SAFETY: compared at once.
     let own = unsafe { SLOTS.get(&SlotKey { set: s.service.set, slot }) }.is_some_and(|b| b.addr == s.packet.source);
-    s.answer = u32::from(own);
+    s.output = u32::from(own);
     i64::from(own)
 }

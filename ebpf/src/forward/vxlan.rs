@@ -1,4 +1,4 @@
-//! VXLAN (RFC 7348) without a tunnel device in the hot path: the outer header is pushed and stripped here. The VNI is
+//! VXLAN (RFC 7348) without a tunnel device in the hot path: packets are encapsulated and decapsulated here. The VNI is
 //! the sender's identity.
 
 use aya_ebpf::bindings::{
@@ -8,17 +8,21 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_store_bytes};
 use weft_abi::{Addr, DropReason, NodeConfig, TUNNEL_MAC, identity, ipcache_flags};
 
-use crate::checksum::folded;
 use crate::maps::IPCACHE;
-use crate::packet::{
-    ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Scratch, Skb, UDP, load, load_head, parse, skb_gso_size, skb_len,
-};
-use crate::step;
+use crate::nat::checksum::fold;
+use crate::packet::{ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Skb, TUNNELLED, UDP, load, skb_gso_size, skb_len};
+use crate::parse::frame::load_head;
+use crate::parse::ip::parse;
+use crate::scratch::Scratch;
+use crate::step::step;
 
 /// `BPF_ADJ_ROOM_MAC`.
 const MODE_MAC: u32 = 1;
+
 const DECAP_L3_IPV4: u64 = 1 << 7;
+
 const DECAP_L3_IPV6: u64 = 1 << 8;
+
 /// UDP, VXLAN and the inner Ethernet header.
 const INNER: usize = 8 + 8 + 14;
 
@@ -28,14 +32,14 @@ struct Outer<const IP: usize> {
     rest: [u8; INNER],
 }
 
-/// Wraps the packet for `peer`. The Ethernet header outside is filled by the redirect.
+/// Encapsulates the packet for the node `remote`. The redirect fills in the outer Ethernet header.
 #[inline(never)]
-pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Result<(), DropReason> {
+pub fn encapsulate(skb: Skb, s: &mut Scratch, remote: &Addr, config: &NodeConfig) -> Result<(), DropReason> {
     let inner_ip = skb_len(skb) - ETH;
     // SAFETY: no pointers but the context.
     let hash = unsafe { bpf_get_hash_recalc(skb) };
     let port = (49152 + (hash & 0x3fff)) as u16;
-    // Beyond this node it is not the host.
+    // Other nodes know this one as remote-node.
     let from_host = s.source_identity == identity::HOST;
     let vni = if from_host { identity::REMOTE_NODE } else { s.source_identity & identity::TUNNEL_MASK };
     let mut rest = [0_u8; INNER];
@@ -66,13 +70,13 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
     let l2 = (14_u64 & 0xff) << 56;
     let common =
         BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | BPF_F_ADJ_ROOM_FIXED_GSO as u64 | l2;
-    if peer.is_v4() {
+    if remote.is_v4() {
         if inner_ip + 50 > 65_535 {
             return Err(DropReason::FragmentationNeeded);
         }
         let mut outer = Outer::<20> { ip: [0; 20], rest };
         let total = ((inner_ip + 50) as u16).to_be_bytes();
-        let (from, to) = (config.tunnel_source.0[3].to_ne_bytes(), peer.0[3].to_ne_bytes());
+        let (from, to) = (config.tunnel_source.0[3].to_ne_bytes(), remote.0[3].to_ne_bytes());
         outer.ip[0] = 0x45;
         outer.ip[2] = total[0];
         outer.ip[3] = total[1];
@@ -89,7 +93,7 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
         outer.ip[19] = to[3];
         // SAFETY: 20 bytes of the header; no second buffer.
         let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, outer.ip.as_mut_ptr().cast(), 20, 0) };
-        let sum = folded(sum as u32).to_ne_bytes();
+        let sum = fold(sum as u32).to_ne_bytes();
         outer.ip[10] = sum[0];
         outer.ip[11] = sum[1];
         // SAFETY: the helpers read `outer`, which is 50 bytes.
@@ -114,7 +118,7 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
         // SAFETY: two addresses inside the 40 bytes of the header; then the helpers read `outer`, which is 70 bytes.
         unsafe {
             outer.ip.as_mut_ptr().add(8).cast::<[u32; 4]>().write_unaligned(config.tunnel_source.0);
-            outer.ip.as_mut_ptr().add(24).cast::<[u32; 4]>().write_unaligned(peer.0);
+            outer.ip.as_mut_ptr().add(24).cast::<[u32; 4]>().write_unaligned(remote.0);
             if bpf_skb_adjust_room(skb, 70, MODE_MAC, common | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64) != 0
                 || bpf_skb_store_bytes(skb, ETH, (&raw const outer).cast(), 70, 0) != 0
                 || bpf_skb_store_bytes(skb, 12, [0x86_u8, 0xdd].as_ptr().cast(), 2, 0) != 0
@@ -126,18 +130,20 @@ pub fn push(skb: Skb, s: &mut Scratch, peer: &Addr, config: &NodeConfig) -> Resu
     Ok(())
 }
 
-/// Takes off the outer header of a packet from a known node; true: the packet is the inner one now, parsed; false:
-/// the tunnel device shall unwrap it.
+/// Decapsulates a packet from a known node; true: the packet is the inner one now, parsed; false: it is left to the VXLAN
+/// device.
 #[inline(always)]
-pub fn strip(skb: Skb, s: &mut Scratch) -> Result<bool, DropReason> {
-    s.answer = 0;
-    step::take_off(skb, s)?;
-    Ok(s.answer == 1)
+pub fn is_decapsulated(skb: Skb, s: &mut Scratch) -> Result<bool, DropReason> {
+    s.output = 0;
+    decapsulate(skb, s)?;
+    Ok(s.output == 1)
 }
 
-/// See [`strip`].
+step!(decapsulate() = weft_step_decapsulate: decapsulate_body);
+
+/// See [`is_decapsulated`].
 #[inline(always)]
-pub fn take_off(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+fn decapsulate_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     // SAFETY: copied at once.
     let known = unsafe { IPCACHE.get(&s.packet.source) }
         .is_some_and(|info| info.flags & (ipcache_flags::NODE | ipcache_flags::LOCAL) == ipcache_flags::NODE);
@@ -145,7 +151,7 @@ pub fn take_off(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         return Err(DropReason::UnknownSender);
     }
     if skb_gso_size(skb) != 0 || s.packet.flags & (FIRST_FRAGMENT | LATER_FRAGMENT) != 0 {
-        // Only the device knows how to unwrap a super-packet, only the stack how to put one together.
+        // The device segments a GSO packet, the stack reassembles fragments.
         return Ok(());
     }
     let l4 = u32::from(s.packet.l4);
@@ -174,21 +180,23 @@ pub fn take_off(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
             return Err(DropReason::WriteError);
         }
     }
-    step::inner(skb, s, sender)?;
-    s.answer = 1;
+    parse_inner(skb, s, sender)?;
+    s.output = 1;
     Ok(())
 }
 
+step!(parse_inner(sender: u32) = weft_step_parse_inner: parse_inner_body);
+
 /// Parses an unwrapped packet whose sender the tunnel named.
 #[inline(always)]
-pub fn inner(skb: Skb, s: &mut Scratch, sender: u32) -> Result<(), DropReason> {
+fn parse_inner_body(skb: Skb, s: &mut Scratch, sender: u32) -> Result<(), DropReason> {
     let ethertype = load_head(skb, s)?;
     parse(skb, s, ethertype)?;
-    // A remote host speaks as remote node; nobody outside this node is the host.
+    // Another node's own packets have identity remote-node; HOST is this node alone.
     if sender == identity::UNKNOWN || sender == identity::HOST {
         return Err(DropReason::InvalidIdentity);
     }
     s.packet.tunnel_identity = sender;
-    s.packet.flags |= crate::packet::TUNNELLED;
+    s.packet.flags |= TUNNELLED;
     Ok(())
 }

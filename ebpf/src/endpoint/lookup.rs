@@ -1,0 +1,59 @@
+//! Looks up an address: a pod of this node, the node itself, another pod or node of the cluster, or the world.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use weft_abi::{Addr, EndpointInfo, NodeConfig, config_flags, identity, ipcache_flags, route_flags};
+
+use crate::maps::{ENDPOINTS, IPCACHE, ROUTES};
+
+#[inline(always)]
+pub fn endpoint(address: &Addr) -> Option<&'static EndpointInfo> {
+    // SAFETY: values are replaced, never changed in place.
+    unsafe { ENDPOINTS.get(address) }
+}
+
+/// The identity of an address, and its flags in the ipcache.
+#[inline(always)]
+pub fn identity_of(address: &Addr, config: &NodeConfig) -> (u32, u32) {
+    // SAFETY: copied at once.
+    if let Some(info) = unsafe { IPCACHE.get(address) } {
+        return (info.identity, info.flags);
+    }
+    if let Some(info) = ROUTES.get(&Key::new(128, *address)) {
+        use route_flags::{LOCAL_POOL, REMOTE_POOL};
+        if info.flags & (LOCAL_POOL | REMOTE_POOL) != 0 {
+            return (identity::UNKNOWN, if info.flags & LOCAL_POOL != 0 { ipcache_flags::LOCAL } else { 0 });
+        }
+    }
+    let world = if config.flags & config_flags::DUAL_STACK == 0 {
+        identity::WORLD
+    } else if address.is_v4() {
+        identity::WORLD_IPV4
+    } else {
+        identity::WORLD_IPV6
+    };
+    (world, 0)
+}
+
+/// Whether host policies are enforced.
+#[inline(always)]
+pub fn has_host_policy(config: &NodeConfig) -> bool {
+    config.flags & config_flags::HOST_POLICY != 0
+}
+
+/// Whether this is an address of this node: a configured one, or one of the ipcache.
+#[inline(always)]
+pub fn is_node_address(address: &Addr, config: &NodeConfig) -> bool {
+    *address == config.node_v4 || *address == config.node_v6 || {
+        const OWN: u32 = ipcache_flags::NODE | ipcache_flags::LOCAL;
+        // SAFETY: read at once.
+        unsafe { IPCACHE.get(address) }.is_some_and(|info| info.flags & OWN == OWN)
+    }
+}
+
+/// Whether this is an address of another node.
+#[inline(always)]
+pub fn is_other_node(address: &Addr) -> bool {
+    // SAFETY: read at once.
+    unsafe { IPCACHE.get(address) }
+        .is_some_and(|info| info.flags & (ipcache_flags::NODE | ipcache_flags::LOCAL) == ipcache_flags::NODE)
+}
