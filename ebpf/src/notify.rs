@@ -52,7 +52,10 @@ step!(report_drop(hook: Hook, reason: u32) = weft_step_report_drop: report_drop_
 /// Counts and reports a drop.
 #[inline(always)]
 fn report_drop_body(skb: Skb, s: &mut Scratch, hook: Hook, reason: u32) -> Result<(), DropReason> {
-    let by_policy = matches!(reason, 133 | 172 | 181);
+    const DENIED: u32 = DropReason::PolicyDenied as u32;
+    const DENY_RULE: u32 = DropReason::PolicyDenyRule as u32;
+    const UNKNOWN_SENDER: u32 = DropReason::UnknownSender as u32;
+    let by_policy = matches!(reason, DENIED | DENY_RULE | UNKNOWN_SENDER);
     let egress = if by_policy { s.egress == 1 } else { matches!(hook, Hook::FromPod | Hook::ToDevice) };
     s.egress = u8::from(egress);
     count(reason as u8, egress, skb_len(skb).wrapping_sub(ETH));

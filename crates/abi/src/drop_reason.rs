@@ -1,4 +1,12 @@
-//! Why a packet was dropped. The numbers are those that Hubble clients know.
+//! Why a packet was dropped: the one place where a reason is named, numbered and described.
+//!
+//! To add a reason:
+//! 1. Add a line to the list below: name, number, text. Where Hubble has such a reason, take its number, so that clients of
+//!    Hubble show it; else a number that Hubble does not use.
+//! 2. Return it in a program, as `Err(DropReason::Name)`.
+//!
+//! Counters, events, metrics and `weft observe` follow from the list. The tests below fail while no program returns the
+//! reason, and if a number or a text is used twice.
 
 macro_rules! drop_reasons {
     ($($name:ident = $number:literal, $text:literal;)*) => {
@@ -53,9 +61,68 @@ drop_reasons! {
     UnknownSender = 172, "unknown sender";
     IsClusterIp = 174, "address inside the cluster, from outside";
     FragmentNotFound = 175, "first fragment not found";
-    ForbiddenIcmpv6 = 176, "forbidden ICMPv6 type";
     SourceRange = 177, "client is in no source range of the service";
     PolicyDenyRule = 181, "denied by a rule";
-    TtlExceeded = 196, "TTL or hop limit exceeded";
     EndpointNotReady = 203, "endpoint not ready";
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::DropReason;
+    use std::collections::BTreeSet;
+    use std::path::Path;
+    use std::string::String;
+    use std::vec::Vec;
+    use std::{format, fs};
+
+    /// The sources of the programs, without comments: a reason that is only mentioned is not returned.
+    fn programs() -> String {
+        let mut text = String::new();
+        let mut open = Vec::from([Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ebpf/src")]);
+        while let Some(path) = open.pop() {
+            if path.is_dir() {
+                open.extend(
+                    fs::read_dir(&path).expect("a folder of sources").map(|entry| entry.expect("readable").path()),
+                );
+            } else {
+                for line in fs::read_to_string(&path).expect("a source").lines() {
+                    text.push_str(line.split("//").next().unwrap_or_default());
+                    text.push('\n');
+                }
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn programs_return_every_reason() {
+        let programs = programs();
+        let is_returned = |reason: &&DropReason| {
+            let name = format!("DropReason::{reason:?}");
+            programs.match_indices(&name).any(|(at, _)| {
+                !programs[at + name.len()..].starts_with(|next: char| next.is_alphanumeric() || next == '_')
+            })
+        };
+        let unused: Vec<_> = DropReason::ALL.iter().filter(|reason| !is_returned(reason)).collect();
+        assert!(unused.is_empty(), "no program in ebpf/src returns {unused:?}: remove them from the list");
+    }
+
+    #[test]
+    fn every_reason_has_a_number_and_a_text_of_its_own() {
+        let texts: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.text()).collect();
+        assert_eq!(texts.len(), DropReason::ALL.len(), "two reasons have one text");
+        for reason in DropReason::ALL {
+            assert!(!reason.text().trim().is_empty(), "{reason:?} has no text");
+            assert_eq!(DropReason::from_raw(*reason as u8), Some(*reason));
+            assert!(
+                crate::MetricKey::index(*reason as u8, true) < crate::MetricKey::MAX,
+                "{reason:?} has no counter in METRICS"
+            );
+        }
+        // Numbers with another meaning in METRICS.
+        for taken in [0, crate::MetricKey::AUDITED, crate::MetricKey::ACCELERATED, crate::MetricKey::SUPPRESSED] {
+            assert_eq!(DropReason::from_raw(taken), None, "{taken} is not a reason");
+        }
+    }
 }
