@@ -535,6 +535,42 @@ fn ports_of_datagrams_that_are_answered_or_rest_are_another_services_until_the_f
 }
 
 #[test]
+fn ports_of_datagrams_that_were_answered_behind_a_service_are_free_for_the_backend_itself() {
+    both(|kernel, f| {
+        put_cluster_ip(kernel, 1, frontend(vip(f), 53, UDP), &[(1, f.b, 5353)])?;
+        let through = |kernel: &Kernel| from_a(kernel, &ip(f.a, vip(f)).udp(7, 53, b"q"));
+        let direct = |kernel: &Kernel| from_a(kernel, &ip(f.a, f.b).udp(7, 5353, b"q"));
+        let reply = |kernel: &Kernel| -> Result<IpAddr> {
+            Ok(passed(&from_b(kernel, &ip(f.b, f.a).udp(5353, 7, b"a"))?).source)
+        };
+        passed(&through(kernel)?);
+        kernel.drain();
+        // A reply from the frontend is outstanding.
+        let outcome = direct(kernel)?;
+        dropped(kernel, &outcome, DropReason::NoNatMapping);
+        assert_eq!(reply(kernel)?, parsed(vip(f)));
+        let seen = passed(&direct(kernel)?);
+        assert_eq!((seen.destination, seen.destination_port()), (parsed(f.b), 5353));
+        assert_eq!(reply(kernel)?, parsed(f.b));
+        // And back.
+        let seen = passed(&through(kernel)?);
+        assert_eq!((seen.destination, seen.destination_port()), (parsed(f.b), 5353));
+        assert_eq!(reply(kernel)?, parsed(vip(f)));
+        passed(&direct(kernel)?);
+        assert_eq!(reply(kernel)?, parsed(f.b));
+        forget(kernel)?;
+        // Never answered, and silent for longer than any reply takes.
+        passed(&through(kernel)?);
+        let (key, mut entry) = kernel.connection(flow_kind::FLOW, parsed(f.a), parsed(f.b))?.context("an entry")?;
+        entry.last_seen_s = entry.last_seen_s.wrapping_sub(4);
+        kernel.flows.insert(key, entry, 0)?;
+        passed(&direct(kernel)?);
+        assert_eq!(reply(kernel)?, parsed(f.b));
+        forget(kernel)
+    });
+}
+
+#[test]
 fn a_choice_lives_as_long_as_its_connection() {
     both(|kernel, f| {
         let collect = |kernel: &Kernel| kernel.run("weft_collect", DEVICE, &ip(V4.a, V4.b).ping(1));

@@ -1,6 +1,6 @@
 //! What is stored of a choice: the entry between client and frontend, and the flags of the one between client and backend.
 
-use weft_abi::{DropReason, FlowEntry, flow_flags};
+use weft_abi::{Addr, DropReason, FlowEntry, flow_flags};
 
 use crate::conntrack::entry::{compare_exchange, now_s};
 use crate::hook::Hook;
@@ -9,6 +9,10 @@ use crate::lb::hairpin::is_hairpin_address;
 use crate::maps::FLOWS;
 use crate::packet::UDP;
 use crate::scratch::{Scratch, clear, translated};
+
+/// Seconds after which the tuple of datagrams may be taken over while a reply is outstanding: clients reuse ports soon. If
+/// the first sender goes on after all, it takes the tuple back.
+const UDP_IDLE_S: u32 = 3;
 
 /// Whether the entry does not fit the packet: of another service, or of none while the packet came by one, or the reverse.
 #[inline(always)]
@@ -28,7 +32,7 @@ fn has_same_frontend(s: &Scratch, entry: &FlowEntry) -> bool {
 
 /// Marks the entry that is being made of a translated packet's connection.
 #[inline(never)]
-pub fn mark_entry(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), DropReason> {
+pub fn mark_entry(s: &mut Scratch, hook: Hook, forward: bool, existing: *mut FlowEntry) -> Result<(), DropReason> {
     if s.translated & translated::FORWARD == 0 {
         if forward && s.translated & translated::DSR != 0 {
             s.entry.flags |= flow_flags::TRANSLATED | flow_flags::DSR_BACKEND;
@@ -38,8 +42,16 @@ pub fn mark_entry(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), Drop
         }
         let here = s.entry.flags & (flow_flags::TRANSLATED | flow_flags::DSR_BACKEND) == flow_flags::TRANSLATED;
         if forward && here && matches!(hook, Hook::FromPod | Hook::FromDevice) {
-            // The same ports without the service: replies would be ambiguous.
-            return Err(DropReason::NoNatMapping);
+            // The same ports without the service: replies would be ambiguous. Of datagrams only while one is outstanding.
+            const KEPT: u16 = flow_flags::MASQUERADED | flow_flags::DSR_FRONTEND | flow_flags::HAIRPIN;
+            // SAFETY: null, or a value of FLOWS, readable for the length of the program.
+            let idle = unsafe { existing.as_ref() }.is_some_and(has_no_outstanding_reply);
+            if s.packet.protocol != UDP || !idle || s.entry.flags & KEPT != 0 {
+                return Err(DropReason::NoNatMapping);
+            }
+            s.entry.flags &= !flow_flags::TRANSLATED;
+            s.entry.frontend = Addr::NONE;
+            s.entry.frontend_port_be = 0;
         }
         if s.entry.flags & flow_flags::HAIRPIN == 0 && is_hairpin_address(&s.packet.destination) {
             return Err(DropReason::Unroutable);
@@ -68,7 +80,14 @@ pub fn mark_entry(s: &mut Scratch, hook: Hook, forward: bool) -> Result<(), Drop
     Ok(())
 }
 
-/// Marks a choice as the collector would that removes it; false: it did so before.
+/// Whether a connection of datagrams awaits no reply, so that its tuple may be taken over: datagrams have no end.
+#[inline(always)]
+pub fn has_no_outstanding_reply(entry: &FlowEntry) -> bool {
+    entry.reply_packets >= entry.forward_packets
+        || now_s().wrapping_sub(entry.last_seen_s).wrapping_sub(UDP_IDLE_S) < u32::MAX / 2
+}
+
+/// Claims a choice, as the collector does before it removes one; false: it did so before.
 #[inline(always)]
 fn claim(old: &mut FlowEntry) -> bool {
     let last = old.last_seen_s;

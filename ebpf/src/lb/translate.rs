@@ -13,7 +13,7 @@ use crate::conntrack::key::{canonical_key, flow_key};
 use crate::endpoint::lookup::endpoint;
 use crate::hook::Hook;
 use crate::lb::backend::{choose_backend, is_client_backend, unbind};
-use crate::lb::choice::is_service_reply;
+use crate::lb::choice::{has_no_outstanding_reply, is_service_reply};
 use crate::lb::dsr::{is_client_done, uses_dsr};
 use crate::lb::frontend::{check_client, find_frontend};
 use crate::lb::hairpin::{is_hairpin, is_hairpin_address};
@@ -32,10 +32,6 @@ pub const EVICTED: u32 = 1;
 
 /// How many backends of a set are tried: the client may use the same ports with some already.
 const TRIES: u32 = 4;
-
-/// Seconds after which the tuple of datagrams may be taken over while a reply is outstanding: clients reuse ports soon. If
-/// the first sender goes on after all, it takes the tuple back.
-const UDP_IDLE_S: u32 = 3;
 
 step!(translate(hook: Hook, existing: *mut FlowEntry) = weft_step_translate: translate_body);
 
@@ -237,17 +233,14 @@ fn is_tuple_taken(s: &mut Scratch) -> bool {
     {
         return false;
     }
-    let idle = if s.packet.protocol == UDP { UDP_IDLE_S } else { config.other_s };
     if s.packet.protocol == TCP && is_closing(entry.flags) {
         // Opened again where it is.
         return false;
     }
-    // Datagrams have no end; but if every one was answered, no reply is outstanding.
-    let answered = s.packet.protocol == UDP && entry.reply_packets >= entry.forward_packets;
-    let over = if s.packet.protocol == TCP {
-        is_client_done(entry.flags)
-    } else {
-        answered || now_s().wrapping_sub(last).wrapping_sub(idle) < u32::MAX / 2
+    let over = match s.packet.protocol {
+        TCP => is_client_done(entry.flags),
+        UDP => has_no_outstanding_reply(entry),
+        _ => now_s().wrapping_sub(last).wrapping_sub(config.other_s) < u32::MAX / 2,
     };
     // SAFETY: a field of a map value.
     if over && unsafe { compare_exchange(&raw mut entry.last_seen_s, last, FlowEntry::DELETING) } == last {

@@ -57,7 +57,7 @@ fn decide_body(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) 
         }
     }
     s.reply = u8::from(!forward);
-    mark_entry(s, hook, forward)?;
+    mark_entry(s, hook, forward, existing)?;
     let verdict = if s.entry.flags & flow_flags::HAIRPIN != 0 {
         decide_hairpin(s, hook, forward)
     } else {
