@@ -49,12 +49,18 @@ pub fn percentile(values: &[f64], p: f64) -> f64 {
 #[derive(Default)]
 pub struct Report {
     figures: Vec<Figure>,
+    notes: Vec<String>,
 }
 
 impl Report {
     /// Adds and prints one.
     pub fn add(&mut self, figure: Figure) {
         self.figures.push(figure);
+    }
+
+    /// A line below the table.
+    pub fn note(&mut self, note: Option<String>) {
+        self.notes.extend(note);
     }
 
     /// A figure without a base.
@@ -99,6 +105,9 @@ impl Report {
                 off.family,
                 number3(off.aa)
             );
+        }
+        for note in &self.notes {
+            println!("{note}");
         }
         std::fs::write(path, serde_json::to_vec_pretty(&self.figures)?)
             .with_context(|| format!("write {}", path.display()))?;

@@ -3,7 +3,7 @@
 use crate::chain::Chain;
 use crate::cluster::Pod;
 use crate::report::{Figure, Report, median};
-use crate::traffic::{Metric, Way, slice};
+use crate::traffic::{Metric, Spoiled, Way, slice};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -117,17 +117,58 @@ impl Scenario {
     }
 }
 
+/// Measures slices, and those again that were spoiled.
+#[derive(Default, Debug)]
+pub struct Attempts {
+    slices: usize,
+    again: Vec<String>,
+}
+
+impl Attempts {
+    /// A path that loses packets every time is an error, not a busy machine.
+    const MAX: usize = 4;
+
+    /// Measures until a slice gives its figures.
+    pub fn measure<T>(&mut self, slice: impl Fn() -> Result<T>) -> Result<T> {
+        self.slices += 1;
+        let mut attempt = 1;
+        loop {
+            match slice() {
+                Err(error) if attempt < Self::MAX && error.downcast_ref::<Spoiled>().is_some() => {
+                    eprintln!("slice spoiled, measured again: {error:#}");
+                    self.again.push(format!("{error:#}"));
+                    attempt += 1;
+                }
+                result => return result.with_context(|| format!("attempt {attempt} of {}", Self::MAX)),
+            }
+        }
+    }
+
+    /// For people: how many slices were measured again, and why.
+    pub fn summary(&self) -> Option<String> {
+        (!self.again.is_empty()).then(|| {
+            format!(
+                "note: {} slices, {} measured again because they were spoiled:\n  {}",
+                self.slices,
+                self.again.len(),
+                self.again.join("\n  ")
+            )
+        })
+    }
+}
+
 /// Measures all of them.
 pub fn rounds(scenarios: &[Scenario], metrics: &[Metric], settings: &Settings) -> Result<Report> {
     // (scenario, metric, family) -> figures of each round
     let mut samples: BTreeMap<(usize, usize, usize), Vec<Vec<f64>>> = BTreeMap::new();
+    let mut attempts = Attempts::default();
     for round in 0..settings.rounds {
         eprint!("\rround {}/{} ", round + 1, settings.rounds);
         for (m, metric) in metrics.iter().enumerate() {
             for family in 0..2 {
                 for turn in 0..scenarios.len() {
                     let s = (turn + round) % scenarios.len();
-                    let figures = scenarios[s].slice(*metric, family, settings.slice)?;
+                    let figures = attempts.measure(|| scenarios[s].slice(*metric, family, settings.slice))?;
                     samples.entry((s, m, family)).or_default().push(figures);
                 }
             }
@@ -135,6 +176,7 @@ pub fn rounds(scenarios: &[Scenario], metrics: &[Metric], settings: &Settings) -
     }
     eprintln!();
     let mut report = Report::default();
+    report.note(attempts.summary());
     let position = |name: &str| scenarios.iter().position(|other| other.name == name);
     for (s, scenario) in scenarios.iter().enumerate() {
         for base_name in &scenario.bases {
@@ -205,5 +247,51 @@ impl Drop for Watching {
         {
             eprintln!("observer: the reader panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    fn starved() -> anyhow::Error {
+        anyhow::Error::from(Spoiled::Starved { round_trips: 3 }).context("same-node TcpRr")
+    }
+
+    #[test]
+    fn a_spoiled_slice_is_measured_again_and_counted() {
+        let (mut attempts, turn) = (Attempts::default(), Cell::new(0));
+        let figures = attempts.measure(|| {
+            turn.set(turn.get() + 1);
+            if turn.get() < 3 { Err(starved()) } else { Ok(turn.get()) }
+        });
+        assert_eq!(figures.expect("the third one is good"), 3);
+        let summary = attempts.summary().expect("two were spoiled");
+        assert!(summary.contains("1 slices, 2 measured again") && summary.contains("only 3 round trips"), "{summary}");
+    }
+
+    #[test]
+    fn a_path_that_never_answers_is_an_error_and_so_is_any_other() {
+        let turns = Cell::new(0);
+        let error = Attempts::default().measure(|| -> Result<()> {
+            turns.set(turns.get() + 1);
+            Err(starved())
+        });
+        assert!(error.expect_err("every one").downcast_ref::<Spoiled>().is_some());
+        assert_eq!(turns.replace(0), Attempts::MAX);
+        let error = Attempts::default().measure(|| -> Result<()> {
+            turns.set(turns.get() + 1);
+            anyhow::bail!("bind: address in use")
+        });
+        error.expect_err("no busy machine");
+        assert_eq!(turns.get(), 1, "measured once");
+    }
+
+    #[test]
+    fn nothing_is_noted_where_no_slice_was_spoiled() {
+        let mut attempts = Attempts::default();
+        attempts.measure(|| Ok(())).expect("good");
+        assert_eq!(attempts.summary(), None);
     }
 }

@@ -48,7 +48,35 @@ impl Metric {
 const MESSAGE: usize = 64;
 const CHUNK: usize = 64 * 1024;
 /// No single wait lasts longer; a path that loses packets is an error, not a hang.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// A datagram without a reply for so long is lost.
+const REPLY_TIMEOUT: Duration = Duration::from_millis(50);
+/// So many lost datagrams spoil a slice.
+const LOST_MAX: u32 = 3;
+/// Fewer round trips are no figure.
+const ROUND_TRIPS_MIN: usize = 10;
+
+/// Why a slice gave no figure. The machine may have been busy, so such a slice is measured again, see
+/// [`crate::scenario::Attempts`].
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Spoiled {
+    /// The client or the server had too little CPU time.
+    #[error("starved: only {round_trips} round trips in a slice")]
+    Starved {
+        /// That were measured.
+        round_trips: usize,
+    },
+    /// Requests or replies were lost, or the server had no CPU time.
+    #[error("no reply from {target}: {sent} requests sent, {received} arrived at the server")]
+    NoReply {
+        /// Where the client sent to.
+        target: SocketAddr,
+        /// By the client in this slice.
+        sent: u64,
+        /// By the server in this slice: tells a lost request from a lost reply.
+        received: u64,
+    },
+}
 
 struct Server {
     stop: Arc<AtomicBool>,
@@ -80,7 +108,7 @@ impl Server {
             })
         };
         let mut server = Self { stop, port, received, thread: Some(thread) };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while server.port.load(Ordering::Acquire) == 0 {
             if server.thread.as_ref().is_some_and(std::thread::JoinHandle::is_finished) || Instant::now() > deadline {
                 server.end()?;
@@ -190,9 +218,9 @@ pub fn slice(way: &Way<'_>, metric: Metric, length: Duration) -> Result<Vec<f64>
     let figures = netns::inside(way.client, || {
         netns::pin(0)?;
         match metric {
-            Metric::TcpRr => tcp_rr(target, length),
-            Metric::UdpRr => udp_rr(target, length),
-            Metric::TcpCrr => tcp_crr(target, length),
+            Metric::TcpRr => tcp_rr(target, length, &received),
+            Metric::UdpRr => udp_rr(target, length, &received),
+            Metric::TcpCrr => tcp_crr(target, length, &received),
             Metric::TcpStream => tcp_stream(target, length, &received),
             Metric::UdpPps => udp_pps(target, length, &received),
         }
@@ -237,16 +265,16 @@ pub fn cgroup_root() -> Result<PathBuf> {
 }
 
 fn percentiles(mut nanoseconds: Vec<u64>, wanted: &[f64]) -> Result<Vec<f64>> {
-    if nanoseconds.len() < 10 {
-        bail!("only {} round trips in a slice", nanoseconds.len());
+    if nanoseconds.len() < ROUND_TRIPS_MIN {
+        return Err(Spoiled::Starved { round_trips: nanoseconds.len() }.into());
     }
     nanoseconds.sort_unstable();
     let at = |p: f64| nanoseconds[((nanoseconds.len() - 1) as f64 * p) as usize] as f64 / 1000.0;
     Ok(wanted.iter().map(|p| at(*p)).collect())
 }
 
-fn read_spin(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
-    let (mut done, deadline) = (0, Instant::now() + PATIENCE);
+fn read_spin(stream: &mut TcpStream, buffer: &mut [u8], no_reply: impl FnOnce() -> Spoiled) -> Result<()> {
+    let (mut done, deadline) = (0, Instant::now() + TIMEOUT);
     while done < buffer.len() {
         match stream.read(&mut buffer[done..]) {
             Ok(0) => bail!("closed early"),
@@ -254,7 +282,7 @@ fn read_spin(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 std::hint::spin_loop();
                 if Instant::now() > deadline {
-                    bail!("no answer in {PATIENCE:?}");
+                    return Err(no_reply().into());
                 }
             }
             Err(error) => return Err(error).context("read"),
@@ -264,13 +292,13 @@ fn read_spin(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
 }
 
 fn connect(target: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, PATIENCE).with_context(|| format!("connect to {target}"))?;
+    let stream = TcpStream::connect_timeout(&target, TIMEOUT).with_context(|| format!("connect to {target}"))?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
     Ok(stream)
 }
 
-fn tcp_rr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
+fn tcp_rr(target: SocketAddr, length: Duration, received: &AtomicU64) -> Result<Vec<f64>> {
     let mut stream = connect(target)?;
     let mut buffer = [7; MESSAGE];
     let mut times = Vec::with_capacity(1 << 16);
@@ -281,35 +309,41 @@ fn tcp_rr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
             break;
         }
         stream.write_all(&buffer).context("write")?;
-        read_spin(&mut stream, &mut buffer)?;
+        let sent = times.len() as u64 + 1;
+        read_spin(&mut stream, &mut buffer, || no_reply(target, sent, received))?;
         times.push(start.elapsed().as_nanos() as u64);
     }
     percentiles(times, &[0.5, 0.99])
 }
 
-fn udp_rr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
+fn no_reply(target: SocketAddr, sent: u64, received: &AtomicU64) -> Spoiled {
+    Spoiled::NoReply { target, sent, received: received.load(Ordering::Relaxed) }
+}
+
+fn udp_rr(target: SocketAddr, length: Duration, received: &AtomicU64) -> Result<Vec<f64>> {
     let bind: SocketAddr = if target.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
     let socket = UdpSocket::bind(bind)?;
     socket.connect(target)?;
     socket.set_nonblocking(true)?;
     let mut buffer = [7; MESSAGE];
     let mut times = Vec::with_capacity(1 << 16);
-    let (end, mut lost) = (Instant::now() + length, 0);
+    let (end, mut sent, mut lost) = (Instant::now() + length, 0, 0);
     'messages: loop {
         let start = Instant::now();
         if start > end {
             break;
         }
         socket.send(&buffer).context("send")?;
+        sent += 1;
         loop {
             match socket.recv(&mut buffer) {
                 Ok(_) => break,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     std::hint::spin_loop();
-                    if start.elapsed() > Duration::from_millis(50) {
+                    if start.elapsed() > REPLY_TIMEOUT {
                         lost += 1;
-                        if lost > 3 {
-                            bail!("{target} does not answer");
+                        if lost > LOST_MAX {
+                            return Err(no_reply(target, sent, received).into());
                         }
                         continue 'messages;
                     }
@@ -322,7 +356,7 @@ fn udp_rr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
     percentiles(times, &[0.5])
 }
 
-fn tcp_crr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
+fn tcp_crr(target: SocketAddr, length: Duration, received: &AtomicU64) -> Result<Vec<f64>> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
     use std::os::fd::AsRawFd;
     let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -346,14 +380,15 @@ fn tcp_crr(target: SocketAddr, length: Duration) -> Result<Vec<f64>> {
                 Ok(_) => break,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     std::hint::spin_loop();
-                    if start.elapsed() > PATIENCE {
-                        bail!("no connection to {target} in {PATIENCE:?}");
+                    if start.elapsed() > TIMEOUT {
+                        return Err(no_reply(target, times.len() as u64 + 1, received).into());
                     }
                 }
                 Err(error) => return Err(error).with_context(|| format!("connect to {target}")),
             }
         }
-        read_spin(&mut stream, &mut buffer)?;
+        let sent = times.len() as u64 + 1;
+        read_spin(&mut stream, &mut buffer, || no_reply(target, sent, received))?;
         drop(stream);
         times.push(start.elapsed().as_nanos() as u64);
     }
