@@ -127,7 +127,7 @@ fn connect<F: Family>(call: Call) -> i32 {
     let netns = netns(call);
     let Some(info) = frontend_of(&target, netns, config) else { return GO_ON };
     let Some(backend) = choose_for_socket(&target, info, netns, config, call) else { return refuse_call() };
-    store(call, socket_kind::PEER, (&backend.addr, backend.port_be), (&target.addr, target.port_be), &backend);
+    store(call, socket_kind::REVERSE, (&backend.addr, backend.port_be), (&target.addr, target.port_be), &backend);
     redirect::<F>(call, &backend)
 }
 
@@ -157,12 +157,12 @@ fn sendmsg<F: Family>(call: Call) -> i32 {
         }
     };
     // Looked up for every datagram, so that the LRU map does not evict it while the socket is in use.
-    let key = socket_key(call, socket_kind::PEER, &backend.addr, backend.port_be);
+    let key = socket_key(call, socket_kind::REVERSE, &backend.addr, backend.port_be);
     // SAFETY: read at once.
     let known =
         unsafe { SOCKETS.get(&key) }.is_some_and(|was| was.addr == target.addr && was.port_be == target.port_be);
     if !known {
-        store(call, socket_kind::PEER, (&backend.addr, backend.port_be), (&target.addr, target.port_be), &backend);
+        store(call, socket_kind::REVERSE, (&backend.addr, backend.port_be), (&target.addr, target.port_be), &backend);
     }
     redirect::<F>(call, &backend)
 }
@@ -201,7 +201,7 @@ pub fn weft_peername6(ctx: SockAddrContext) -> i32 {
 /// Replaces a backend's address by the frontend that the socket sent to.
 #[inline(always)]
 fn show_frontend<F: Family>(call: Call) -> i32 {
-    let key = socket_key(call, socket_kind::PEER, &F::address(call), port_be(call));
+    let key = socket_key(call, socket_kind::REVERSE, &F::address(call), port_be(call));
     // SAFETY: copied at once.
     if let Some(frontend) = unsafe { SOCKETS.get(&key) }.copied()
         && F::set_address(call, &frontend.addr)
@@ -283,7 +283,7 @@ pub fn weft_sock_release(ctx: SockContext) -> i32 {
     let addr = if family == AF_INET { Addr::v4(v4) } else { Addr(v6) };
     // SAFETY: no pointers but the context.
     let cookie = unsafe { bpf_get_socket_cookie(sock.cast()) };
-    let key = SocketKey { cookie, addr, port_be, kind: socket_kind::PEER, pad: [0; 5] };
+    let key = SocketKey { cookie, addr, port_be, kind: socket_kind::REVERSE, pad: [0; 5] };
     let _ = SOCKETS.remove(&key);
     GO_ON
 }

@@ -2,7 +2,7 @@
 
 use crate::Addr;
 
-/// Everything that the programs know of the node.
+/// The node's settings.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct NodeConfig {
@@ -57,7 +57,7 @@ pub struct NodeConfig {
 
 /// Flags of [`NodeConfig`].
 pub mod config_flags {
-    /// Somebody observes: allowed flows are reported too, not drops alone.
+    /// Flows are observed: events of allowed flows are written, not of drops alone.
     pub const OBSERVE: u32 = 1;
     /// Pods reach the outside with the node's address, IPv4.
     pub const MASQUERADE_V4: u32 = 2;

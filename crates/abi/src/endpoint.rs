@@ -32,7 +32,7 @@ pub mod endpoint_flags {
     pub const AUDIT: u16 = 2;
 }
 
-/// Who has an address. Key: the [`Addr`].
+/// The identity and node of an address. Key: the [`Addr`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct IpcacheInfo {
@@ -71,7 +71,7 @@ pub struct CidrValue {
     pub identity: u32,
 }
 
-/// What is known of a whole prefix.
+/// A row of a whole prefix.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct RouteInfo {

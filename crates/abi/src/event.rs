@@ -1,4 +1,4 @@
-//! What the programs report through the ring buffer.
+//! Events, which the programs write into the ring buffer.
 
 use crate::Addr;
 
@@ -21,7 +21,7 @@ pub struct Event {
     pub destination_identity: u32,
     /// The rule that decided; 0: none.
     pub rule: u32,
-    /// The policy that was asked; 0: not isolated.
+    /// The policy that was evaluated; 0: not isolated.
     pub policy: u32,
     /// Bytes of IP.
     pub length: u32,
@@ -75,7 +75,7 @@ pub mod verdict {
     pub const FORWARDED: u8 = 1;
     /// Dropped.
     pub const DROPPED: u8 = 2;
-    /// Passed, though a policy in audit mode denies it; `reason` says how.
+    /// Passed, though a policy in audit mode denies it, with `reason`.
     pub const AUDIT: u8 = 4;
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The key is canonical: the lesser (address, port) pair first, so packets of both directions find the same entry
 //! and it ages as one. A masqueraded connection has a second entry under its outside tuple ([`flow_kind::NAT`]), and a
-//! connection to a service one between the client and the frontend ([`flow_flags::SERVICE`]): it says which backend was
-//! chosen and lives as long as the connection between the client and the backend.
+//! connection to a service one between the client and the frontend ([`flow_flags::SERVICE`]): it has the chosen
+//! backend and lives as long as the connection between the client and the backend.
 
 use crate::Addr;
 
@@ -15,7 +15,7 @@ pub struct FlowKey {
     pub low: Addr,
     /// The other one.
     pub high: Addr,
-    /// Port of `low`, network order; for ICMP echo the id at both ends, for other ICMP the type of the question at the
+    /// Port of `low`, network order; for ICMP echo the id at both ends, for other ICMP the type of the request at the
     /// responder's end; 0 without ports.
     pub low_port_be: u16,
     /// Port of `high`.
@@ -47,10 +47,10 @@ pub struct Path {
     /// Device to leave by.
     pub ifindex: u32,
     /// Device by which packets of this direction come in. Another one is judged anew: this is what keeps a pod from
-    /// speaking for another one's connection.
+    /// sending on the connection of another one.
     pub in_ifindex: u32,
     /// For [`path_action::POD`] the destination and the source MAC ([`Path::macs`]), for [`path_action::TUNNEL`] the
-    /// peer node, else the next hop ([`Addr::NONE`]: the neighbour is the destination itself).
+    /// remote node, else the next hop ([`Addr::NONE`]: the neighbour is the destination itself).
     pub target: Addr,
 }
 
@@ -136,12 +136,12 @@ pub struct FlowEntry {
     pub reply_packets: u64,
     /// Bytes of IP of the responder.
     pub reply_bytes: u64,
-    /// [`flow_flags::TRANSLATED`]: where the originator sends to, and what its answers come from.
+    /// [`flow_flags::TRANSLATED`]: the destination of the originator's packets and the source of its replies.
     pub frontend: Addr,
 }
 
 impl FlowEntry {
-    /// The collector owns the entry: packets treat it as absent, and nobody but the collector removes it.
+    /// The collector owns the entry: packets treat it as absent, and only the collector removes it.
     pub const DELETING: u32 = u32::MAX;
 }
 
@@ -149,9 +149,9 @@ impl FlowEntry {
 pub mod flow_flags {
     /// The originator is the `low` end of the key.
     pub const ORIGIN_LOW: u16 = 1;
-    /// Originator sent a SYN or any packet that was taken up late.
+    /// The originator has sent a packet.
     pub const SEEN_FORWARD: u16 = 2;
-    /// Responder answered.
+    /// The responder has sent a packet.
     pub const SEEN_REPLY: u16 = 4;
     /// Originator closed (FIN).
     pub const FIN_FORWARD: u16 = 8;
@@ -161,12 +161,11 @@ pub mod flow_flags {
     pub const RST: u16 = 32;
     /// Masqueraded.
     pub const MASQUERADED: u16 = 64;
-    /// Between a client and a frontend: no connection, but where its packets go instead. Has no path, so that no packet
-    /// follows it as it is.
+    /// Between a client and a frontend: the chosen backend, not a connection. Has no path, so that no packet is sent by it.
     pub const SERVICE: u16 = 128;
-    /// The originator sends to `frontend` and knows nothing of the responder.
+    /// A connection behind a service: the originator sends to `frontend`.
     pub const TRANSLATED: u16 = 256;
-    /// The originator is the responder itself, and speaks to itself from [`crate::HAIRPIN_V4`] or [`crate::HAIRPIN_V6`].
+    /// The originator is the responder itself, and its packets come from [`crate::HAIRPIN_V4`] or [`crate::HAIRPIN_V6`].
     pub const HAIRPIN: u16 = 512;
     /// Direct server return, at the backend's node: the node of the frontend forwarded the originator's packets with the
     /// originator's address, and this node answers it in the name of `frontend`.

@@ -1,7 +1,7 @@
 //! Reserved security identities, numbered as users of the cilium.io kinds know them, and scopes.
 //! An identity is a u32 of which 24 bits travel on tunnels.
 
-/// Not known.
+/// Unknown.
 pub const UNKNOWN: u32 = 0;
 /// This node.
 pub const HOST: u32 = 1;
@@ -34,7 +34,7 @@ pub const CIDR_SCOPE: u32 = 0x0100_0000;
 pub const SCOPE_WORLD: u32 = 0;
 /// Scope of nodes.
 pub const SCOPE_NODE: u32 = 1;
-/// Scope of pods, and of whatever is not known.
+/// Scope of pods, and of unknown identities.
 pub const SCOPE_POD: u32 = 2;
 /// Bits that a tunnel carries.
 pub const TUNNEL_MASK: u32 = 0x00ff_ffff;

@@ -45,15 +45,14 @@ pub const ENDPOINT_ID_MAX: u16 = 4095;
 /// Endpoint number of the node itself, as a subject of policies. Never a pod's.
 pub const ENDPOINT_ID_HOST: u16 = ENDPOINT_ID_MAX;
 
-/// MAC of every node's VXLAN device: one for all, so that whatever a node wraps is addressed to the device that
-/// unwraps it, and no neighbour table is needed. Locally administered.
+/// MAC of every node's VXLAN device: one for all, so that encapsulated packets are addressed to the device that
+/// decapsulates them, and no neighbour table is needed. Locally administered.
 pub const TUNNEL_MAC: [u8; 6] = [0x0e, b'w', b'e', b'f', b't', 1];
 
-/// Constant that the programs load where they would look whether the kernel still owes a packet its checksum; the loader
-/// knows the place by it.
+/// Placeholder in the programs for the read of `ip_summed`, by which the loader finds the place.
 pub const CHECKSUM_MARK: i32 = 0x5765_6674;
 
-/// The same where they would look at which header that checksum begins.
+/// The same for the read of `csum_start`.
 pub const CHECKSUM_START_MARK: i32 = 0x5765_6675;
 
 /// Names of the maps, as in the ELF object and as pin names.
@@ -82,11 +81,11 @@ pub mod map_name {
     pub const BACKENDS: &str = "BACKENDS";
     /// [`crate::MaglevKey`] -> [`crate::MaglevPart`].
     pub const MAGLEV: &str = "MAGLEV";
-    /// [`crate::RangeKey`] -> u32 1: who may use a load balancer's address.
+    /// [`crate::RangeKey`] -> u32 1: source ranges of Services.
     pub const RANGES: &str = "RANGES";
     /// [`crate::AffinityKey`] -> [`crate::AffinityValue`].
     pub const AFFINITY: &str = "AFFINITY";
-    /// [`crate::SocketKey`] -> [`crate::SocketValue`]: sockets whose peer was translated.
+    /// [`crate::SocketKey`] -> [`crate::SocketValue`]: translated sockets: backend and frontend of each.
     pub const SOCKETS: &str = "SOCKETS";
     /// [`crate::FlowKey`] -> [`crate::FlowEntry`]: connection tracking and NAT.
     pub const FLOWS: &str = "FLOWS";

@@ -4,9 +4,9 @@
 //! A policy id stands for one direction. Peers are identities and, by their own numbers
 //! ([`crate::identity::CIDR_SCOPE`]), CIDR prefixes; what classes they are in is the same for all policies, so that a
 //! new peer is one write. Class 0 holds the rules for any peer and is always probed as well.
-//! Of all entries that match, the highest precedence is the verdict. The administrator's first tier is asked before all
+//! Of all entries that match, the highest precedence is the verdict. The administrator's first tier is evaluated before all
 //! others: its entries are under the same classes with [`CLASS_ADMIN`] set. Where it has none that matches, or the best is
-//! a [`policy_action::PASS`], the others decide. No entry is a drop, unless the policy says
+//! a [`policy_action::PASS`], the others decide. No entry is a drop, unless the policy has
 //! [`policy_flags::DEFAULT_ALLOW`].
 
 /// Bit of the classes of the administrator's first tier.
@@ -60,7 +60,7 @@ pub mod policy_action {
     pub const PASS: u32 = 3;
 }
 
-/// What a lookup must know of a policy.
+/// A policy's row: what a lookup must probe.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct PolicyInfo {
@@ -70,7 +70,7 @@ pub struct PolicyInfo {
     pub admin_shapes: u32,
     /// [`policy_flags`].
     pub flags: u32,
-    /// Class of the identities that have a peer class of which the policy says nothing; 0: none.
+    /// Class of the identities whose peer class the policy has no row for; 0: none.
     pub rest: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Services: frontends, sets of backends, and what is remembered of clients.
+//! Services: frontends, sets of backends, clients' affinity, translated sockets.
 
 use crate::Addr;
 
@@ -22,7 +22,7 @@ impl FrontendKey {
     /// Every IPv6 address of the node's own.
     pub const ANY_V6: Addr = Addr::NONE;
 
-    /// The row that says that an address has frontends at all, for packets without ports: no protocol, no port, and
+    /// The row of an address that has frontends, for packets without ports: no protocol, no port, and
     /// nothing in it. The unspecified addresses have none.
     #[inline(always)]
     #[must_use]
@@ -94,7 +94,7 @@ pub struct SlotKey {
 }
 
 /// A backend: the value of a place in a set, so that one lookup finds it, and of [`crate::map_name::BACKENDS`] by its
-/// number, which tells whether it exists still.
+/// number, which shows whether it still exists.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct BackendInfo {
@@ -118,7 +118,7 @@ pub struct BackendInfo {
 pub mod backend_flags {
     /// On this node.
     pub const LOCAL: u16 = 1;
-    /// About to end: keeps what it has.
+    /// Terminating: keeps its connections, gets no new ones.
     pub const TERMINATING: u16 = 2;
 }
 
@@ -187,7 +187,7 @@ pub struct RangeKey {
     pub addr: Addr,
 }
 
-/// Key of what a translated socket's peer was.
+/// Key of a translated socket's address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct SocketKey {
@@ -203,15 +203,15 @@ pub struct SocketKey {
     pub pad: [u8; 5],
 }
 
-/// What an entry says of its socket.
+/// Kinds of entries of a socket.
 pub mod socket_kind {
-    /// Backend -> frontend: who the socket takes the backend for.
-    pub const PEER: u8 = 0;
+    /// Backend -> frontend: the source of the backend's replies as the socket sees it.
+    pub const REVERSE: u8 = 0;
     /// Frontend -> backend: where the socket's datagrams to the frontend go, while that backend exists.
     pub const CHOICE: u8 = 1;
 }
 
-/// What the socket asked for; with [`socket_kind::CHOICE`] what it was given.
+/// The frontend that the socket sent to; with [`socket_kind::CHOICE`] the backend that it got.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct SocketValue {
@@ -227,15 +227,15 @@ pub struct SocketValue {
     pub backend: u32,
 }
 
-/// Backends that a service may have for clients outside to be answered by the backends' nodes themselves
-/// ([`service_flags::DSR`]); one with more is served as without. Those nodes look for their pod among all of them.
+/// Most backends of a service with direct server return ([`service_flags::DSR`]); one with more is served without. The
+/// backend's node searches all of them for its pod.
 pub const DSR_BACKENDS_MAX: u32 = 1024;
 
-/// Source of a pod's packets to itself by a service, so that its answers come to us: link-local (RFC 3927), but no
+/// Source of a pod's packets to itself by a service, so that its replies pass the programs: link-local (RFC 3927), but no
 /// neighbour's. In the first octet's place as in the packet.
 pub const HAIRPIN_V4: Addr = Addr::v4(u32::from_ne_bytes([169, 254, 42, 1]));
-/// The same, IPv6: of the prefix that no network carries (RFC 6666), so that the pod sends to its gateway without asking
-/// for a neighbour.
+/// The same, IPv6: of the prefix that no network carries (RFC 6666), so that the pod sends to its gateway without resolving
+/// a neighbour.
 pub const HAIRPIN_V6: Addr = Addr([0x0100_0000_u32.to_be(), 0, 0, 0x002a_0001_u32.to_be()]);
 
 impl Addr {

@@ -7,7 +7,7 @@ use weft_abi::{Addr, LpmKey};
 /// Bits before an IPv4 address.
 const V4_BITS: u32 = 96;
 
-/// All of IPv4. Every trie holds it, with a value that says "nothing", unless something is said of `0.0.0.0/0`:
+/// All of IPv4. Every trie holds it, with an empty value unless there is a row for `0.0.0.0/0`:
 /// so a short IPv6 prefix such as `::/0` never matches an IPv4 address.
 pub const V4_ALL: LpmKey = LpmKey { prefix_len: V4_BITS, addr: Addr::v4(0) };
 

@@ -1,8 +1,9 @@
 //! [`Datapath`]: the owner of a node's maps.
 
 use crate::cidr;
+use crate::error::OpenError;
 use crate::map::TypedMap;
-use crate::open::{self, Adopted, OpenError, Options};
+use crate::open::{self, Adopted, Options};
 use crate::page::ConfigPage;
 use crate::pins::PinDir;
 use crate::sockets::Destroyer;
@@ -49,7 +50,7 @@ pub struct Datapath {
     _pins: PinDir,
 }
 
-/// A hash by address, of which the number of entries is known.
+/// A hash by address that counts its entries.
 struct Counted<V> {
     map: TypedMap<Addr, V>,
     entries: u64,
@@ -73,20 +74,20 @@ impl<V: aya::Pod> Counted<V> {
     }
 }
 
-/// A prefix trie, of which the keys are known: kernels before 6.13 do not tell whether a write added a key.
+/// A prefix trie that knows its keys: kernels before 6.13 do not say whether a write added one.
 struct Trie<V> {
     map: TypedMap<LpmKey, V>,
     keys: HashSet<(u32, Addr)>,
-    /// Says nothing of all of IPv4, see [`cidr::V4_ALL`].
-    nothing: V,
+    /// The value of an empty row for all of IPv4, see [`cidr::V4_ALL`].
+    empty: V,
 }
 
 impl<V: aya::Pod> Trie<V> {
-    fn open(map: TypedMap<LpmKey, V>, nothing: V) -> Result<Self, DataplaneError> {
+    fn open(map: TypedMap<LpmKey, V>, empty: V) -> Result<Self, DataplaneError> {
         let keys = map.dump()?.into_iter().map(|(key, _)| (key.prefix_len, key.addr)).collect();
-        let mut trie = Self { map, keys, nothing };
+        let mut trie = Self { map, keys, empty };
         if !trie.keys.contains(&(cidr::V4_ALL.prefix_len, cidr::V4_ALL.addr)) {
-            trie.put(cidr::V4_ALL, &nothing)?;
+            trie.put(cidr::V4_ALL, &empty)?;
         }
         Ok(trie)
     }
@@ -95,7 +96,7 @@ impl<V: aya::Pod> Trie<V> {
         let key = cidr::key(cidr);
         match value {
             Some(value) => self.put(key, &value),
-            None if key == cidr::V4_ALL => self.map.put(&key, &self.nothing),
+            None if key == cidr::V4_ALL => self.map.put(&key, &self.empty),
             None => {
                 self.map.remove(&key)?;
                 self.keys.remove(&(key.prefix_len, key.addr));
@@ -115,50 +116,42 @@ impl<V: aya::Pod> Trie<V> {
 }
 
 impl Datapath {
-    /// Opens a node's pin directory, or makes it; adopts what a former agent left there. After this the programs of this
-    /// build judge every packet, over the maps as they were.
+    /// Opens or creates a node's pin directory and adopts what a former agent left there. After this the programs of this
+    /// build judge every packet, with the maps as they were.
     ///
     /// # Errors
     /// [`OpenError`]; what was in force is in force still.
     pub fn open(options: &Options) -> Result<(Self, Adopted), OpenError> {
         let parts = open::open(options)?;
-        let typed = Opened(&parts.maps);
-        let failed = |error: DataplaneError| match error {
-            DataplaneError::System { what, source } => OpenError::System { what, source },
-            full @ DataplaneError::MapFull { .. } => OpenError::Object(full.to_string()),
-        };
+        let typed = OpenMaps(&parts.maps);
         let page = ConfigPage::map(&parts.maps[map_name::CONFIG], &parts.maps[map_name::GENERATIONS])
             .map_err(|source| OpenError::System { what: "share the memory of map CONFIG".into(), source })?;
-        let endpoints = typed.counted(map_name::ENDPOINTS).map_err(failed)?;
-        let ipcache = typed.counted(map_name::IPCACHE).map_err(failed)?;
-        let cidrs = Trie::open(typed.map(map_name::PREFIXES)?, CidrValue::default()).map_err(failed)?;
-        let routes = Trie::open(typed.map(map_name::ROUTES)?, RouteInfo::default()).map_err(failed)?;
-        let peers = Peers::open(typed.map(map_name::PEERS)?).map_err(failed)?;
+        let endpoints = typed.counted(map_name::ENDPOINTS)?;
+        let ipcache = typed.counted(map_name::IPCACHE)?;
+        let cidrs = Trie::open(typed.map(map_name::PREFIXES)?, CidrValue::default())?;
+        let routes = Trie::open(typed.map(map_name::ROUTES)?, RouteInfo::default())?;
+        let peers = Peers::open(typed.map(map_name::PEERS)?)?;
         let policies = Policies::open(
             typed.map(map_name::POLICY_CLASSES)?,
             typed.map(map_name::POLICY_ENTRIES)?,
             typed.map(map_name::POLICY_INFO)?,
-        )
-        .map_err(failed)?;
+        )?;
         let services = Services::open(services::Maps {
             frontends: typed.map(map_name::FRONTENDS)?,
             slots: typed.map(map_name::SLOTS)?,
             backends: typed.map(map_name::BACKENDS)?,
             maglev: typed.map(map_name::MAGLEV)?,
             ranges: typed.map(map_name::RANGES)?,
-        })
-        .map_err(failed)?;
+        })?;
         let fragments: TypedMap<FragmentKey, FragmentValue> = typed.map(map_name::FRAGMENTS)?;
         let flows: TypedMap<FlowKey, FlowEntry> = typed.map(map_name::FLOWS)?;
         if parts.revisions_lost {
             let mut newest = 0;
-            flows
-                .for_each(|_, entry| {
-                    newest = newest.max(entry.revision);
-                    true
-                })
-                .map_err(failed)?;
-            page.outrank(newest);
+            flows.for_each(|_, entry| {
+                newest = newest.max(entry.revision);
+                true
+            })?;
+            page.invalidate_up_to(newest);
         }
         let datapath = Self {
             endpoints,
@@ -177,19 +170,19 @@ impl Datapath {
         Ok((datapath, parts.adopted))
     }
 
-    /// The policies of the node itself, as the programs know them.
+    /// The policies of the node itself, as the programs have them.
     #[must_use]
     pub fn host(&self) -> Option<Host> {
         self.page.host()
     }
 
-    /// Tells the programs of the node, whose network namespace is the calling thread's. Decided flows decide again.
+    /// Writes the node's settings. The node's network namespace is the calling thread's. All flows are decided again.
     ///
     /// # Errors
     /// [`DataplaneError`]
     pub fn configure(&mut self, settings: &NodeSettings) -> Result<(), DataplaneError> {
         let cookie = crate::netns::cookie().map_err(|source| DataplaneError::System {
-            what: "ask for the cookie of the node's network namespace".into(),
+            what: "read the cookie of the node's network namespace".into(),
             source,
         })?;
         let netns_cookie = [cookie as u32, (cookie >> 32) as u32];
@@ -197,7 +190,7 @@ impl Datapath {
         self.bump(&Touched::Node)
     }
 
-    /// What the programs know of the node.
+    /// The node's settings as the programs have them.
     #[must_use]
     pub fn config(&self) -> NodeConfig {
         self.page.config()
@@ -215,7 +208,7 @@ impl Datapath {
         self.hooks.clone()
     }
 
-    /// Reads what the programs report. There should be one reader: each record goes to one.
+    /// Reads the events of the programs. There should be one reader: each event goes to one.
     ///
     /// # Errors
     /// A system call failed.
@@ -244,7 +237,7 @@ impl Datapath {
         Collector::new(self.hooks.collector(), &self.flows)
     }
 
-    /// Ends sockets that were led to removed backends. The node's network namespace is the calling thread's.
+    /// Destroys sockets that were redirected to removed backends. The node's network namespace is the calling thread's.
     ///
     /// # Errors
     /// A system call failed.
@@ -254,7 +247,7 @@ impl Datapath {
         Destroyer::new(sockets, backends)
     }
 
-    /// Turns reports of allowed flows on and off.
+    /// Turns events of allowed flows on and off.
     #[must_use]
     pub fn observe(&self) -> ObserveSwitch {
         ObserveSwitch::new(self.page.clone())
@@ -267,10 +260,10 @@ impl fmt::Debug for Datapath {
     }
 }
 
-/// Opened maps by name.
-struct Opened<'a>(&'a BTreeMap<&'static str, Arc<OwnedFd>>);
+/// Open maps by name.
+struct OpenMaps<'a>(&'a BTreeMap<&'static str, Arc<OwnedFd>>);
 
-impl Opened<'_> {
+impl OpenMaps<'_> {
     fn map<K: aya::Pod, V: aya::Pod>(&self, name: &'static str) -> Result<TypedMap<K, V>, OpenError> {
         TypedMap::new(name, self.0[name].clone()).map_err(|source| OpenError::map("open", name, source))
     }
@@ -318,7 +311,7 @@ impl Dataplane for Datapath {
 
     fn set_host(&mut self, host: Option<&Host>) -> Result<(), DataplaneError> {
         if self.page.set_host(host) {
-            // Decisions taken so far do not say that the node is one end: no later bump of the node alone meets them.
+            // Entries of before do not have the node as an endpoint: a later bump of its slot would not reach them.
             self.page.bump([0]);
         }
         Ok(())
@@ -348,7 +341,7 @@ impl Dataplane for Datapath {
     }
 
     fn remove_endpoint(&mut self, addresses: &[IpAddr]) -> Result<(), DataplaneError> {
-        // First nobody may be tracked any more, then what was tracked goes.
+        // First no connection can be tracked any more, then the tracked ones are removed.
         for address in addresses {
             self.endpoints.remove(&Addr::from(*address))?;
         }
@@ -360,7 +353,7 @@ impl Dataplane for Datapath {
         self.endpoints.entries = all.len() as u64;
         let mut by_id: BTreeMap<(u16, u32), Endpoint> = BTreeMap::new();
         for (address, info) in all {
-            // An entry that this program cannot have written is not an endpoint.
+            // Not written by an agent: no endpoint has this number.
             let Some(id) = EndpointId::new(info.id) else { continue };
             let endpoint = by_id.entry((info.id, info.ifindex)).or_insert_with(|| Endpoint {
                 id,
@@ -406,7 +399,7 @@ impl Dataplane for Datapath {
     }
 
     fn set_cidr(&mut self, cidr: IpNet, identity: Option<Identity>) -> Result<(), DataplaneError> {
-        refuse_hidden_v4(cidr)?;
+        check_notation(cidr)?;
         self.cidrs.set(cidr, identity.map(|identity| CidrValue { identity: identity.raw() }))
     }
 
@@ -417,7 +410,7 @@ impl Dataplane for Datapath {
     }
 
     fn set_route(&mut self, cidr: IpNet, route: Option<Route>) -> Result<(), DataplaneError> {
-        refuse_hidden_v4(cidr)?;
+        check_notation(cidr)?;
         let info = route.map(|route| match route {
             Route::LocalPool => RouteInfo { flags: route_flags::LOCAL_POOL, node: Addr::NONE },
             Route::RemotePool(node) => RouteInfo { flags: route_flags::REMOTE_POOL, node: node.into() },
@@ -481,14 +474,14 @@ impl Dataplane for Datapath {
     }
 }
 
-/// Refuses an IPv6 prefix that means IPv4 addresses: it would be another key for the same thing.
-fn refuse_hidden_v4(cidr: IpNet) -> Result<(), DataplaneError> {
+/// Refuses an IPv6 prefix of IPv4 addresses: it would be a second key for the same row.
+fn check_notation(cidr: IpNet) -> Result<(), DataplaneError> {
     if !cidr::is_hidden_v4(cidr) {
         return Ok(());
     }
-    Err(DataplaneError::System {
-        what: format!("prefix {cidr}"),
-        source: std::io::Error::new(std::io::ErrorKind::InvalidInput, "expected IPv4 notation for a v4-mapped prefix"),
+    Err(DataplaneError::Invalid {
+        what: format!("write prefix {cidr}"),
+        why: "a v4-mapped prefix, expected IPv4 notation".to_owned(),
     })
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weft_abi::Event;
 
-/// Between two looks at the ring.
+/// Pause between two reads of the ring.
 const PAUSE: Duration = Duration::from_millis(10);
 /// What an epoll event is about.
 const RECORDS: u64 = 0;
@@ -25,7 +25,7 @@ const STOP: u64 = 1;
 /// the programs.
 pub struct EventReader {
     ring: RingBuf<MapData>,
-    /// Edge-triggered: tells when the kernel wakes, not whether there are records.
+    /// Edge-triggered: signals the kernel's wake-ups, not whether there are records.
     wakes: Epoll,
     stop: Arc<EventFd>,
     /// Since the last wake-up that was waited for, everything was read.
@@ -39,9 +39,9 @@ pub struct EventReader {
 pub struct EventStop(Arc<EventFd>);
 
 impl EventStop {
-    /// From now on [`EventReader::wait`] says `false` at once.
+    /// From now on [`EventReader::wait`] returns `false` at once.
     pub fn stop(&self) {
-        // It fails only when the counter would overflow: it says stop then, too.
+        // It fails only if the counter would overflow, and then it signals the stop already.
         let _ = self.0.write(1);
     }
 }
@@ -95,7 +95,7 @@ impl EventReader {
         }
         let pause = self.looked.map_or(Duration::ZERO, |at| PAUSE.saturating_sub(at.elapsed()));
         if !pause.is_zero() {
-            // The ring is not empty and nobody reads: only a ring that is filling up wakes now.
+            // The ring is not empty, so only a ring that is filling up wakes the reader.
             let pause = EpollTimeout::try_from(pause).unwrap_or(EpollTimeout::ZERO);
             return Ok(self.woken(pause)? != Some(STOP));
         }

@@ -1,7 +1,7 @@
-//! The programs at their devices. Every link is pinned, so that traffic is judged on when no agent runs; a new agent
-//! replaces the program through the pinned link, in one step and without losing a packet.
+//! Attaches the programs to devices. Every link is pinned, so that traffic is judged while no agent runs; a new agent
+//! replaces the program of the pinned link, atomically and without losing a packet.
 
-use crate::open::OpenError;
+use crate::error::OpenError;
 use crate::pins::remove_if_there;
 use crate::rcu::Expedited;
 use crate::sys::{self, Side};
@@ -49,7 +49,7 @@ impl Programs {
     }
 }
 
-/// What a device is to us.
+/// What a device is to the node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Role {
     Endpoint,
@@ -112,7 +112,7 @@ impl Hooks {
         Self { links, programs: Arc::new(programs) }
     }
 
-    /// Judges everything that a pod sends (the device's ingress) or is sent (its egress).
+    /// The host side of a pod's link: judges what the pod sends (ingress) and receives (egress).
     ///
     /// # Errors
     /// A system call failed; the device is as it was before.
@@ -137,7 +137,7 @@ impl Hooks {
         self.attach(Role::Tunnel, ifname, ifindex)
     }
 
-    /// Detaches whatever is attached to a device of that name; `false` if nothing was.
+    /// Detaches all programs from a device of that name; `false` if there were none.
     ///
     /// # Errors
     /// A system call failed.
@@ -162,7 +162,7 @@ impl Hooks {
     }
 
     /// Removes the pins of devices that are gone and not in `keep`. Returns their names. A device that is there keeps its
-    /// programs, whoever it belongs to: without them its packets would pass unjudged.
+    /// programs, even if it is not known: without them its packets would pass unjudged.
     ///
     /// # Errors
     /// A system call failed.
@@ -197,7 +197,7 @@ impl Hooks {
         let (mut adopted, mut pruned) = (Vec::new(), Vec::new());
         for pin in self.pins().map_err(|source| OpenError::path("read", &self.links, source))? {
             let path = self.links.join(&pin);
-            let failed = |source| OpenError::path("take over the link", &path, source);
+            let failed = |source| OpenError::path("adopt the link", &path, source);
             let (program, alive): (_, fn(&OwnedFd) -> io::Result<bool>) = match Role::parse(&pin) {
                 Some((_, role, side)) => (role.program(side), has_device),
                 None if edge::device(&pin).is_some() => (edge::PROGRAM, edge::has_device),
@@ -251,7 +251,7 @@ impl Hooks {
         Ok(true)
     }
 
-    /// Detaches at once, even if somebody else still holds the link.
+    /// Detaches at once, even if another process holds the link.
     fn unpin(&self, pin: &str) -> io::Result<bool> {
         let path = self.links.join(pin);
         let Some(link) = pinned(&path)? else { return Ok(false) };

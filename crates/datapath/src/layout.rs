@@ -1,4 +1,4 @@
-//! What the maps must look like, and how a pinned one is told from it.
+//! The layouts that the maps must have, and the comparison of pinned ones with them.
 
 use crate::sys::map::Layout;
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_info, bpf_map_type};

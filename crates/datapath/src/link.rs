@@ -2,7 +2,7 @@
 //! whatever fails, nothing stays behind, and no packet passes before the caller's programs are attached.
 //!
 //! The pod has its addresses without a subnet, and default routes through [`GATEWAY_V4`] and [`GATEWAY_V6`], whose MAC
-//! is set for good; so nobody ever has to ask for a neighbour. The host has a route and a neighbour for each address.
+//! is permanent; so no neighbour is ever resolved. The host has a route and a neighbour for each address.
 
 use crate::netlink::device::{Device, Mac, VethEnd};
 use crate::netlink::path::{Path, Target};
@@ -139,7 +139,7 @@ impl LinkError {
     }
 }
 
-/// Removes the device unless the link was completed: also when somebody panics on the way.
+/// Removes the device unless the link was completed, after a panic as well.
 struct Rollback<'a> {
     socket: &'a mut Socket,
     index: u32,
@@ -199,7 +199,7 @@ pub fn create_pod(
     attach(&link).map_err(|source| LinkError::Attach { name: spec.host_name.clone(), source })?;
     set_host_sysctls(&spec.host_name).map_err(LinkError::system(format!("prepare device {}", spec.host_name)))?;
     // The host's end first: an end that comes up after its peer can send at once. The other one can when the kernel gets
-    // round to noticing the carrier, and drops what it is given until then; asking for the device makes it notice.
+    // round to noticing the carrier, and drops packets until then; a query of the device makes it notice.
     rollback.socket.set_up(link.host_ifindex, true)?;
     let entered = spec.netns.run(|| pod::set_up(spec, &link));
     entered.map_err(LinkError::system("enter the pod's network namespace"))??;
@@ -302,12 +302,12 @@ fn owner(device: &Device) -> Option<&str> {
     device.alias.as_deref()?.strip_prefix(ALIAS)
 }
 
-/// A device that somebody was killed over right after making it: it has no owner yet and never was up.
+/// A device left by an agent that was killed right after creating it: it has no owner yet and never was up.
 fn is_unfinished(device: &Device) -> bool {
     device.kind == "veth" && device.alias.is_none() && !device.up
 }
 
-/// Removes what a former attempt of the same owner left.
+/// Removes the device of a former attempt of the same owner.
 fn remove_stale(socket: &mut Socket, spec: &PodLinkSpec<'_>) -> Result<(), LinkError> {
     if let Some(device) = socket.device(&spec.host_name)? {
         let same = owner(&device) == Some(spec.owner.as_str());

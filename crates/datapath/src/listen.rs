@@ -19,7 +19,7 @@ pub fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     let is_marked = calls::setsockopt(&socket, sockopt::Mark, &LISTENER_MARK).is_ok();
     calls::bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
     if is_marked {
-        // And so are the answers.
+        // Replies carry the mark, too.
         calls::setsockopt(&socket, sockopt::Mark, &0)?;
     }
     calls::listen(&socket, Backlog::MAXCONN)?;

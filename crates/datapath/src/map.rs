@@ -95,7 +95,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         map::dump(self.fd()).map_err(|source| self.failed("read", source))
     }
 
-    /// Calls `each` for all elements until it answers `false`.
+    /// Calls `each` for all elements until it returns `false`.
     ///
     /// # Errors
     /// A system call failed.
@@ -103,7 +103,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         map::for_each_batch(self.fd(), each).map_err(|source| self.failed("read", source))
     }
 
-    /// Writes many elements; on an error tells how many were written.
+    /// Writes many elements; an error comes with how many were written.
     ///
     /// # Errors
     /// A system call failed.
@@ -111,7 +111,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         map::update_batch(self.fd(), keys, values).map_err(|(done, source)| (done, self.failed("write", source)))
     }
 
-    /// Removes many elements, there or not; tells how many were there, on an error, too.
+    /// Removes many elements, present or not; returns how many were present, also with an error.
     ///
     /// # Errors
     /// A system call failed.
@@ -125,9 +125,9 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         DataplaneError::MapFull { map: self.name, entries, entries_max: u64::from(self.entries_max), wanted }
     }
 
-    /// The kernel counts in its own way and may find a map full a little earlier than we do: then says so.
+    /// Turns E2BIG into [`DataplaneError::MapFull`]: the kernel may find a map full a little earlier than our count.
     #[must_use]
-    pub fn told_full(&self, error: DataplaneError, entries: u64, wanted: u64) -> DataplaneError {
+    pub fn into_full(&self, error: DataplaneError, entries: u64, wanted: u64) -> DataplaneError {
         match &error {
             DataplaneError::System { source, .. } if source.raw_os_error() == Some(libc::E2BIG) => {
                 self.full(entries, wanted)
@@ -153,7 +153,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     }
 }
 
-/// Bytes of kernel memory that a map takes, as the process file system tells.
+/// Bytes of kernel memory that a map takes, from `/proc/self/fdinfo`.
 pub fn memory_bytes(map: BorrowedFd<'_>) -> io::Result<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
     info.lines()

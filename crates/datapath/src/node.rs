@@ -72,7 +72,7 @@ fn first<T>(addresses: &[DeviceAddress], index: u32, family: impl Fn(IpAddr) -> 
     usable.or_else(|| of_device().find_map(|found| family(found.net.addr())))
 }
 
-/// Lets the node forward packets. Whatever a router told the device over IPv6 stays accepted.
+/// Enables IP forwarding. Router advertisements are still accepted at the device.
 ///
 /// # Errors
 /// A kernel parameter cannot be written.
@@ -81,7 +81,7 @@ pub fn prepare(ipv4: bool, ipv6: bool, device: &str) -> io::Result<()> {
         sysctl::write("net/ipv4/ip_forward", "1")?;
     }
     if ipv6 {
-        // A forwarding node ignores routers' advertisements unless it is told to accept them all the same.
+        // With forwarding the kernel ignores router advertisements, unless accept_ra is 2.
         let accept_ra = format!("net/ipv6/conf/{device}/accept_ra");
         if sysctl::read(&accept_ra)? == "1" {
             sysctl::write(&accept_ra, "2")?;
@@ -100,7 +100,7 @@ pub fn nat_ports(node_ports: &RangeInclusive<u16>) -> io::Result<RangeInclusive<
     Ok(largest_gap(&[ephemeral_ports()?, node_ports.clone()]))
 }
 
-/// Keeps the kernel from giving these ports to whoever asks for any: a Service may get them later.
+/// Reserves ports from automatic assignment (`ip_local_reserved_ports`): a Service may get them later.
 ///
 /// # Errors
 /// A kernel parameter cannot be read or written.
@@ -112,7 +112,7 @@ pub fn reserve_ports(ports: &RangeInclusive<u16>) -> io::Result<()> {
     }
 }
 
-/// What is to be reserved beside what `now` says; `None`: nothing, as the kernel gives none of them or they are in it.
+/// The new list of reserved ports, after `now`; `None`: unchanged, as the ports are not ephemeral or reserved already.
 fn reserved(now: &str, ephemeral: &RangeInclusive<u16>, ports: &RangeInclusive<u16>) -> Option<String> {
     if ephemeral.end() < ports.start() || ports.end() < ephemeral.start() {
         return None;

@@ -1,6 +1,7 @@
-//! Opening a node's data path: lock the pin directory, make or adopt the maps, load the programs, put them in the place
-//! of those that run. Nothing in force is disturbed before everything that can fail has succeeded.
+//! Opens a node's data path: locks the pin directory, creates or adopts the maps, loads the programs and replaces those
+//! that run. Everything that can fail comes before the first change of what is in force.
 
+use crate::error::OpenError;
 use crate::hooks::Hooks;
 use crate::layout::{self, Comparison, Moving};
 use crate::pins::PinDir;
@@ -31,7 +32,7 @@ pub struct Options {
     pub bpf_dir: PathBuf,
     /// Mount a BPF file system there if it is not on one.
     pub mount: bool,
-    /// How long a former owner of the directory may take to die.
+    /// How long to wait for the lock of a former agent that is ending.
     pub lock_wait: Duration,
     /// Sizes of maps by name (`weft_abi::map_name`), where they shall differ from the built-in ones.
     pub entries_max: BTreeMap<&'static str, u32>,
@@ -41,7 +42,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual ones.
+    /// Defaults: mount where needed, five seconds for the lock, sizes as built.
     #[must_use]
     pub fn new(bpf_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -52,73 +53,6 @@ impl Options {
             #[cfg(test)]
             maps_only: false,
         }
-    }
-}
-
-/// Why a data path could not be opened. What was in force before is in force still.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another agent.
-    #[error("{} is owned by another running agent", dir.display())]
-    Owned {
-        /// The pin directory.
-        dir: PathBuf,
-    },
-    /// Pins need a BPF file system.
-    #[error("{} is not on a BPF file system (mount one: mount -t bpf bpf DIR)", dir.display())]
-    NotBpffs {
-        /// The pin directory.
-        dir: PathBuf,
-    },
-    /// A pinned map that is not ours, or of an unknown version.
-    #[error("pinned map {map} at {} has another layout: {difference}; remove the pin if nothing uses it", path.display())]
-    Foreign {
-        /// Its name.
-        map: &'static str,
-        /// The pin.
-        path: PathBuf,
-        /// What differs.
-        difference: String,
-    },
-    /// A map is to become smaller than what it holds.
-    #[error("map {map} shall hold {entries_max} entries, but {entries} are in it")]
-    TooSmall {
-        /// Its name.
-        map: &'static str,
-        /// The size wanted.
-        entries_max: u32,
-        /// What it holds.
-        entries: usize,
-    },
-    /// The object does not fit this program.
-    #[error("the kernel programs: {0}")]
-    Object(String),
-    /// The kernel refused a program.
-    #[error("load the kernel program {name}: {why}")]
-    Program {
-        /// Its name.
-        name: &'static str,
-        /// In the kernel's words.
-        why: String,
-    },
-    /// A system call failed.
-    #[error("{what}")]
-    System {
-        /// What was attempted on what.
-        what: String,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl OpenError {
-    pub(crate) fn path(what: &str, path: &Path, source: io::Error) -> Self {
-        Self::System { what: format!("{what} {}", path.display()), source }
-    }
-
-    pub(crate) fn map(what: &str, map: &str, source: io::Error) -> Self {
-        Self::System { what: format!("{what} map {map}"), source }
     }
 }
 
@@ -141,11 +75,11 @@ pub(crate) struct Parts {
     pub maps: BTreeMap<&'static str, Arc<OwnedFd>>,
     pub hooks: Hooks,
     pub adopted: Adopted,
-    /// There are decisions, but not the revisions that they were stamped with.
+    /// `FLOWS` was adopted without the revisions that its decisions were stamped with.
     pub revisions_lost: bool,
 }
 
-/// A map that is to take the place of the pinned one.
+/// A pinned map that is replaced by one of another size.
 struct Successor {
     name: &'static str,
     kind: u32,
@@ -154,8 +88,8 @@ struct Successor {
 
 /// Opens the directory and everything in it.
 pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
-    let object = aya_obj::Object::parse(OBJECT).map_err(|error| OpenError::Object(error.to_string()))?;
-    let wanted = layout::wanted(&object, &options.entries_max).map_err(OpenError::Object)?;
+    let object = aya_obj::Object::parse(OBJECT).map_err(|error| OpenError::Object { why: error.to_string() })?;
+    let wanted = layout::wanted(&object, &options.entries_max).map_err(|why| OpenError::Object { why })?;
 
     let pins = PinDir::open(&options.bpf_dir, options.mount, options.lock_wait)?;
     let former = carry::others(&pins)?;
@@ -201,7 +135,7 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
         None if options.maps_only => (crate::hooks::Programs::new(BTreeMap::new()), false),
         None => (load::load(object, &maps)?, true),
     };
-    // From here on the kernel's state changes. Pins first: a map that a program uses is never without one.
+    // From here on the kernel's state changes. Pins first: a map that a program uses is always pinned.
     for (name, map) in &maps {
         if made.contains(name) {
             pins.pin_map(name, map)?;
@@ -222,7 +156,7 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
     }
     (adopted.links, adopted.pruned) = (links, pruned);
     for Successor { name, kind, old } in successors {
-        // What the old programs wrote until they were replaced.
+        // Entries that the old programs wrote until they were replaced.
         if layout::moving(kind) == Moving::Entries {
             fill::catch_up(name, &old, &maps[name], &wanted[name])?;
         }

@@ -29,7 +29,7 @@ const GENERATION_STRIDE: usize = 2;
 pub(crate) struct ConfigPage {
     config: SharedWords,
     generations: SharedWords,
-    /// Held by whoever writes the flags' word.
+    /// Held while the word of flags is written.
     flags: Mutex<()>,
 }
 
@@ -40,7 +40,7 @@ impl ConfigPage {
         Ok(Self { config: SharedWords::map(config, CONFIG_WORDS)?, generations, flags: Mutex::new(()) })
     }
 
-    /// Writes everything but the revision, whether somebody observes, and the policies of the node itself.
+    /// Writes everything but the revision, the observe flag and the policies of the node itself.
     pub(crate) fn configure(&self, config: &NodeConfig) {
         let words = to_words(config);
         for (to, from) in self.config.iter().zip(words).skip(OTHER_WORDS) {
@@ -49,7 +49,7 @@ impl ConfigPage {
         self.change_flags(|old| (config.flags & !OTHER_FLAGS) | (old & OTHER_FLAGS));
     }
 
-    /// Makes the node a subject of policies, or not; `true` if it was the other way before.
+    /// Turns host policies on or off; `true` if that is a change.
     pub(crate) fn set_host(&self, host: Option<&Host>) -> bool {
         let before = self.config[1].load(Ordering::Relaxed) & config_flags::HOST_POLICY;
         let Some(host) = host else {
@@ -87,10 +87,10 @@ impl ConfigPage {
         self.config[0].load(Ordering::Relaxed)
     }
 
-    /// Makes the flows of these slots decide again, by what was written into the maps before this call.
+    /// Outdates the decisions of these slots: their flows are decided again, by what the maps hold now.
     ///
-    /// The new revision is published first: whoever finds its flow outdated stamps the new decision with a revision that
-    /// satisfies the generation. A program reads the revision before it reads a map, so a decision made from what a map
+    /// The new revision is published first: a program that finds a flow outdated stamps the new decision with a revision
+    /// that satisfies the generation. A program reads the revision before it reads a map, so a decision made from what a map
     /// held before never carries the new revision.
     pub(crate) fn bump(&self, slots: impl IntoIterator<Item = usize>) {
         let revision = self.revision().wrapping_add(1);
@@ -102,8 +102,8 @@ impl ConfigPage {
         }
     }
 
-    /// Makes every decision up to `revision`, and every generation here, a thing of the past.
-    pub(crate) fn outrank(&self, revision: u32) {
+    /// Outdates every decision up to `revision`, and up to the newest generation.
+    pub(crate) fn invalidate_up_to(&self, revision: u32) {
         let newest = self.generations.iter().map(|word| word.load(Ordering::Relaxed)).max().unwrap_or(0);
         self.config[0].store(self.revision().max(revision).max(newest), Ordering::SeqCst);
         self.bump([0]);
@@ -122,7 +122,7 @@ impl ConfigPage {
     }
 }
 
-/// Turns reports of allowed flows on while somebody observes.
+/// Turns events of allowed flows on while flows are observed.
 #[derive(Clone)]
 pub struct ObserveSwitch {
     page: Arc<ConfigPage>,

@@ -9,7 +9,7 @@
 //! <bpf-dir>/v3/programs/<object and maps>/NAME
 //! ```
 
-use crate::open::OpenError;
+use crate::error::OpenError;
 use crate::sys;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};

@@ -3,7 +3,7 @@
 //! Attaching or detaching a program waits, with the network configuration locked, until every CPU has passed through a
 //! quiescent state: some ten milliseconds on an idle machine, twice for each pod, one pod after the other. The kernel
 //! can force that within microseconds (`/sys/kernel/rcu_expedited`), at the price of an interrupt on each CPU. It is a
-//! setting of the whole machine, so it is on only for as long as somebody needs it, and never touched where an
+//! setting of the whole machine, so it is on only while an attachment needs it, and never touched where an
 //! administrator has set it.
 
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 const SETTING: &str = "/sys/kernel/rcu_expedited";
-/// There while the setting is on because of us: whoever dies in between leaves it for the next one to undo.
+/// Exists while an agent has turned the setting on: the next agent undoes what a killed one left.
 const MARK: &str = "/run/weft.rcu-expedited";
 
 /// How many want it, and whether the last one has to undo it.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
-/// Packets to these prefixes that no pod's own route takes go nowhere, and their senders are told so: the node's own pod
+/// Unreachable routes for these prefixes, for packets that no pod's own route takes (with an ICMP error): the node's own pod
 /// CIDRs.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! What the programs are told of the node.
+//! The node's settings for the programs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -77,7 +77,7 @@ pub struct NodeSettings {
 }
 
 impl NodeSettings {
-    /// As the programs read it, with revision 0, nobody observing, without policies for the node itself, and without its
+    /// As the programs read it, with revision 0, without the observe flag, without policies for the node itself, and without its
     /// network namespace.
     #[must_use]
     pub fn to_abi(&self) -> NodeConfig {

@@ -1,7 +1,7 @@
-//! The end of sockets that were led to a backend which is gone. Who sends by UDP to a peer that no longer exists is
-//! never told so by anybody; so the socket is aborted, and its owner looks for the Service anew.
+//! Destroys sockets that were redirected to a backend that is gone. A UDP sender gets no error from an address that no longer
+//! exists; so the socket is aborted, and its owner connects to the Service again.
 //!
-//! A job of its own thread: it looks through network namespaces, which takes time.
+//! Runs on a thread of its own: it dumps the sockets of network namespaces, which takes time.
 
 use crate::map::TypedMap;
 use crate::netlink::diag::{Diagnosis, FAMILIES, Found};
@@ -22,7 +22,7 @@ const TCP_CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 |
 /// Whose sockets are ended.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Protocols {
-    /// TCP. Its peers notice by themselves sooner or later.
+    /// TCP, whose connections time out by themselves otherwise.
     pub tcp: bool,
     /// UDP, where it is connected. Other sockets choose another backend with the next datagram.
     pub udp: bool,
@@ -45,7 +45,7 @@ impl Destroyer {
         Ok(Self { sockets, backends, node: NetNs::current()? })
     }
 
-    /// Ends the sockets that were led to these backends, which the kernel no longer has: the node's, and those in the
+    /// Destroys the sockets that were redirected to these backends, which are removed: the node's, and those in the
     /// given namespaces, of which some may be gone. Returns how many.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Destroyer {
         self.sockets.for_each(|key, value| {
             let asked = (value.protocol == TCP && protocols.tcp) || (value.protocol == UDP && protocols.udp);
             let led = gone.get(&value.backend) == Some(&(key.addr, key.port_be));
-            if asked && key.kind == socket_kind::PEER && led {
+            if asked && key.kind == socket_kind::REVERSE && led {
                 wanted.insert(key.cookie);
                 kinds.insert(value.protocol);
             }
@@ -78,7 +78,9 @@ impl Destroyer {
             let netns = netns.as_ref().unwrap_or(&self.node);
             match netns.run(|| end(&mut wanted, &kinds)).and_then(|result| result) {
                 Ok(count) => ended += count,
-                Err(error) => tracing::warn!(%error, "cannot look through the sockets of a network namespace"),
+                Err(error) => {
+                    tracing::warn!(%error, "dump of the sockets of a network namespace failed: sockets to removed backends stay there")
+                }
             }
         }
         Ok(ended)

@@ -82,7 +82,7 @@ unsafe fn object_info<T>(fd: BorrowedFd<'_>) -> io::Result<T> {
     Ok(info)
 }
 
-/// What the kernel says of a map; an error if `fd` is no map.
+/// Information on a map; an error if `fd` is no map.
 pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
     require_kind(fd, "bpf-map")?;
     // SAFETY: `fd` is a map, so the kernel writes a `bpf_map_info`, which consists of integers.
@@ -103,7 +103,7 @@ pub struct TcxLink {
     pub program: u32,
 }
 
-/// What the kernel says of a tcx link; `None` if it is a link of another kind.
+/// Information on a tcx link; `None` if it is a link of another kind.
 pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
     require_kind(fd, "bpf-link")?;
     // SAFETY: `fd` is a link, so the kernel writes a `bpf_link_info`, which consists of integers.
@@ -116,7 +116,7 @@ pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
     Ok(Some(TcxLink { ifindex, program: info.prog_id }))
 }
 
-/// What the kernel says of an XDP link; `None` if it is a link of another kind.
+/// Information on an XDP link; `None` if it is a link of another kind.
 pub fn xdp_info(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
     require_kind(fd, "bpf-link")?;
     // SAFETY: `fd` is a link, so the kernel writes a `bpf_link_info`, which consists of integers.
@@ -138,7 +138,7 @@ pub struct CgroupLink {
     pub program: u32,
 }
 
-/// What the kernel says of a control group's link; `None` if it is a link of another kind.
+/// Information on a control group's link; `None` if it is a link of another kind.
 pub fn cgroup_info(fd: BorrowedFd<'_>) -> io::Result<Option<CgroupLink>> {
     require_kind(fd, "bpf-link")?;
     // SAFETY: `fd` is a link, so the kernel writes a `bpf_link_info`, which consists of integers.
@@ -161,7 +161,7 @@ pub fn cgroup_attach(program: BorrowedFd<'_>, group: BorrowedFd<'_>, kind: bpf_a
     owned(unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }?)
 }
 
-/// The kernel answers an info request for any object, so the kind is asked first.
+/// The kernel's info request works on any object, so the kind is checked first.
 fn require_kind(fd: BorrowedFd<'_>, kind: &str) -> io::Result<()> {
     let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     // Kernels differ in how they spell it.

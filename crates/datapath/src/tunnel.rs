@@ -1,4 +1,4 @@
-//! The VXLAN device: one for all nodes, told the other end packet by packet.
+//! The VXLAN device: one for all nodes, in collect-metadata mode (the remote end is set per packet).
 
 use crate::netlink::{NetlinkError, Socket};
 use crate::sysctl;

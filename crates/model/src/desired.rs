@@ -196,10 +196,10 @@ pub struct MapUsage {
     pub memory_bytes: u64,
 }
 
-/// Why the kernel does not hold what was wanted. Nothing was changed by the refused call.
+/// Why a call did not put the desired state in force. The refused call has changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
-    /// The map cannot take that many.
+    /// The map has no room: refuse the object, or raise the map's size.
     #[error("map {map} is full: {entries} entries of {entries_max}, {wanted} more wanted")]
     MapFull {
         /// Name of the map.
@@ -211,7 +211,15 @@ pub enum DataplaneError {
         /// Entries that the call would have added.
         wanted: u64,
     },
-    /// A system call failed.
+    /// The call contradicts what is in force, or names what does not exist. To repeat it does not help.
+    #[error("{what}: {why}")]
+    Invalid {
+        /// What was attempted on what.
+        what: String,
+        /// What is wrong with it, and what was expected.
+        why: String,
+    },
+    /// A system call failed. It may succeed when repeated.
     #[error("{what}")]
     System {
         /// What was attempted on what.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use weft_model::desired::DataplaneError;
 use weft_model::id::{Identity, PeerClass};
 
-/// The map, of which the keys are known.
+/// The map, with its keys.
 pub(super) struct Peers {
     map: TypedMap<u32, u32>,
     keys: HashSet<u32>,
@@ -32,7 +32,7 @@ impl Peers {
                 Ok(old) => before.push((peer.raw(), old)),
                 Err(error) => {
                     self.undo(before);
-                    return Err(self.map.told_full(error, self.len(), new));
+                    return Err(self.map.into_full(error, self.len(), new));
                 }
             }
         }
@@ -60,7 +60,7 @@ impl Peers {
                 None => self.map.remove(&peer).map(drop),
             };
             if let Err(error) = result {
-                tracing::error!(%error, "take back refused classes of peers");
+                tracing::error!(%error, "cannot roll back peer classes that were refused: rows of no identity stay until the next start");
             }
         }
     }

@@ -81,7 +81,7 @@ impl Policies {
     }
 
     pub(super) fn put(&mut self, id: PolicyId, policy: &CompiledPolicy) -> Result<(), DataplaneError> {
-        // Written before: nobody uses it, so it is made anew, and its own entries make room.
+        // Written before and not in use: it is replaced, and its own entries make room.
         let (old_classes, old_entries, old_infos) =
             self.keys.get(&id.0).map_or((0, 0, 0), |keys| (keys.classes.len() as u64, keys.entries.len() as u64, 1));
         self.classes.reserve(self.class_count - old_classes, policy.classes.len() as u64)?;
@@ -104,15 +104,15 @@ impl Policies {
         let info = with_shapes(info, entry_keys.iter());
 
         if let Err((done, error)) = self.entries.put_all(&entry_keys, &entry_values) {
-            self.take_back(&[], &entry_keys[..done]);
+            self.roll_back(&[], &entry_keys[..done]);
             return Err(self.entries_full(error, policy.entries.len()));
         }
         if let Err((done, error)) = self.classes.put_all(&class_keys, &class_values) {
-            self.take_back(&class_keys[..done], &entry_keys);
+            self.roll_back(&class_keys[..done], &entry_keys);
             return Err(self.classes_full(error, policy.classes.len()));
         }
         if let Err(error) = self.infos.put(&id.0, &info) {
-            self.take_back(&class_keys, &entry_keys);
+            self.roll_back(&class_keys, &entry_keys);
             return Err(error);
         }
         self.class_count += class_keys.len() as u64;
@@ -127,9 +127,9 @@ impl Policies {
 
     pub(super) fn patch(&mut self, id: PolicyId, patch: &PolicyPatch) -> Result<(), DataplaneError> {
         let Some(keys) = self.keys.get(&id.0) else {
-            return Err(DataplaneError::System {
+            return Err(DataplaneError::Invalid {
                 what: format!("patch policy {}", id.0),
-                source: std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such policy"),
+                why: "no such policy is in force".to_owned(),
             });
         };
         let new_classes = patch.put_classes.keys().filter(|class| !keys.classes.contains(&class.0)).count();
@@ -143,7 +143,7 @@ impl Policies {
         self.entries.reserve(self.entry_count, new_entries as u64)?;
 
         let mut undo = Vec::new();
-        // Read, not made from the entries: it says more than those.
+        // Read, not computed from the entries: it has more than those.
         let before = self.infos.get(&id.0)?.unwrap_or_default();
         let result = self.patch_maps(id, patch, &put_entries, before, &mut undo);
         if let Err(error) = result {
@@ -152,7 +152,7 @@ impl Policies {
             let _ = self.infos.put(&id.0, &before);
             return Err(error);
         }
-        // The maps have changed, now the books do.
+        // The maps have changed: update the counts.
         let keys = self.keys.entry(id.0).or_default();
         let (classes_before, entries_before) = (keys.classes.len() as u64, keys.entries.len() as u64);
         keys.entries.extend(put_entries.keys().copied());
@@ -248,7 +248,7 @@ impl Policies {
 
     /// Removes what a refused policy had written already. A failure here leaves entries that no policy refers to, which
     /// the next start removes.
-    fn take_back(&self, classes: &[PolicyClassKey], entries: &[PolicyEntryKey]) {
+    fn roll_back(&self, classes: &[PolicyClassKey], entries: &[PolicyEntryKey]) {
         for key in classes {
             let _ = self.classes.remove(key);
         }
@@ -266,17 +266,17 @@ impl Policies {
                 Undo::Entry(key, None) => self.entries.remove(&key).map(drop),
             };
             if let Err(error) = result {
-                tracing::error!(%error, "take back a refused change of a policy");
+                tracing::error!(%error, "cannot roll back a refused change of a policy: some of its rows stay");
             }
         }
     }
 
     fn entries_full(&self, error: DataplaneError, wanted: usize) -> DataplaneError {
-        self.entries.told_full(error, self.entry_count, wanted as u64)
+        self.entries.into_full(error, self.entry_count, wanted as u64)
     }
 
     fn classes_full(&self, error: DataplaneError, wanted: usize) -> DataplaneError {
-        self.classes.told_full(error, self.class_count, wanted as u64)
+        self.classes.into_full(error, self.class_count, wanted as u64)
     }
 }
 
@@ -304,7 +304,7 @@ fn entry_value(verdict: &Verdict) -> PolicyEntryValue {
 }
 
 fn verdict(value: &PolicyEntryValue) -> Verdict {
-    // Whatever does not say "allow" does not allow.
+    // Any other value denies.
     let action = match value.action {
         policy_action::ALLOW => Action::Allow,
         policy_action::PASS => Action::Pass,
@@ -313,7 +313,7 @@ fn verdict(value: &PolicyEntryValue) -> Verdict {
     Verdict { action, precedence: value.precedence, rule: RuleId(value.rule) }
 }
 
-/// What a policy says beside its entries.
+/// The part of a policy's row that does not depend on its entries.
 fn lasting(info: PolicyInfo) -> PolicyInfo {
     PolicyInfo { flags: info.flags & policy_flags::DEFAULT_ALLOW, rest: info.rest, ..PolicyInfo::default() }
 }

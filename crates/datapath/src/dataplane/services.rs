@@ -1,7 +1,7 @@
 //! Services in their five maps.
 //!
-//! A set is there once a frontend names it, a frontend once its row is written: what comes before that write nobody
-//! meets, so it can be taken back. Rows of a set hold its backends whole, so that a packet needs one lookup.
+//! A set is in use once a frontend names it, a frontend once its row is written: rows written before that are not reachable,
+//! so they can be rolled back. Rows of a set hold its backends whole, so that a packet needs one lookup.
 
 use crate::map::TypedMap;
 use aya::Pod;
@@ -96,7 +96,7 @@ impl Services {
         remove_strange(&self.maps.ranges, |(key, _)| rows::range(key).is_none())
     }
 
-    /// Makes the rows of addresses fit the frontends: whoever wrote these may have ended in between.
+    /// Makes the rows of addresses match the frontends: a former agent may have ended in between.
     fn mend(&mut self) -> Result<(), DataplaneError> {
         let surplus = self.frontends.surplus(self.frontends.rows());
         self.maps.frontends.remove_all(&surplus).map_err(|(_, error)| error)?;
@@ -105,7 +105,7 @@ impl Services {
         let none = vec![FrontendInfo::default(); missing.len()];
         if let Err(full) = self.maps.frontends.reserve(self.frontends.len() as u64, missing.len() as u64) {
             // Of a version that wrote none: what it served matters more.
-            tracing::warn!(%full, "fragments for Services that come before their first one are not told apart");
+            tracing::warn!(%full, "no room for rows of addresses: fragments to Services that precede their first fragment are not dropped");
             return Ok(());
         }
         self.maps.frontends.put_all(&missing, &none).map_err(|(_, error)| error)?;
@@ -174,7 +174,7 @@ impl Services {
         let mut unseen = Unseen::default();
         let prepared = self.prepare(patch, &sets, &new, &mut unseen);
         if let Err(error) = prepared {
-            self.take_back(unseen);
+            self.roll_back(unseen);
             return Err(error);
         }
         let (keys, infos): (Vec<_>, Vec<_>) = changed.into_iter().unzip();
@@ -186,20 +186,24 @@ impl Services {
     fn set_rows(&self, patch: &ServicePatch) -> Result<SetRows, DataplaneError> {
         let mut rows = SetRows::default();
         for (id, set) in &patch.put_sets {
-            let wrong = |what: String| invalid(format!("write set {} of backends: {what}", id.0));
+            let wrong = |why: String| invalid(format!("write set {} of backends", id.0), why);
             if set.backends.is_empty() || set.backends.len() > SLOTS_MAX || id.0 == 0 {
                 return Err(wrong(format!("expected number 1 or more and 1 to {SLOTS_MAX} backends")));
             }
             if set.table.len() > PARTS_MAX as usize * MaglevPart::ENTRIES {
-                return Err(wrong("its table is too long".to_owned()));
+                return Err(wrong(format!(
+                    "a table of {} entries, expected at most {}",
+                    set.table.len(),
+                    PARTS_MAX as usize * MaglevPart::ENTRIES
+                )));
             }
             if let Some(slot) = set.table.iter().find(|slot| usize::from(**slot) >= set.backends.len()) {
-                return Err(wrong(format!("its table names place {slot} of {}", set.backends.len())));
+                return Err(wrong(format!("its table names slot {slot} of {}", set.backends.len())));
             }
             if let Some(present) = self.sets.get(&id.0) {
                 // Written by the same patch before, which failed later: perhaps in use already.
                 if *present != shape(set) {
-                    return Err(wrong("another one of this number is there".to_owned()));
+                    return Err(wrong("another set of this number is in force".to_owned()));
                 }
                 continue;
             }
@@ -209,7 +213,7 @@ impl Services {
                     None => *self
                         .backends
                         .get(&backend.0)
-                        .ok_or_else(|| wrong(format!("backend {} is not there", backend.0)))?,
+                        .ok_or_else(|| wrong(format!("backend {} does not exist", backend.0)))?,
                 };
                 rows.slots.0.push(SlotKey { set: id.0, slot });
                 rows.slots.1.push(info);
@@ -238,7 +242,10 @@ impl Services {
             if let Some(set) =
                 [entry.internal, entry.external].into_iter().flatten().find(|set| shape_of(*set).is_none())
             {
-                return Err(invalid(format!("write {}: set {} of backends is not there", name(frontend), set.0)));
+                return Err(invalid(
+                    format!("write frontend {}", name(frontend)),
+                    format!("set {} of backends does not exist", set.0),
+                ));
             }
             let key = rows::frontend_key(frontend);
             let info = rows::frontend_info(entry, |set| shape_of(set).unwrap_or_default());
@@ -316,7 +323,7 @@ impl Services {
         told(&self.maps.maglev, written, before, wanted)
     }
 
-    /// What nobody uses any more.
+    /// Removes what is no longer in use.
     fn remove(&mut self, patch: &ServicePatch) -> Result<(), DataplaneError> {
         let keys: Vec<FrontendKey> = patch.del_frontends.iter().map(rows::frontend_key).collect();
         self.maps.frontends.remove_all(&keys).map_err(|(_, error)| error)?;
@@ -356,21 +363,21 @@ impl Services {
         self.ranges.insert((service, range));
         self.keep_v4(service)?;
         let wanted = self.maps.ranges.put(&rows::range_key(service, range), &ALLOWED);
-        wanted.map_err(|error| self.maps.ranges.told_full(error, self.range_rows(), 1))
+        wanted.map_err(|error| self.maps.ranges.into_full(error, self.range_rows(), 1))
     }
 
     fn remove_range(&mut self, service: ServiceId, range: IpNet) -> Result<(), DataplaneError> {
         let key = rows::range_key(service, range);
         self.ranges.remove(&(service, range));
         if key == rows::all_v4(service) && self.wants_v4_kept(service) {
-            // Its place is kept, with a value that says nothing.
+            // The row stays, with an empty value.
             return self.keep_v4(service);
         }
         self.maps.ranges.remove(&key)?;
         self.keep_v4(service)
     }
 
-    /// A range such as `::/0` lies over IPv4's addresses, too, but says nothing of them.
+    /// A range such as `::/0` covers the mapped IPv4 addresses, too, but must not match them.
     fn wants_v4_kept(&self, service: ServiceId) -> bool {
         let mut reaches = false;
         for range in self.of_service(service) {
@@ -401,7 +408,7 @@ impl Services {
 
     /// Takes back what was written of a patch that failed before any packet could meet it. What cannot be taken back is
     /// in the books, and the same patch again completes it.
-    fn take_back(&mut self, unseen: Unseen) {
+    fn roll_back(&mut self, unseen: Unseen) {
         let result = self.maps.frontends.remove_all(&unseen.frontends).map(drop).map_err(|(_, error)| error);
         self.frontends.remove(&unseen.frontends);
         let ranges = unseen.ranges.iter().map(|(service, range)| self.remove_range(*service, *range));
@@ -535,7 +542,7 @@ fn told<K: Pod, V: Pod>(
     before: u64,
     wanted: usize,
 ) -> Result<(), DataplaneError> {
-    written.map_err(|(_, error)| map.told_full(error, before, wanted as u64))
+    written.map_err(|(_, error)| map.into_full(error, before, wanted as u64))
 }
 
 fn count_removed(removed: Result<usize, (usize, DataplaneError)>, rows: &mut u64) -> Result<(), DataplaneError> {
@@ -547,8 +554,8 @@ fn count_removed(removed: Result<usize, (usize, DataplaneError)>, rows: &mut u64
     result
 }
 
-fn invalid(what: String) -> DataplaneError {
-    DataplaneError::System { what, source: std::io::ErrorKind::InvalidInput.into() }
+fn invalid(what: String, why: String) -> DataplaneError {
+    DataplaneError::Invalid { what, why }
 }
 
 fn name(frontend: &Frontend) -> String {

@@ -1,7 +1,7 @@
 //! These run as root: real maps, on a BPF file system of their own.
 
 use super::*;
-use crate::open::OpenError;
+use crate::error::OpenError;
 use crate::testing::{BpfDir, describe};
 use std::collections::BTreeSet;
 use weft_abi::{policy_flags, policy_shape};

@@ -31,7 +31,7 @@ impl Hooks {
     /// where the device's driver can do that. No other device does it any more.
     ///
     /// # Errors
-    /// A system call failed; of a driver that cannot, with what the kernel says. What was attached before stays.
+    /// A system call failed, or the driver does not support it. What was attached before stays.
     pub fn attach_edge(&self, ifname: &str, ifindex: u32) -> io::Result<()> {
         let name = pin(ifname);
         let path = self.links.join(&name);

@@ -23,7 +23,7 @@ const fn hook(program: &'static str, pin: &'static str, kind: bpf_attach_type) -
     Hook { program, pin, kind }
 }
 
-/// In the order in which they are attached: who is led elsewhere must see what it asked for.
+/// In the order in which they are attached: programs that show the frontend come before those that redirect.
 pub(super) const HOOKS: [Hook; 11] = [
     hook("weft_sock_release", "socket-release", bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE),
     hook("weft_peername4", "socket-getpeername4", bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME),
@@ -73,7 +73,7 @@ impl Hooks {
                 return Ok(());
             }
         }
-        // The new one is there before the old one goes: being led twice is being led once.
+        // The new one is attached before the old one is detached: a redirect that runs twice has the effect of one.
         let new = self.links.join(format!("{}{NEW_SUFFIX}", hook.pin));
         remove_if_there(&new)?;
         let link = sys::cgroup_attach(program, group.as_fd(), hook.kind)?;
@@ -86,7 +86,7 @@ impl Hooks {
         Ok(())
     }
 
-    /// Undoes [`Hooks::attach_sockets`]; `false` if there was nothing to undo. Sockets that were led elsewhere stay so,
+    /// Undoes [`Hooks::attach_sockets`]; `false` if there was nothing to undo. Sockets that were redirected stay so,
     /// and see from now on where.
     ///
     /// # Errors

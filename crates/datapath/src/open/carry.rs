@@ -1,10 +1,10 @@
-//! An upgrade that changed layouts: the directory of the former version becomes this version's.
+//! Upgrade of layouts: the directory of a former version becomes this version's.
 //!
 //! Maps whose keys and values have kept their sizes are carried over; a change of meaning without a change of size must
 //! come with a new name. The others start empty and are filled by the agent. The links move, so that no device ever has
 //! the programs of two versions.
 
-use super::OpenError;
+use crate::error::OpenError;
 use crate::layout::{self, Comparison};
 use crate::pins::PinDir;
 use crate::sys;

@@ -1,6 +1,6 @@
-//! Where the kernel keeps whether a packet's checksum is still to be made, and of which header. A program that changes
-//! addresses must know it to change the checksum by itself, and leaves that to a helper otherwise. The places differ between
-//! kernels, so the loader writes them into the programs.
+//! Where the kernel's `sk_buff` has `ip_summed` and `csum_start`. A program that rewrites addresses reads them to update a
+//! partial checksum by itself, and calls a helper otherwise. The offsets differ between kernels, so the loader reads them
+//! in the kernel's BTF and writes them into the programs.
 
 use crate::sys::btf::{Btf, VMLINUX};
 use aya_obj::generated::bpf_insn;

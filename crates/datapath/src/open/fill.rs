@@ -1,6 +1,6 @@
 //! Moves the entries of a map to another one of the same meaning and another size. Keys and values are bytes here.
 
-use super::OpenError;
+use crate::error::OpenError;
 use crate::layout::{self, Moving};
 use crate::sys;
 use crate::sys::map::{Layout, RawMap, Write};

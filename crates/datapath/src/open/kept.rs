@@ -1,7 +1,8 @@
-//! Programs that the kernel has verified once are pinned, under a name that stands for the object and the maps that they
-//! were made from. An agent that is started again takes them as they are: verifying them takes seconds.
+//! Verified programs are pinned, under a hash of the object and of the maps that they were made from. A restarted agent takes
+//! them from there: verifying them takes seconds.
 
-use super::{OBJECT, OpenError};
+use super::OBJECT;
+use crate::error::OpenError;
 use crate::hooks::{Programs, programs};
 use crate::pins::PinDir;
 use crate::sys;
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Where the programs of this object over these maps are pinned.
+/// Where the programs of this object with these maps are pinned.
 pub(super) struct Kept {
     all: PathBuf,
     own: PathBuf,
@@ -23,12 +24,12 @@ impl Kept {
     /// A map is not readable.
     pub(super) fn new(pins: &PinDir, maps: &BTreeMap<&'static str, Arc<OwnedFd>>) -> Result<Self, OpenError> {
         let mut hash = Fnv::new();
-        hash.eat(OBJECT);
+        hash.update(OBJECT);
         for (name, map) in maps {
-            // Ids are not given twice while the machine runs, and no pin outlives it.
+            // The kernel gives an id once until the machine restarts, and no pin outlives that.
             let info = sys::map_info(map.as_fd()).map_err(|source| OpenError::map("inspect", name, source))?;
-            hash.eat(name.as_bytes());
-            hash.eat(&info.id.to_ne_bytes());
+            hash.update(name.as_bytes());
+            hash.update(&info.id.to_ne_bytes());
         }
         let all = pins.programs();
         Ok(Self { own: all.join(format!("{:016x}", hash.0)), all })
@@ -92,7 +93,7 @@ impl Fnv {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
-    fn eat(&mut self, bytes: &[u8]) {
+    fn update(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }

@@ -1,10 +1,10 @@
-//! The object's programs into the kernel, over maps that exist already.
+//! Loads the object's programs into the kernel, over maps that exist already.
 //!
-//! aya's own loader makes maps by itself, reuses pins without a look at them, and reads the whole kernel's type
+//! aya's own loader creates maps by itself, reuses pins unchecked, and reads the whole kernel's type
 //! information first (tens of MiB), which our programs do not need. So the steps are taken here, with aya's parser.
 
-use super::OpenError;
 use super::checksum::Place;
+use crate::error::OpenError;
 use crate::hooks::{Programs, programs};
 use crate::sys::program::{self, Kind};
 use crate::sys::{self, map::Layout};
@@ -31,9 +31,9 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
     let btf = btf
         .map(|bytes| program::load_btf(&bytes))
         .transpose()
-        .map_err(|error| OpenError::Object(format!("the kernel refused the type information: {error}")))?;
+        .map_err(|error| OpenError::Object { why: format!("the kernel refused the type information: {error}") })?;
 
-    // Maps that only the programs know of live as long as they do.
+    // Maps without a pin live as long as the programs.
     let mut own: BTreeMap<String, OwnedFd> = BTreeMap::new();
     for (name, map) in &object.maps {
         if !shared.contains_key(name.as_str()) {
@@ -52,18 +52,20 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
 
     let mut functions = Vec::new();
     for name in programs() {
-        let found =
-            object.programs.get(name).ok_or_else(|| OpenError::Object(format!("there is no program {name}")))?;
+        let found = object
+            .programs
+            .get(name)
+            .ok_or_else(|| OpenError::Object { why: format!("there is no program {name}") })?;
         let function = object
             .functions
             .get(&found.function_key())
-            .ok_or_else(|| OpenError::Object(format!("program {name} has no code")))?;
+            .ok_or_else(|| OpenError::Object { why: format!("program {name} has no code") })?;
         let kind = Kind::of(&found.section)
-            .ok_or_else(|| OpenError::Object(format!("program {name} is of an unknown kind")))?;
+            .ok_or_else(|| OpenError::Object { why: format!("program {name} is of an unknown kind") })?;
         functions.push((name, kind, &found.license, function));
     }
     let place = Place::find();
-    // The kernel verifies each on the calling thread's time, so all at once.
+    // The verifier runs on the calling thread, so each program gets one.
     let btf = btf.as_ref().map(AsFd::as_fd);
     std::thread::scope(|scope| {
         let start = |(name, kind, license, function): (&'static str, Kind, &CString, &Function)| {
@@ -80,7 +82,7 @@ pub(super) fn load(mut object: Object, shared: &BTreeMap<&'static str, Arc<Owned
     })
 }
 
-/// Loads a program that looks at what the kernel keeps at `place`; as it is, if this kernel lets no program look.
+/// Loads a program with reads of `sk_buff` at `place`; without them, if this kernel refuses those.
 fn load_one(
     name: &str,
     kind: Kind,
@@ -90,9 +92,9 @@ fn load_one(
     btf: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd, String> {
     if let Some(place) = place {
-        let mut looking = function.clone();
-        if place.fill_in(&mut looking.instructions) != [0, 0]
-            && let Ok(fd) = program::load(name, kind, license, &looking, btf)
+        let mut patched = function.clone();
+        if place.fill_in(&mut patched.instructions) != [0, 0]
+            && let Ok(fd) = program::load(name, kind, license, &patched, btf)
         {
             return Ok(fd);
         }
@@ -107,10 +109,10 @@ fn refused(error: impl std::error::Error) -> OpenError {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    OpenError::Object(text)
+    OpenError::Object { why: text }
 }
 
-/// Makes a map that needs no pin; sections of constants and variables come with their content.
+/// Creates a map that needs no pin; sections of constants and variables are filled.
 fn private_map(name: &str, map: &aya_obj::Map) -> Result<OwnedFd, OpenError> {
     let layout = Layout {
         kind: map.map_type(),
@@ -137,7 +139,7 @@ mod tests {
     use crate::sys::program::test_run;
     use aya_obj::generated::bpf_insn;
 
-    /// A program that answers with what it sees there.
+    /// A program that returns what it reads there.
     fn looks() -> Function {
         let object = Object::parse(super::super::OBJECT).expect("programs");
         let mut function = object.functions.into_values().next().expect("a function");
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_lets_no_program_look_gets_it_as_it_is() {
+    fn a_kernel_that_refuses_the_reads_gets_the_program_without_them() {
         let bytes = std::fs::read(VMLINUX).expect("a kernel with BTF");
         let btf = Btf::parse(&bytes).expect("readable");
         let kind = Kind::of(&aya_obj::ProgramSection::SchedClassifier).expect("known");

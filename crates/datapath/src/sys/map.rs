@@ -190,7 +190,7 @@ pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V
     Ok(())
 }
 
-/// Removes many elements with few calls; those that are not there are passed over. Tells how many were there; on an
+/// Removes many elements with few calls; absent ones are skipped. Returns how many were present; on an
 /// error, that number is returned with it.
 pub fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<usize, (usize, io::Error)> {
     let (mut at, mut removed) = (0, 0);
@@ -226,7 +226,7 @@ pub fn dump<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     Ok(all)
 }
 
-/// Calls `each` for every element until it answers `false`.
+/// Calls `each` for every element until it returns `false`.
 ///
 /// Elements that come or go meanwhile may be seen or not; all others are seen once.
 pub fn for_each_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V) -> bool) -> io::Result<()> {

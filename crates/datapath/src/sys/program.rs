@@ -8,7 +8,7 @@ use std::io;
 use std::mem::size_of_val;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Room for the verifier's words, and how much of their end is passed on.
+/// Size of the verifier's log, and how much of its end goes into the error.
 const LOG_BYTES: usize = 4 << 20;
 const LOG_LINES: usize = 40;
 
@@ -47,7 +47,7 @@ impl Kind {
     }
 }
 
-/// Loads a program. On failure the error is the kernel's, with the end of what the verifier said.
+/// Loads a program. On failure the error is the kernel's, with the end of the verifier's log.
 pub fn load(
     name: &str,
     kind: Kind,

@@ -357,7 +357,7 @@ fn what_names_something_missing_is_refused_whole() {
     ];
     for patch in wrong {
         let error = datapath.patch_services(&patch).expect_err("refused");
-        assert!(matches!(error, DataplaneError::System { .. }), "{error}");
+        assert!(matches!(error, DataplaneError::Invalid { .. }), "{error}");
         assert_eq!(datapath.services().unwrap(), before);
         check_books(&datapath);
     }

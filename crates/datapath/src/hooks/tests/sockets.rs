@@ -487,7 +487,7 @@ fn a_closed_socket_is_forgotten() {
                 let entries = scene.tables.sockets.dump().unwrap();
                 assert_eq!(entries.len(), 2, "{entries:?}");
                 for (key, value) in entries {
-                    assert_eq!((key.kind, value.addr), (socket_kind::PEER, ip(family.service)));
+                    assert_eq!((key.kind, value.addr), (socket_kind::REVERSE, ip(family.service)));
                     assert_eq!((key.port_be, value.port_be), (80_u16.to_be(), 80_u16.to_be()));
                     assert!(scene.tables.backends.get(&value.backend).unwrap().is_some_and(|b| b.addr == key.addr));
                 }
