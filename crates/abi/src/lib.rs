@@ -67,7 +67,7 @@ pub mod map_name {
     pub const ROUTES: &str = "ROUTES";
     /// u32 identity or prefix number -> u32 peer class: first step of the policy lookup, the same for all policies.
     pub const PEERS: &str = "PEERS";
-    /// [`crate::PolicyClassKey`] -> u32 class: second step.
+    /// [`crate::PolicyClassKey`] -> u32 policy class: second step.
     pub const POLICY_CLASSES: &str = "POLICY_CLASSES";
     /// [`crate::PolicyEntryKey`] -> [`crate::PolicyEntryValue`]: third step.
     pub const POLICY_ENTRIES: &str = "POLICY_ENTRIES";

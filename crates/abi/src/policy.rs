@@ -1,18 +1,18 @@
-//! The policy lookup: peer -> peer class, (policy, peer class) -> class, (policy, class, protocol, port prefix) ->
-//! verdict.
+//! The policy lookup: peer -> peer class, (policy, peer class) -> policy class, (policy, policy class, protocol, port
+//! prefix) -> verdict.
 //!
 //! A policy id stands for one direction. Peers are identities and, by their own numbers
-//! ([`crate::identity::CIDR_SCOPE`]), CIDR prefixes; what classes they are in is the same for all policies, so that a
-//! new peer is one write. Class 0 holds the rules for any peer and is always probed as well.
+//! ([`crate::identity::CIDR_SCOPE`]), CIDR prefixes; their peer classes are the same for all policies, so that a
+//! new peer is one write. Policy class 0 holds the rules for any peer and is always probed as well.
 //! Of all entries that match, the highest precedence is the verdict. The administrator's first tier is evaluated before all
 //! others: its entries are under the same classes with [`CLASS_ADMIN`] set. Where it has none that matches, or the best is
 //! a [`policy_action::PASS`], the others decide. No entry is a drop, unless the policy has
 //! [`policy_flags::DEFAULT_ALLOW`].
 
-/// Bit of the classes of the administrator's first tier.
+/// Bit of the policy classes of the administrator's first tier.
 pub const CLASS_ADMIN: u32 = 0x8000_0000;
 
-/// Second step.
+/// Key of the second step: the policy class of a peer class.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct PolicyClassKey {
@@ -22,13 +22,13 @@ pub struct PolicyClassKey {
     pub peer_class: u32,
 }
 
-/// Third step.
+/// Key of the third step.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct PolicyEntryKey {
     /// Policy id.
     pub policy: u32,
-    /// Class of peers within the policy.
+    /// Policy class.
     pub class: u32,
     /// Destination port, network order, masked to `port_prefix_len` bits; of ICMP the type of the message.
     pub port_be: u16,
@@ -70,13 +70,13 @@ pub struct PolicyInfo {
     pub admin_shapes: u32,
     /// [`policy_flags`].
     pub flags: u32,
-    /// Class of the identities whose peer class the policy has no row for; 0: none.
+    /// Policy class of the identities whose peer class the policy has no row for; 0: none.
     pub rest: u32,
 }
 
 /// Flags of [`PolicyInfo`].
 pub mod policy_flags {
-    /// Class 0 has entries: some rule of the later tiers is for any peer.
+    /// Policy class 0 has entries: some rule of the later tiers is for any peer.
     pub const ANY_PEER: u32 = 1;
     /// What no entry matches passes.
     pub const DEFAULT_ALLOW: u32 = 2;

@@ -1,6 +1,6 @@
 //! What the kernel shall hold, and the trait of that which makes it so.
 
-use crate::id::{ClassId, EndpointId, Identity, PeerClass, PolicyId, RuleId};
+use crate::id::{EndpointId, Identity, PeerClass, PolicyClass, PolicyId, RuleId};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -145,19 +145,19 @@ pub struct Verdict {
 /// A resolved policy of one direction.
 ///
 /// A lookup goes: peer (identity, and number of the longest prefix of its address) -> [`PeerClass`], which all policies
-/// of the node share; with it, here, -> [`ClassId`]; with that -> the entries. [`ClassId::ANY`] is looked at always.
-/// The entries of the Admin tier stand under [`ClassId::admin`] of each of these classes: they are searched first, and
-/// the others only if nothing is found or what is found passes on.
+/// of the node share; (policy, peer class) -> [`PolicyClass`]; (policy class, port) -> entries. [`PolicyClass::ANY`] is
+/// always probed. The entries of the Admin tier are under [`PolicyClass::admin`] of each class: they are probed first, and
+/// the others only if none matches or the best is a [`Action::Pass`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CompiledPolicy {
-    /// Classes of peers -> class in this policy.
-    pub classes: BTreeMap<PeerClass, ClassId>,
-    /// The class of identities (not of prefixes) that have a [`PeerClass`] which is absent above; [`ClassId::ANY`]: none.
-    pub rest: ClassId,
+    /// Peer class -> policy class.
+    pub classes: BTreeMap<PeerClass, PolicyClass>,
+    /// The policy class of identities (not of prefixes) whose [`PeerClass`] is absent above; [`PolicyClass::ANY`]: none.
+    pub rest: PolicyClass,
     /// What no entry matches passes.
     pub default_allow: bool,
     /// Entries.
-    pub entries: BTreeMap<(ClassId, PortPrefix), Verdict>,
+    pub entries: BTreeMap<(PolicyClass, PortPrefix), Verdict>,
 }
 
 /// A change of a compiled policy that is in force. Applied in the order of the fields, so that no packet meets a
@@ -165,13 +165,13 @@ pub struct CompiledPolicy {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PolicyPatch {
     /// Entries to write.
-    pub put_entries: BTreeMap<(ClassId, PortPrefix), Verdict>,
+    pub put_entries: BTreeMap<(PolicyClass, PortPrefix), Verdict>,
     /// Classes to write.
-    pub put_classes: BTreeMap<PeerClass, ClassId>,
+    pub put_classes: BTreeMap<PeerClass, PolicyClass>,
     /// Classes to remove.
     pub del_classes: BTreeSet<PeerClass>,
     /// Entries to remove.
-    pub del_entries: BTreeSet<(ClassId, PortPrefix)>,
+    pub del_entries: BTreeSet<(PolicyClass, PortPrefix)>,
 }
 
 /// Whose decided flows must decide again.

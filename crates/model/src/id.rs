@@ -176,9 +176,9 @@ pub struct PeerClass(pub u32);
 /// A set of peers that the same rules select, within one policy. Class 0 is "any peer".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct ClassId(pub u32);
+pub struct PolicyClass(pub u32);
 
-impl ClassId {
+impl PolicyClass {
     /// Any peer.
     pub const ANY: Self = Self(0);
     const ADMIN: u32 = 1 << 31;

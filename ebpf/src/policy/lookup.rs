@@ -1,4 +1,4 @@
-//! The policy lookup: peer -> peer class -> class of the policy, then class and port shape -> verdict.
+//! The policy lookup: peer -> peer class -> policy class, then policy class and port shape -> verdict.
 
 use core::ffi::c_void;
 
@@ -29,7 +29,7 @@ fn lookup_body(_skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     // SAFETY: values of these maps are replaced, never changed in place.
     let Some(info) = (unsafe { POLICY_INFO.get(&policy) }) else { return Err(DropReason::EndpointNotReady) };
     let flags = info.flags;
-    // An unknown identity is in no class.
+    // An unknown identity has no policy class.
     let peer = s.query.identity;
     let by_identity = if peer == identity::UNKNOWN { 0 } else { class(policy, peer, info.rest) };
     let by_prefix = match PREFIXES.get(&Key::new(128, s.query.address)) {
@@ -137,7 +137,7 @@ unsafe extern "C" fn probe_shape(n: u32, search: *mut c_void) -> i64 {
     0
 }
 
-/// The policy's class of a peer; `rest` for a peer class that the policy has no row for.
+/// The policy class of a peer; `rest` for a peer class that the policy has no row for.
 #[inline(always)]
 fn class(policy: u32, peer: u32, rest: u32) -> u32 {
     // SAFETY: a u32, copied at once.

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_model::desired::CompiledPolicy;
-use weft_model::id::{ClassId, EndpointId, Identity, PeerClass, PolicyId};
+use weft_model::id::{EndpointId, Identity, PeerClass, PolicyClass, PolicyId};
 use weft_model::intent::{Policy, PolicyName, RemoteEndpoint};
 
 /// An endpoint of this node.
@@ -52,8 +52,8 @@ pub(super) struct Dirty {
 /// A policy that is in the kernel from before.
 #[derive(Clone, Debug)]
 pub(super) struct Stale {
-    pub(super) classes: BTreeMap<PeerClass, ClassId>,
-    pub(super) rest: ClassId,
+    pub(super) classes: BTreeMap<PeerClass, PolicyClass>,
+    pub(super) rest: PolicyClass,
 }
 
 /// Works out what the kernel shall hold. See the module above.

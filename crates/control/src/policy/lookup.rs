@@ -2,7 +2,7 @@
 
 use super::ports::{self, ANYTHING};
 use weft_model::desired::{Action, CompiledPolicy, PortPrefix, Verdict};
-use weft_model::id::{ClassId, PeerClass};
+use weft_model::id::{PeerClass, PolicyClass};
 
 /// The entry of `policy` that decides about a new connection; `None`: there is none, and
 /// [`CompiledPolicy::default_allow`] decides. Never one that passes on to other tiers. `identity` is the class of the
@@ -17,10 +17,10 @@ pub fn lookup(
     port: u16,
 ) -> Option<Verdict> {
     let row = |class: PeerClass| policy.classes.get(&class).copied();
-    let by_identity = identity.map_or(ClassId::ANY, |class| row(class).unwrap_or(policy.rest));
-    let by_prefix = prefix.and_then(row).unwrap_or(ClassId::ANY);
-    let classes = [ClassId::ANY, by_identity, by_prefix];
-    let first = best(policy, classes.map(ClassId::admin), protocol, port);
+    let by_identity = identity.map_or(PolicyClass::ANY, |class| row(class).unwrap_or(policy.rest));
+    let by_prefix = prefix.and_then(row).unwrap_or(PolicyClass::ANY);
+    let classes = [PolicyClass::ANY, by_identity, by_prefix];
+    let first = best(policy, classes.map(PolicyClass::admin), protocol, port);
     first.filter(|verdict| verdict.action != Action::Pass).or_else(|| best(policy, classes, protocol, port))
 }
 
@@ -30,7 +30,7 @@ pub fn passes(policy: &CompiledPolicy, decision: Option<Verdict>) -> bool {
     decision.map_or(policy.default_allow, |verdict| verdict.action == Action::Allow)
 }
 
-fn best(policy: &CompiledPolicy, classes: [ClassId; 3], protocol: u8, port: u16) -> Option<Verdict> {
+fn best(policy: &CompiledPolicy, classes: [PolicyClass; 3], protocol: u8, port: u16) -> Option<Verdict> {
     let mut best: Option<Verdict> = None;
     for class in classes {
         for entry in probes(protocol, port) {

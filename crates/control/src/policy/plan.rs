@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use weft_model::desired::PolicyPatch;
-use weft_model::id::{ClassId, EndpointId, PeerClass, PolicyId};
+use weft_model::id::{EndpointId, PeerClass, PolicyClass, PolicyId};
 
 /// What it means for peers to go from one class to another.
 struct Step {
@@ -138,7 +138,7 @@ impl Engine {
                 let known = match self.peers.was_class(&class.key) {
                     Some(was) if was == class.number => None,
                     Some(was) => stale.classes.get(&was).copied(),
-                    None => (!class.is_prefix && stale.rest != ClassId::ANY).then_some(ClassId::ANY),
+                    None => (!class.is_prefix && stale.rest != PolicyClass::ANY).then_some(PolicyClass::ANY),
                 };
                 if let Some(known) = known {
                     patch.put_classes.insert(class.number, known);

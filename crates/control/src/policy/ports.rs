@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use weft_model::desired::{Action, PortPrefix, Verdict, precedence};
-use weft_model::id::ClassId;
+use weft_model::id::PolicyClass;
 
 /// Any protocol, any port.
 pub const ANYTHING: PortPrefix = PortPrefix { protocol: 0, port: 0, prefix_len: 0 };
@@ -20,7 +20,7 @@ pub struct Place {
 impl Place {
     /// As the key of an entry of a class.
     #[must_use]
-    pub const fn of(self, class: ClassId) -> (ClassId, PortPrefix) {
+    pub const fn of(self, class: PolicyClass) -> (PolicyClass, PortPrefix) {
         (if self.admin { class.admin() } else { class }, self.ports)
     }
 }

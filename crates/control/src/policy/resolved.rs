@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use weft_model::desired::{Action, CompiledPolicy, PolicyPatch, PortPrefix, Verdict};
-use weft_model::id::{ClassId, EndpointId, PeerClass, PolicyId, RuleId};
+use weft_model::id::{EndpointId, PeerClass, PolicyClass, PolicyId, RuleId};
 use weft_model::intent::Protocol;
 
 mod rest;
@@ -99,15 +99,15 @@ pub struct Resolved {
     prefixes: Vec<IpNet>,
     /// Some rule does something else than to allow.
     has_denials: bool,
-    classes: HashMap<Arc<Content>, ClassId>,
+    classes: HashMap<Arc<Content>, PolicyClass>,
     /// The same by what makes a content; not all of them.
-    known: HashMap<Vec<Hit>, ClassId>,
-    rows: BTreeMap<ClassId, Class>,
+    known: HashMap<Vec<Hit>, PolicyClass>,
+    rows: BTreeMap<PolicyClass, Class>,
     /// Classes that may have lost their last row.
-    idle: BTreeSet<ClassId>,
+    idle: BTreeSet<PolicyClass>,
     next_class: u32,
     /// Rows that changed, with what the kernel has.
-    touched: BTreeMap<PeerClass, Option<ClassId>>,
+    touched: BTreeMap<PeerClass, Option<PolicyClass>>,
     rows_when_made: usize,
 }
 
@@ -161,7 +161,7 @@ impl Resolved {
         result?;
         self.any = ports::reduce(any, &Content::new());
         for (place, verdict) in &self.any {
-            self.compiled.entries.insert(place.of(ClassId::ANY), *verdict);
+            self.compiled.entries.insert(place.of(PolicyClass::ANY), *verdict);
         }
         Ok(())
     }
@@ -242,12 +242,12 @@ impl Resolved {
 
     /// Whether more may pass if it does not know of some class.
     pub fn is_strict(&self) -> bool {
-        self.has_denials || self.compiled.rest != ClassId::ANY
+        self.has_denials || self.compiled.rest != PolicyClass::ANY
     }
 
     /// Whether classes of identities that no selector of it selects need rows.
     pub fn has_rest(&self) -> bool {
-        self.compiled.rest != ClassId::ANY
+        self.compiled.rest != PolicyClass::ANY
     }
 
     fn hits(&self, key: &[Mark]) -> Vec<Hit> {
@@ -306,7 +306,7 @@ impl Resolved {
         if self.has_rest() {
             for (class, row) in peers.classes().iter() {
                 if !row.is_prefix && !concerned.contains_key(&class) {
-                    self.set_row(row, Some(ClassId::ANY), usage, limits)?;
+                    self.set_row(row, Some(PolicyClass::ANY), usage, limits)?;
                 }
             }
         }
@@ -327,7 +327,7 @@ impl Resolved {
         debug_assert!(forgotten.is_ok(), "removing a row needs no room");
     }
 
-    fn class_of_hits(&mut self, hits: &[Hit], usage: &mut Usage, limits: &Limits) -> Result<ClassId, Overflow> {
+    fn class_of_hits(&mut self, hits: &[Hit], usage: &mut Usage, limits: &Limits) -> Result<PolicyClass, Overflow> {
         if let Some(class) = self.known.get(hits) {
             return Ok(*class);
         }
@@ -336,16 +336,16 @@ impl Resolved {
         Ok(class)
     }
 
-    fn class_for(&mut self, content: Content, usage: &mut Usage, limits: &Limits) -> Result<ClassId, Overflow> {
+    fn class_for(&mut self, content: Content, usage: &mut Usage, limits: &Limits) -> Result<PolicyClass, Overflow> {
         if content.is_empty() {
-            return Ok(ClassId::ANY);
+            return Ok(PolicyClass::ANY);
         }
         if let Some(class) = self.classes.get(&content) {
             return Ok(*class);
         }
         limits.check_policy(self.compiled.entries.len() + content.len(), self.compiled.classes.len())?;
         limits.check_total(usage.entries + content.len(), usage.rows)?;
-        let class = ClassId(self.next_class);
+        let class = PolicyClass(self.next_class);
         self.next_class += 1;
         for (place, verdict) in &content {
             self.compiled.entries.insert(place.of(class), *verdict);
@@ -363,11 +363,11 @@ impl Resolved {
     fn set_row(
         &mut self,
         class: &Peer,
-        content: Option<ClassId>,
+        content: Option<PolicyClass>,
         usage: &mut Usage,
         limits: &Limits,
     ) -> Result<(), Overflow> {
-        let implied = if class.is_prefix { ClassId::ANY } else { self.compiled.rest };
+        let implied = if class.is_prefix { PolicyClass::ANY } else { self.compiled.rest };
         let new = content.filter(|content| *content != implied);
         let old = self.compiled.classes.get(&class.number).copied();
         if old == new {
@@ -404,7 +404,7 @@ impl Resolved {
 
     /// What is decided for the peers of a class beside what is decided for anybody.
     fn content_at(&self, class: PeerClass, is_prefix: bool) -> Option<&Content> {
-        let implied = if is_prefix || class == PeerClass(0) { ClassId::ANY } else { self.compiled.rest };
+        let implied = if is_prefix || class == PeerClass(0) { PolicyClass::ANY } else { self.compiled.rest };
         let id = self.compiled.classes.get(&class).copied().unwrap_or(implied);
         self.rows.get(&id).map(|row| &*row.content)
     }
@@ -466,7 +466,7 @@ impl Resolved {
         }
         if is_forgotten {
             let rows = &self.rows;
-            self.known.retain(|_, class| *class == ClassId::ANY || rows.contains_key(class));
+            self.known.retain(|_, class| *class == PolicyClass::ANY || rows.contains_key(class));
         }
         self.in_kernel = true;
         (new, gone)

@@ -10,7 +10,7 @@ use weft_abi::{
     policy_shape,
 };
 use weft_model::desired::{Action, CompiledPolicy, DataplaneError, PolicyPatch, PortPrefix, Verdict};
-use weft_model::id::{ClassId, PeerClass, PolicyId, RuleId};
+use weft_model::id::{PeerClass, PolicyClass, PolicyId, RuleId};
 
 /// What a policy has in the maps.
 #[derive(Default)]
@@ -222,7 +222,7 @@ impl Policies {
 
     pub(super) fn read(&self) -> Result<BTreeMap<PolicyId, CompiledPolicy>, DataplaneError> {
         let empty = |info: PolicyInfo| CompiledPolicy {
-            rest: ClassId(info.rest),
+            rest: PolicyClass(info.rest),
             default_allow: info.flags & policy_flags::DEFAULT_ALLOW != 0,
             ..CompiledPolicy::default()
         };
@@ -230,7 +230,7 @@ impl Policies {
             self.infos.dump()?.into_iter().map(|(id, info)| (PolicyId(id), empty(info))).collect();
         for (key, class) in self.classes.dump()? {
             if let Some(policy) = policies.get_mut(&PolicyId(key.policy)) {
-                policy.classes.insert(PeerClass(key.peer_class), ClassId(class));
+                policy.classes.insert(PeerClass(key.peer_class), PolicyClass(class));
             }
         }
         for (key, value) in self.entries.dump()? {
@@ -240,7 +240,7 @@ impl Policies {
                     port: u16::from_be(key.port_be),
                     prefix_len: key.port_prefix_len,
                 };
-                policy.entries.insert((ClassId(key.class), port), verdict(&value));
+                policy.entries.insert((PolicyClass(key.class), port), verdict(&value));
             }
         }
         Ok(policies)
@@ -284,7 +284,7 @@ fn class_key(policy: PolicyId, peer_class: PeerClass) -> PolicyClassKey {
     PolicyClassKey { policy: policy.0, peer_class: peer_class.0 }
 }
 
-fn entry_key(policy: PolicyId, class: ClassId, port: PortPrefix) -> PolicyEntryKey {
+fn entry_key(policy: PolicyId, class: PolicyClass, port: PortPrefix) -> PolicyEntryKey {
     PolicyEntryKey {
         policy: policy.0,
         class: class.0,
@@ -328,7 +328,7 @@ fn with_shapes<'a>(info: PolicyInfo, entries: impl Iterator<Item = &'a PolicyEnt
         if key.class & CLASS_ADMIN != 0 {
             return PolicyInfo { admin_shapes: info.admin_shapes | shape, ..info };
         }
-        let any_peer = if key.class == ClassId::ANY.0 { policy_flags::ANY_PEER } else { 0 };
+        let any_peer = if key.class == PolicyClass::ANY.0 { policy_flags::ANY_PEER } else { 0 };
         PolicyInfo { shapes: info.shapes | shape, flags: info.flags | any_peer, ..info }
     })
 }

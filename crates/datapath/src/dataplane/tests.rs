@@ -6,7 +6,7 @@ use crate::testing::{BpfDir, describe};
 use std::collections::BTreeSet;
 use weft_abi::{policy_flags, policy_shape};
 use weft_model::desired::{Action, PortPrefix, Verdict};
-use weft_model::id::{ClassId, PeerClass, RuleId};
+use weft_model::id::{PeerClass, PolicyClass, RuleId};
 
 mod adopt;
 
@@ -32,8 +32,8 @@ fn port(protocol: u8, port: u16, prefix_len: u8) -> PortPrefix {
 
 fn policy(classes: std::ops::Range<u32>, ports: std::ops::Range<u16>) -> CompiledPolicy {
     CompiledPolicy {
-        classes: classes.map(|class| (PeerClass(1 + class), ClassId(1))).collect(),
-        entries: ports.map(|n| ((ClassId(1), port(6, n, 16)), verdict(u32::from(n)))).collect(),
+        classes: classes.map(|class| (PeerClass(1 + class), PolicyClass(1))).collect(),
+        entries: ports.map(|n| ((PolicyClass(1), port(6, n, 16)), verdict(u32::from(n)))).collect(),
         ..CompiledPolicy::default()
     }
 }
@@ -91,11 +91,11 @@ fn policies_are_read_back_as_they_were_written() {
     let mut written = policy(0..3000, 1..700);
     written
         .entries
-        .insert((ClassId::ANY, port(0, 0, 0)), Verdict { action: Action::Deny, precedence: 1, rule: RuleId(9) });
-    written.entries.insert((ClassId(2), port(17, 0x1230, 12)), verdict(5));
-    written.entries.insert((ClassId(3), port(1, 8, 16)), verdict(6));
-    written.entries.insert((ClassId(3).admin(), port(1, 8, 16)), Verdict { action: Action::Pass, ..verdict(7) });
-    (written.rest, written.default_allow) = (ClassId(3), true);
+        .insert((PolicyClass::ANY, port(0, 0, 0)), Verdict { action: Action::Deny, precedence: 1, rule: RuleId(9) });
+    written.entries.insert((PolicyClass(2), port(17, 0x1230, 12)), verdict(5));
+    written.entries.insert((PolicyClass(3), port(1, 8, 16)), verdict(6));
+    written.entries.insert((PolicyClass(3).admin(), port(1, 8, 16)), Verdict { action: Action::Pass, ..verdict(7) });
+    (written.rest, written.default_allow) = (PolicyClass(3), true);
     datapath.put_policy(PolicyId(1), &written).unwrap();
     datapath.put_policy(PolicyId(2), &policy(5..9, 80..81)).unwrap();
     let policies = datapath.policies().unwrap();
@@ -140,18 +140,18 @@ fn a_policy_that_does_not_fit_leaves_nothing() {
 fn a_patch_does_what_it_says_and_shapes_follow() {
     let dir = BpfDir::new();
     let mut datapath = dir.open();
-    let before = CompiledPolicy { rest: ClassId(9), default_allow: true, ..policy(0..3, 80..82) };
+    let before = CompiledPolicy { rest: PolicyClass(9), default_allow: true, ..policy(0..3, 80..82) };
     datapath.put_policy(PolicyId(3), &before).unwrap();
     let patch = PolicyPatch {
-        put_entries: [((ClassId(1), port(0, 0, 0)), verdict(7))].into(),
-        put_classes: [(PeerClass(900), ClassId(1))].into(),
+        put_entries: [((PolicyClass(1), port(0, 0, 0)), verdict(7))].into(),
+        put_classes: [(PeerClass(900), PolicyClass(1))].into(),
         del_classes: [PeerClass(1), PeerClass(2)].into(),
-        del_entries: [(ClassId(1), port(6, 80, 16)), (ClassId(1), port(6, 81, 16))].into(),
+        del_entries: [(PolicyClass(1), port(6, 80, 16)), (PolicyClass(1), port(6, 81, 16))].into(),
     };
     datapath.patch_policy(PolicyId(3), &patch).unwrap();
     let wanted = CompiledPolicy {
-        classes: [(PeerClass(3), ClassId(1)), (PeerClass(900), ClassId(1))].into(),
-        entries: [((ClassId(1), port(0, 0, 0)), verdict(7))].into(),
+        classes: [(PeerClass(3), PolicyClass(1)), (PeerClass(900), PolicyClass(1))].into(),
+        entries: [((PolicyClass(1), port(0, 0, 0)), verdict(7))].into(),
         // A patch leaves these alone.
         ..before
     };
@@ -168,8 +168,10 @@ fn a_patch_does_what_it_says_and_shapes_follow() {
 fn rules_for_any_peer_are_marked() {
     let dir = BpfDir::new();
     let mut datapath = dir.open();
-    let any =
-        CompiledPolicy { entries: [((ClassId::ANY, port(6, 80, 16)), verdict(7))].into(), ..CompiledPolicy::default() };
+    let any = CompiledPolicy {
+        entries: [((PolicyClass::ANY, port(6, 80, 16)), verdict(7))].into(),
+        ..CompiledPolicy::default()
+    };
     datapath.put_policy(PolicyId(1), &any).unwrap();
     let flags = |datapath: &Datapath| datapath.policies.info(PolicyId(1)).unwrap().flags;
     assert_eq!(flags(&datapath), policy_flags::ANY_PEER);

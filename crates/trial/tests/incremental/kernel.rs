@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use weft_control::policy::lookup::{lookup, passes};
 use weft_control::policy::{Direction, EndpointPolicy, Plan};
 use weft_model::desired::{CompiledPolicy, PolicyPatch, PortPrefix, Verdict};
-use weft_model::id::{ClassId, EndpointId, Identity, PeerClass, PolicyId};
+use weft_model::id::{EndpointId, Identity, PeerClass, PolicyClass, PolicyId};
 use weft_oracle::{End, Packet, World};
 use weft_trial::feed;
 
@@ -14,10 +14,10 @@ use weft_trial::feed;
 #[derive(Debug)]
 pub enum Step {
     Put(PolicyId, CompiledPolicy),
-    PutEntry(PolicyId, (ClassId, PortPrefix), Verdict),
-    PutClass(PolicyId, PeerClass, ClassId),
+    PutEntry(PolicyId, (PolicyClass, PortPrefix), Verdict),
+    PutClass(PolicyId, PeerClass, PolicyClass),
     DelClass(PolicyId, PeerClass),
-    DelEntry(PolicyId, (ClassId, PortPrefix)),
+    DelEntry(PolicyId, (PolicyClass, PortPrefix)),
     PutPeer(Identity, PeerClass),
     DelPeer(Identity),
     AddCidr(IpNet, Identity),

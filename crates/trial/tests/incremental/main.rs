@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_control::expand::{Expander, guard_name};
 use weft_control::policy::{Change, Direction, Engine, Limits, Plan};
 use weft_model::desired::{Action, CompiledPolicy, PortPrefix};
-use weft_model::id::{ClassId, EndpointId, Identity, PeerScope, PolicyId};
+use weft_model::id::{EndpointId, Identity, PeerScope, PolicyClass, PolicyId};
 use weft_oracle::generate;
 use weft_oracle::{Decision, End, Judge, Packet, Random, Reason, World};
 use weft_trial::feed::{News, Numbers, View};
@@ -200,23 +200,24 @@ type Content = BTreeSet<(bool, PortPrefix, Action, u32)>;
 
 /// What a policy says of each peer.
 fn said(policy: &CompiledPolicy, peers: &BTreeMap<Identity, weft_model::id::PeerClass>, names: &Names) -> Said {
-    let content = |class: ClassId| -> Content {
+    let content = |class: PolicyClass| -> Content {
         let of = |admin: bool| if admin { class.admin() } else { class };
         let entries = policy.entries.iter();
         let own = entries.filter(|((other, _), _)| *other == of(other.is_admin()));
         own.map(|((class, ports), verdict)| (class.is_admin(), *ports, verdict.action, verdict.precedence)).collect()
     };
-    let classes: BTreeSet<ClassId> = policy.classes.values().copied().chain([ClassId::ANY, policy.rest]).collect();
+    let classes: BTreeSet<PolicyClass> =
+        policy.classes.values().copied().chain([PolicyClass::ANY, policy.rest]).collect();
     for (class, _) in policy.entries.keys() {
         assert!(classes.iter().any(|known| known == class || known.admin() == *class), "entries without peers");
     }
     let numbers: BTreeSet<_> = peers.values().collect();
     assert!(policy.classes.keys().all(|class| numbers.contains(class)), "rows without peers");
-    let mut said = BTreeMap::from([("anybody".to_owned(), content(ClassId::ANY))]);
+    let mut said = BTreeMap::from([("anybody".to_owned(), content(PolicyClass::ANY))]);
     for (peer, class) in peers {
-        let rest = if peer.is_cidr() { ClassId::ANY } else { policy.rest };
+        let rest = if peer.is_cidr() { PolicyClass::ANY } else { policy.rest };
         let class = policy.classes.get(class).copied().unwrap_or(rest);
-        if class != ClassId::ANY {
+        if class != PolicyClass::ANY {
             said.insert(names.get(peer).cloned().unwrap_or_else(|| peer.to_string()), content(class));
         }
     }
