@@ -300,7 +300,7 @@ pub fn crc32c(packet: &[u8]) -> u32 {
     !crc
 }
 
-/// What a frame says.
+/// The fields of a frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Read {
     /// Destination MAC.

@@ -1,13 +1,18 @@
 //! [`Datapath`]: the owner of a node's maps.
 
 use crate::cidr;
+use crate::collect::Collector;
 use crate::error::OpenError;
+use crate::event::EventReader;
+use crate::flows::Flows;
+use crate::hooks::Hooks;
 use crate::map::TypedMap;
+use crate::metrics::Metrics;
 use crate::open::{self, Adopted, Options};
-use crate::page::ConfigPage;
+use crate::page::{ConfigPage, ObserveSwitch};
 use crate::pins::PinDir;
+use crate::settings::NodeSettings;
 use crate::sockets::Destroyer;
-use crate::{Collector, EventReader, Flows, Hooks, Metrics, NodeSettings, ObserveSwitch};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;

@@ -258,10 +258,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Instructions that the verifier looked at, by program.
+    /// Instructions that the verifier processed, by program.
     ///
     /// # Errors
-    /// If the kernel does not tell.
+    /// If the kernel has no such number.
     pub fn verified(&self) -> Result<Vec<(String, u32)>> {
         self.ebpf
             .programs()

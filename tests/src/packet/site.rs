@@ -52,7 +52,7 @@ pub struct Family {
     pub c: &'static str,
     /// A pod address of this node without an endpoint.
     pub gone: &'static str,
-    /// A pod address of the other node that nobody knows yet.
+    /// A pod address of the other node that has no ipcache entry yet.
     pub new: &'static str,
     pub node: &'static str,
     pub peer: &'static str,
@@ -181,7 +181,7 @@ pub fn devices() -> Result<()> {
     Ok(())
 }
 
-/// Writes the node into the maps: nobody is isolated yet.
+/// Writes the node into the maps, with no endpoint isolated.
 ///
 /// # Errors
 /// If a map refuses.

@@ -41,13 +41,13 @@ pub fn balancer(f: Family) -> &'static str {
     if f.v6 { "2001:db8:7::7" } else { "203.0.113.7" }
 }
 
-/// Every address of the node's own, as frontends say it.
+/// The frontend address that stands for every address of the node.
 #[must_use]
 pub fn any(f: Family) -> &'static str {
     if f.v6 { "::" } else { "0.0.0.0" }
 }
 
-/// As whom a pod, and the node, speaks to itself.
+/// The hairpin address.
 #[must_use]
 pub fn hairpin(f: Family) -> &'static str {
     if f.v6 { "100::2a:1" } else { "169.254.42.1" }
@@ -59,7 +59,7 @@ pub fn world(f: Family) -> u32 {
     if f.v6 { identity::WORLD_IPV6 } else { identity::WORLD_IPV4 }
 }
 
-/// What the frame says that was sent on.
+/// The fields of the forwarded frame.
 ///
 /// # Panics
 /// If it was not.
@@ -75,7 +75,7 @@ pub fn ends(read: &Read) -> (IpAddr, u16, IpAddr, u16) {
     (read.source, read.source_port(), read.destination, read.destination_port())
 }
 
-/// The frame was dropped for this reason, and an event says so.
+/// The frame was dropped for this reason, with an event.
 ///
 /// # Panics
 /// If not.
@@ -114,7 +114,7 @@ pub fn forget_all(kernel: &mut Kernel) -> Result<()> {
     forget(kernel)
 }
 
-/// A question and its answer by a protocol.
+/// A request and its reply by a protocol.
 #[must_use]
 pub fn talk(protocol: u8, from: (&str, u16), to: (&str, u16), answer: bool) -> Vec<u8> {
     let header = ip(from.0, to.0);
