@@ -10,7 +10,7 @@
 //! | `lb` | services: frontends, backends, affinity, DNAT, direct server return |
 //! | `nat` | masquerading, rewriting of addresses and ports, checksums |
 //! | `forward` | the route, the redirect, VXLAN |
-//! | `icmp` | ICMP errors of tracked connections, answers to rejected packets |
+//! | `icmp` | ICMP errors about tracked connections; rejections (TCP reset, ICMP error) |
 //! | `pipeline` | the order of the stages: track, decide, send |
 //! | `notify.rs` | events and counters |
 //! | `socket.rs` | services at the socket |

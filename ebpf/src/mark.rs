@@ -1,4 +1,4 @@
-//! Packets that this node made, and the mark of those that another program of this node has decided. Nobody else can set
+//! Packets that this node made, and the mark of those that another program of this node has decided. Only the node can set
 //! it: marks are taken off where a packet leaves a network namespace.
 
 use aya_ebpf::bindings::BPF_F_INGRESS;

@@ -68,7 +68,7 @@ pub struct Scratch {
     pub reason: u32,
     /// Not 0: how it is rejected, see [`crate::reject`].
     pub reject: u32,
-    /// The packet as it is while `packet` stands for another one.
+    /// The packet, while `packet` is the one that an ICMP error quotes.
     pub saved: Packet,
 }
 

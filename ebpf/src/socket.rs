@@ -386,7 +386,7 @@ fn select_for_socket(info: &FrontendInfo, protocol: u8, client: &Addr, call: Cal
         // SAFETY: no pointers.
         (unsafe { bpf_get_prandom_u32() }) % info.internal_count
     } else {
-        // No address and no port yet: the namespace stands for the one, the socket for the other.
+        // No source address and port yet: the namespace and the socket take their place.
         let socket = if info.affinity_s == 0 { cookie(call) as u16 } else { 0 };
         let entry = client_hash(client, socket, protocol) % info.internal_table;
         let key = MaglevKey { set: info.internal_set, part: entry / MaglevPart::ENTRIES as u32 };

@@ -410,7 +410,7 @@ impl Dataplane for Datapath {
 
     fn cidrs(&mut self) -> Result<BTreeMap<IpNet, Identity>, DataplaneError> {
         let all = self.cidrs.map.dump()?;
-        let said = all.into_iter().filter(|(_, value)| *value != self.cidrs.nothing);
+        let said = all.into_iter().filter(|(_, value)| *value != self.cidrs.empty);
         Ok(said.filter_map(|(key, value)| Some((cidr::cidr(key)?, Identity::from_raw(value.identity)))).collect())
     }
 

@@ -67,7 +67,7 @@ pub fn answer_arp(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     s.act(unsafe { bpf_redirect(s.packet.ifindex, 0) } as i32)
 }
 
-/// ICMPv6 types that hosts say to their link: multicast listeners and neighbour discovery.
+/// ICMPv6 types of the local link: multicast listeners and neighbour discovery.
 #[inline(always)]
 pub fn is_link_control(s: &Scratch) -> bool {
     s.packet.protocol == ICMPV6 && matches!(s.packet.icmp_type, 130..=137 | 141..=143)

@@ -18,13 +18,13 @@ use crate::parse::icmp::icmp_ports;
 use crate::scratch::{Quote, Scratch};
 use crate::step::step;
 
-/// It quotes nothing that is tracked here.
+/// The quoted packet is of no tracked connection.
 const NONE: u8 = 0;
 
-/// It quotes the packet of a connection.
+/// The quoted packet is of a tracked connection.
 const FOUND: u8 = 1;
 
-/// The same, and it was changed to be about the inside of it.
+/// The same, and the quote was translated to the inside of the connection.
 const CHANGED: u8 = 2;
 
 /// Whether the error quotes an allowed connection; then `s.path` leads to its receiver.

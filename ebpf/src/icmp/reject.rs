@@ -1,5 +1,5 @@
-//! Answers to packets that cannot go on, in the name of the address that they were sent to: made of the packet itself,
-//! sent back by the way that it came.
+//! Rejects packets: TCP resets and ICMP errors from the address that the packet was sent to, written over the packet and
+//! sent back by the device that it came by.
 
 use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::helpers::generated::{
@@ -113,7 +113,7 @@ fn send_rejection_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     send_back(skb, s)
 }
 
-/// Sends what stands in the packet's place by the way that it came.
+/// Sends the rejection, which was written over the packet, back by the device that the packet came by.
 #[inline(always)]
 fn send_back(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if s.from_node == 1 {

@@ -22,12 +22,12 @@ const OWN_MAX: u32 = 512;
 pub fn choose_backend(s: &mut Scratch) -> Result<(), DropReason> {
     s.service.bound = 0;
     let stays = s.service.info.affinity_s != 0;
-    // Once more if another CPU was faster: then there is something that the client had.
+    // Twice: if another CPU bound the client first, its affinity is found.
     for _ in 0..2 {
         if stays && affinity_backend(s) {
             return Ok(());
         }
-        // The set may have been replaced since the frontend was read.
+        // The set may have been replaced since the frontend was read: read it again.
         if !select_backend(s) && !(find_frontend(s) && select_backend(s)) {
             return Err(DropReason::NoServiceBackend);
         }
@@ -143,7 +143,7 @@ pub fn unbind(s: &mut Scratch) {
     }
 }
 
-/// The backend that the client had, if it still takes connections.
+/// The backend of the client's affinity, if it still takes connections.
 #[inline(never)]
 fn affinity_backend(s: &mut Scratch) -> bool {
     s.service.affinity = AffinityKey { client: s.packet.source, service: s.service.info.service };
@@ -166,7 +166,7 @@ fn affinity_backend(s: &mut Scratch) -> bool {
         && (s.service.info.flags & local == 0 || s.service.backend.flags & backend_flags::LOCAL != 0)
 }
 
-/// One of the set; the next one if that could not be used.
+/// Selects a backend of the set; the next one after a failed try.
 #[inline(never)]
 fn select_backend(s: &mut Scratch) -> bool {
     let (set, count, table) = (s.service.set, s.service.count, s.service.table);

@@ -134,7 +134,7 @@ pub fn store_choice(s: &mut Scratch, old: *mut FlowEntry) -> Result<(), DropReas
     const NOEXIST: u64 = 1;
     if FLOWS.insert(&s.service.key, &s.nat_entry, NOEXIST).is_err() {
         // The table is full; or another CPU was faster, and unless it chose the same the client must try again: its next
-        // packets go where that entry says.
+        // packets follow that entry.
         // SAFETY: compared at once.
         let same = unsafe { FLOWS.get(&s.service.key) }.is_some_and(|other| {
             other.flags & flow_flags::SERVICE != 0

@@ -8,7 +8,7 @@ use crate::maps::{FRONTENDS, RANGES, RangeData, config};
 use crate::packet::{SCTP, TCP, TUNNELLED, UDP};
 use crate::scratch::Scratch;
 
-/// Looks for the frontend that the packet is for and leaves it in `s.service`.
+/// Looks up the frontend of the packet's destination; leaves it in `s.service`.
 #[inline(never)]
 pub fn find_frontend(s: &mut Scratch) -> bool {
     let Some(config) = config() else { return false };

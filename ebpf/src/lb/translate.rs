@@ -1,9 +1,9 @@
 //! Services, packet by packet: DNAT from a frontend to a backend, and the reverse for replies.
 //!
 //! Two entries of `FLOWS` belong to such a connection. The one between client and frontend
-//! ([`flow_flags::SERVICE`]) says where its packets go instead; it has no path, so the established path of other
-//! connections knows nothing of services. The one between client and backend is the connection itself: judged, tracked
-//! and sent like any other, and marked [`flow_flags::TRANSLATED`] so that answers get the frontend's address. The first
+//! ([`flow_flags::SERVICE`]) has the chosen backend; it has no path, so the established path of other
+//! connections is free of services. The one between client and backend is the connection itself: judged, tracked
+//! and sent like any other, and marked [`flow_flags::TRANSLATED`] so that replies get the frontend's address. The first
 //! is written after the second was allowed: what is denied leaves nothing behind.
 
 use weft_abi::{Addr, DropReason, FlowEntry, backend_flags, flow_flags, flow_kind, service_flags};
@@ -24,10 +24,10 @@ use crate::reject::reject_no_backend;
 use crate::scratch::{Scratch, translated};
 use crate::step::step;
 
-/// Answers of [`translate`]: the packet is as it was.
+/// `s.output` of a translation: the packet is unchanged.
 pub const UNCHANGED: u32 = 0;
 
-/// As it was, and the entry that it had is gone.
+/// Unchanged, and its entry was evicted.
 pub const EVICTED: u32 = 1;
 
 /// How many backends of a set are tried: the client may use the same ports with some already.
@@ -35,7 +35,7 @@ const TRIES: u32 = 4;
 
 step!(translate(hook: Hook, existing: *mut FlowEntry) = weft_step_translate: translate_body);
 
-/// Translates the packet if it is for a service. `existing` is the entry under its own tuple, if there is one.
+/// Translates the packet if it is for a service. `existing`: the entry of its own tuple, or null.
 #[inline(always)]
 fn translate_body(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) -> Result<(), DropReason> {
     s.output = UNCHANGED;
@@ -152,7 +152,7 @@ fn may_open(s: &Scratch) -> bool {
     s.packet.protocol != TCP || s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
-/// Whether the backend chosen before still counts. An open TCP connection never changes its backend; others do when it
+/// Whether the stored choice is still valid. An open TCP connection never changes its backend; others do when it
 /// is gone.
 #[inline(never)]
 fn is_choice_valid(s: &mut Scratch, old: &FlowEntry) -> bool {

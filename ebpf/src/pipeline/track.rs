@@ -16,7 +16,7 @@ use crate::pipeline::decide::{decide, untracked};
 use crate::scratch::Scratch;
 use crate::step::step;
 
-/// Finds or makes the packet's connection and sends the packet on its way.
+/// Finds or creates the packet's connection and sends the packet.
 #[inline(always)]
 pub fn track(skb: Skb, s: &mut Scratch, hook: Hook, config: &NodeConfig) -> Result<(), DropReason> {
     let none = core::ptr::null_mut();
@@ -41,7 +41,7 @@ fn track_translated_body(skb: Skb, s: &mut Scratch, hook: Hook, choice: *mut Flo
     track_with::<true>(skb, s, hook, config, choice, |s, entry| send_entry(skb, s, entry), |s| send_new(skb, s))
 }
 
-/// Finds or makes the packet's connection; `go` is for the packet of one that is decided already, `send` for the others.
+/// Finds or creates the packet's connection; `go` sends the packet of a decided one, `send` all others.
 #[inline(always)]
 pub fn track_with<const TRANSLATED_PACKET: bool>(
     skb: Skb,
