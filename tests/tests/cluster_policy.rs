@@ -72,7 +72,7 @@ fn deny_and_allow(stage: &Stage) -> Result<()> {
             let seen = cluster.observe(&["--verdict", "dropped", "--from-pod", &from_pod, "--ip", &address])?;
             ensure!(!seen.is_empty(), "no drop {from_pod} -> {address} was seen");
             for flow in seen {
-                ensure!(flow["drop_reason"]["text"] == "policy denied", "reason: {flow}");
+                ensure!(flow["drop_reason"]["text"] == "Policy denied", "reason: {flow}");
                 let policy = &flow["policies"][0];
                 ensure!(policy["kind"] == "NetworkPolicy" && policy["name"] == "deny", "policy: {flow}");
                 ensure!(policy["namespace"] == "default" && flow["destination"]["pod"] == "server", "names: {flow}");

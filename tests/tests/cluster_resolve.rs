@@ -168,7 +168,7 @@ fn never_the_world(cluster: &Cluster, pods: &[&Pod], routing: &str) -> Result<()
                 ensure!(!is_it || !WORLD.contains(&identity), "taken for the world: {flow}");
                 seen += usize::from(is_it);
             }
-            unknown += usize::from(flow["drop_reason"]["text"] == "unknown sender");
+            unknown += usize::from(flow["drop_reason"]["text"] == "Unknown sender");
         }
     }
     ensure!(seen > 0, "node-2 has seen nothing of them");

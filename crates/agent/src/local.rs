@@ -103,7 +103,7 @@ impl Local {
             let direction = if counter.egress { "egress" } else { "ingress" }.to_owned();
             match DropReason::from_raw(counter.reason) {
                 Some(reason) => {
-                    status.drops.push((reason.text().to_owned(), direction, counter.packets, counter.bytes))
+                    status.drops.push((reason.name().to_owned(), direction, counter.packets, counter.bytes))
                 }
                 // What passed, in audit mode or not.
                 None if matches!(counter.reason, 0 | MetricKey::AUDITED) => {}

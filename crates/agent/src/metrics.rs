@@ -62,7 +62,7 @@ impl Collector for Packets {
                 let value = ConstCounter::new(if bytes { counter.bytes } else { counter.packets });
                 let way = ("direction", direction(counter.egress));
                 match DropReason::from_raw(counter.reason).filter(|_| drops) {
-                    Some(reason) => value.encode(metric.encode_family(&[("reason", reason.text()), way])?)?,
+                    Some(reason) => value.encode(metric.encode_family(&[("reason", reason.name()), way])?)?,
                     None => value.encode(metric.encode_family(&[way])?)?,
                 }
             }

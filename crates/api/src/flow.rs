@@ -69,12 +69,12 @@ pub enum Direction {
     Egress,
 }
 
-/// A reason with its number.
+/// A drop reason, numbered and named as Cilium does.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DropReason {
-    /// As Hubble numbers it.
+    /// The number.
     pub code: u8,
-    /// In words.
+    /// The name, or `reason N`.
     pub text: String,
 }
 

@@ -162,7 +162,7 @@ fn print(flow: &Flow, output: Output, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// `03:41:07.123456 node-1 DROPPED ingress a/b [10.244.0.5]:4711 (app=b) -> ... TCP SYN: policy denied: ...`
+/// `03:41:07.123456 node-1 DROPPED ingress a/b [10.244.0.5]:4711 (app=b) -> ... TCP SYN: Policy denied: ...`
 fn line(flow: &Flow) -> String {
     // The time of day to the microsecond; the date and the rest are in the JSON.
     let time = flow.time.get(11..26).unwrap_or(&flow.time);

@@ -135,10 +135,10 @@ pub fn tcp_flags(flags: u8) -> String {
     set.join(",")
 }
 
-/// A reason with its words; a number that nobody gave words to says so.
+/// A reason with its name; an unknown number stands for itself.
 #[must_use]
 pub fn drop_reason(raw: u8) -> flow::DropReason {
-    let text = DropReason::from_raw(raw).map_or_else(|| format!("reason {raw}"), |reason| reason.text().to_owned());
+    let text = DropReason::from_raw(raw).map_or_else(|| format!("reason {raw}"), |reason| reason.name().to_owned());
     flow::DropReason { code: raw, text }
 }
 
@@ -223,7 +223,7 @@ mod tests {
     fn flags_and_reasons_have_names() {
         assert_eq!(tcp_flags(0x12), "SYN,ACK");
         assert_eq!(tcp_flags(0), "");
-        assert_eq!(drop_reason(133).text, "policy denied");
+        assert_eq!(drop_reason(133).text, "Policy denied");
         assert_eq!(drop_reason(1).text, "reason 1");
     }
 

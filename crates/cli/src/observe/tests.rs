@@ -18,7 +18,7 @@ fn dropped() -> Flow {
         time: "2026-11-23T03:41:07.123456789Z".into(),
         node: "node-1".into(),
         verdict: Verdict::Dropped,
-        drop_reason: Some(DropReason { code: 133, text: "policy denied".into() }),
+        drop_reason: Some(DropReason { code: 133, text: "Policy denied".into() }),
         direction: Direction::Ingress,
         is_reply: false,
         source: peer("2001:db8::1", None, &["reserved:world-ipv6"]),
@@ -45,7 +45,7 @@ fn a_drop_names_reason_and_policy() {
     assert_eq!(
         line(&dropped()),
         "03:41:07.123456 node-1 DROPPED   ingress [2001:db8::1]:40000 (reserved:world-ipv6) -> \
-         shop/web-1 [fd44::5]:80 (app=web) TCP SYN: policy denied: NetworkPolicy shop/deny-all"
+         shop/web-1 [fd44::5]:80 (app=web) TCP SYN: Policy denied: NetworkPolicy shop/deny-all"
     );
 }
 

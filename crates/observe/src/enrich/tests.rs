@@ -72,7 +72,7 @@ fn a_default_deny_names_the_policies_that_isolate() {
     assert_eq!(flow.policies, [policy("deny-in", None)]);
     assert_eq!(
         flow.drop_reason.as_ref().map(|reason| (reason.code, reason.text.as_str())),
-        Some((133, "policy denied"))
+        Some((133, "Policy denied"))
     );
     assert_eq!((flow.source_port, flow.destination_port), (Some(40_000), Some(80)));
     assert_eq!((flow.tcp_flags.as_str(), flow.length, flow.suppressed, flow.icmp), ("SYN", 60, 5, None));
