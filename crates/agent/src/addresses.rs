@@ -152,11 +152,11 @@ impl Addresses {
 
     /// Those of the identities that some address has, or had a moment ago. A look at every address.
     #[must_use]
-    pub fn using(&self, identities: &BTreeSet<Identity>) -> BTreeSet<Identity> {
+    pub fn using<T>(&self, identities: &BTreeMap<Identity, T>) -> BTreeSet<Identity> {
         let told = self.claims.values().flatten().map(|claim| claim.entry.identity);
         let left = self.lingering.values().map(|(entry, _)| entry.identity);
         let all = told.chain(left).chain(self.local.values().copied());
-        all.filter(|identity| identities.contains(identity)).collect()
+        all.filter(|identity| identities.contains_key(identity)).collect()
     }
 
     /// Every address and who has it.

@@ -22,6 +22,7 @@ use weft_datapath::NodeSettings;
 use weft_model::desired::{DataplaneError, IpcacheEntry};
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::{Change, Forwarding, IdentityLabels, Namespace, Node, ObjectName, Pod, PolicyKind, Source};
+use weft_model::label::LabelSet;
 
 pub mod endpoints;
 mod explain;
@@ -158,12 +159,13 @@ pub struct Core {
     retry_pause: Duration,
     retry_at: Option<Duration>,
     problems: BTreeMap<String, String>,
-    /// Identities without an object that were in use when they were last looked at, and when that is to be next. Their
-    /// labels stay in force: an object that was deleted in error, or a moment too early, cuts nobody off.
-    orphaned: BTreeSet<Identity>,
+    /// Identities without an object, with their labels, and when their use is to be checked next. In force only while an
+    /// address has the number: an object that was deleted in error cuts nobody off, and labels that another node vouched
+    /// for end with its answer.
+    orphaned: BTreeMap<Identity, LabelSet>,
     orphans_at: Duration,
     /// Label sets that need a number from the API server.
-    wanted_identities: BTreeSet<weft_model::label::LabelSet>,
+    wanted_identities: BTreeSet<LabelSet>,
     revision: u64,
     dirty: bool,
     progress: watch::Sender<Progress>,
@@ -204,7 +206,7 @@ impl Core {
             retry_pause: RETRY_MIN,
             retry_at: None,
             problems: BTreeMap::new(),
-            orphaned: BTreeSet::new(),
+            orphaned: BTreeMap::new(),
             orphans_at: Duration::ZERO,
             wanted_identities: BTreeSet::new(),
             revision: 0,
@@ -475,13 +477,24 @@ impl Core {
     }
 
     fn identity_gone(&mut self, identity: Identity) {
-        self.orphaned.insert(identity);
         self.orphans_at = self.now;
-        let labels = self.identities.labels(identity).cloned();
+        let Some(labels) = self.identities.labels(identity).map(|labels| (**labels).clone()) else { return };
         self.identities.remove(identity);
+        self.orphaned.insert(identity, labels.clone());
         // Ours is in use: put the object back.
-        if let Some(labels) = labels.filter(|_| self.endpoints.uses(identity)) {
-            self.want_identity((*labels).clone());
+        if self.endpoints.uses(identity) {
+            self.want_identity(labels);
+        }
+    }
+
+    /// Puts labels in force that another node vouches for, if the identity has no object and is not in force. They end
+    /// with the last address that has the number, and no endpoint of this node takes the number for them.
+    pub fn vouch_for_identity(&mut self, identity: Identity, labels: &LabelSet) {
+        if self.identity_labels(identity).is_none() {
+            self.policy.put_identity(identity, labels);
+            self.orphaned.insert(identity, labels.clone());
+            self.orphans_at = self.now;
+            self.dirty = true;
         }
     }
 
@@ -493,24 +506,25 @@ impl Core {
         if self.orphans_at <= self.now {
             let mut used = self.addresses.using(&self.orphaned);
             // Some of our own may not have reached their addresses' entries yet.
-            used.extend(self.orphaned.iter().filter(|identity| self.endpoints.uses(**identity)));
-            for identity in self.orphaned.difference(&used) {
+            used.extend(self.orphaned.keys().filter(|identity| self.endpoints.uses(**identity)));
+            let before = self.orphaned.len();
+            for identity in self.orphaned.keys().filter(|identity| !used.contains(*identity)) {
                 self.policy.remove_identity(*identity);
-                self.dirty = true;
             }
-            self.orphaned = used;
+            self.orphaned.retain(|identity, _| used.contains(identity));
+            self.dirty |= self.orphaned.len() != before;
             self.orphans_at = self.now + ORPHANS_EVERY;
         }
         (!self.orphaned.is_empty()).then_some(self.orphans_at)
     }
 
-    fn want_identity(&mut self, labels: weft_model::label::LabelSet) {
+    fn want_identity(&mut self, labels: LabelSet) {
         self.wanted_identities.insert(labels);
         self.signals.identities.notify_one();
     }
 
     /// A label set has its number.
-    pub fn identity_obtained(&mut self, labels: &weft_model::label::LabelSet) {
+    pub fn identity_obtained(&mut self, labels: &LabelSet) {
         self.wanted_identities.remove(labels);
         self.relabel_waiting();
         self.touch();
@@ -518,7 +532,7 @@ impl Core {
 
     /// Label sets that need a number.
     #[must_use]
-    pub fn wanted_identities(&self) -> Vec<weft_model::label::LabelSet> {
+    pub fn wanted_identities(&self) -> Vec<LabelSet> {
         self.wanted_identities.iter().cloned().collect()
     }
 
@@ -528,7 +542,7 @@ impl Core {
     /// All numbers are taken.
     pub fn number_of(
         &self,
-        labels: &weft_model::label::LabelSet,
+        labels: &LabelSet,
     ) -> Result<weft_control::identity::NumberOf, weft_control::identity::Exhausted> {
         self.identities.number_of(labels)
     }

@@ -283,10 +283,11 @@ impl Core {
         told.map(str::to_owned).collect()
     }
 
-    /// Labels of an identity, if they are known.
+    /// Labels of an identity: of its object, or else those in force without one.
     #[must_use]
     pub fn identity_labels(&self, identity: Identity) -> Option<LabelSet> {
-        self.identities.labels(identity).map(|labels| (**labels).clone())
+        let of_object = self.identities.labels(identity).map(|labels| (**labels).clone());
+        of_object.or_else(|| self.orphaned.get(&identity).cloned())
     }
 
     /// Whether some source tells of this remote pod other than those for which `of` holds.
@@ -327,8 +328,8 @@ impl Core {
         if let Some(name) = identity.reserved_name() {
             return vec![format!("reserved:{name}")];
         }
-        if let Some(set) = self.identities.labels(identity) {
-            return labels(set);
+        if let Some(set) = self.identity_labels(identity) {
+            return labels(&set);
         }
         let local = self.endpoints.rows.values().find(|endpoint| endpoint.record.identity == identity);
         local.map(|endpoint| labels(&endpoint.record.labels)).unwrap_or_default()

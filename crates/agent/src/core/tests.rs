@@ -403,6 +403,47 @@ fn an_identity_without_an_object_is_in_force_for_a_pod_that_is_about_to_start() 
     assert!(!world.held().peers.contains_key(&client.identity), "nobody has it any more");
 }
 
+/// Another node's word on a number that has no object: it holds while an address has the number, and is nothing that this
+/// node's own pods would take their number from.
+#[test]
+fn labels_that_a_node_vouches_for_end_with_its_answer() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut core = synced_core(&world, dir.path());
+    attach(&mut core, &pod("shop/web", "u1", &[("app", "web")]), "c1");
+    let identity = Identity::from_raw(7000);
+    let labels = LabelSet(BTreeMap::from(
+        [("k8s:app", "client"), ("k8s:io.kubernetes.pod.namespace", "shop")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    ));
+    let others = LabelSet([("k8s:app".to_owned(), "admin".to_owned())].into());
+    core.apply(vec![Change::Policy(policy("shop/allow", "5", "web", "client"))]);
+    core.vouch_for_identity(identity, &labels);
+    core.apply(vec![slice("direct:r1", &[remote("r1", identity.raw(), "10.244.2.7")])]);
+    core.flush();
+    let in_force = |world: &World| world.held().peers.contains_key(&identity);
+    assert!(in_force(&world), "{:?}", world.held().peers);
+    // The first word holds, and is no object.
+    core.vouch_for_identity(identity, &others);
+    assert_eq!(core.identity_labels(identity), Some(labels.clone()));
+    assert!(!matches!(core.number_of(&labels), Ok(NumberOf::Known(_))));
+
+    core.apply(vec![Change::SliceGone("direct:r1".into())]);
+    let mut now = Duration::from_secs(1);
+    while let Some(again) = core.flush().filter(|_| now < Duration::from_secs(60)) {
+        now = now.max(again) + LINGER;
+        core.set_time(now);
+    }
+    assert!(!in_force(&world), "the answer is over");
+    assert_eq!(core.identity_labels(identity), None);
+    // A later word is a new one, and the object's holds over every node's.
+    core.vouch_for_identity(identity, &others);
+    core.apply(vec![Change::Identity(IdentityLabels { identity, labels: labels.clone(), unused: false })]);
+    assert_eq!(core.identity_labels(identity), Some(labels.clone()));
+    core.set_time(now + Duration::from_secs(120));
+    core.flush();
+    assert_eq!(core.number_of(&labels), Ok(NumberOf::Known(identity)));
+}
+
 #[test]
 fn an_identity_that_is_marked_as_unused_is_taken_up_before_it_is_used() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
