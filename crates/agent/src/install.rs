@@ -1,5 +1,5 @@
-//! Puts the CNI executable and configuration where the container runtime looks for them, and takes them away.
-//! The configuration is what tells the runtime that the network is ready, so it comes last.
+//! Installs the CNI executable and configuration for the container runtime, and removes them. The runtime takes the
+//! configuration for a network that is ready, so it is written last.
 
 use crate::config::Config;
 use crate::state::write_atomically;
@@ -68,7 +68,7 @@ pub fn configuration(config: &Config) -> Result<(), InstallError> {
         plugin["ipam"] = ipam.clone();
     }
     let list = json!({
-        // The version of runtimes that do not know `cniVersions` (libcni before 1.2: containerd 1.x): they refuse
+        // For runtimes that do not support `cniVersions` (libcni before 1.2: containerd 1.x): they refuse
         // results of 1.1.0. The others take the newest of the list.
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],

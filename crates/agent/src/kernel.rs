@@ -58,7 +58,7 @@ impl Links for PodLinks {
 
     fn remove(&self, device: &str) -> Result<(), LinkError> {
         link::delete(device).map_err(failed(format!("remove {device}")))?;
-        // Its programs are gone with it; what is left are their pins.
+        // The programs are gone with the device; their pins are left.
         self.hooks.detach(device).map_err(failed(format!("detach from {device}")))?;
         Ok(())
     }
@@ -83,7 +83,7 @@ impl Links for PodLinks {
             Ok(gone) => {
                 gone.iter().for_each(|device| tracing::info!(device, "removed the pins of a link that is gone"))
             }
-            Err(error) => tracing::warn!(%error, "cannot look through the pinned links"),
+            Err(error) => tracing::warn!(%error, "cannot list the pinned links"),
         }
     }
 

@@ -20,7 +20,7 @@ pub enum Request {
     CniStatus,
     /// CNI GC. Answer: [`Response::Done`].
     CniGc(cni::GcRequest),
-    /// How the agent is. Answer: [`Response::Status`].
+    /// State of the agent. Answer: [`Response::Status`].
     Status,
     /// Local endpoints.
     Endpoints,
@@ -36,7 +36,7 @@ pub enum Request {
     Connections,
     /// Fill of the maps.
     Maps,
-    /// Would it pass?
+    /// Would a new connection pass? Answer: [`Response::Explanation`].
     Explain(ExplainRequest),
     /// What would change if these objects were applied, or deleted?
     Preview(PreviewRequest),
@@ -87,11 +87,11 @@ pub enum Response {
     Preview(Preview),
     /// See [`Flow`].
     Flow(Arc<Flow>),
-    /// So many flows that matched are missing here: the reader was too slow.
+    /// Number of matching flows that are missing here: the reader was too slow.
     Lost(u64),
 }
 
-/// How the agent is.
+/// State of the agent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// Its node.
@@ -100,13 +100,13 @@ pub struct Status {
     pub version: String,
     /// Everything was synced and is in force: pods may come.
     pub ready: bool,
-    /// What is still missing, in words.
+    /// What it is not ready for want of, one line each.
     pub waiting_for: Vec<String>,
     /// Newest revision of the tables.
     pub revision: u64,
     /// Newest revision of which everything is in the kernel.
     pub revision_in_force: u64,
-    /// What is wrong now: object or map, and why.
+    /// Current problems: object or map, and cause.
     pub problems: Vec<String>,
     /// Number of endpoints.
     pub endpoints: usize,

@@ -1,4 +1,4 @@
-//! What the CNI executable and the agent say to each other, and the error of the CNI spec.
+//! Requests of the CNI executable to the agent, and the error of the CNI spec.
 
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;

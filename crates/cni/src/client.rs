@@ -1,4 +1,4 @@
-//! One question to the agent: a line of JSON there, a line of JSON back, within a deadline.
+//! The client of the agent: one request, one response, each a line of JSON, within a deadline.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -6,48 +6,48 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use weft_api::agent::{Request, Response};
 
-/// Longest answer that is read.
-const ANSWER_MAX: usize = 4 << 20;
-/// Pause between two attempts to reach an agent that is (re)starting.
+/// Bytes of a response, at most.
+const RESPONSE_BYTES_MAX: usize = 4 << 20;
+/// Pause between two attempts to connect to an agent that is (re)starting.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Why there is no answer.
+/// There is no response.
 #[derive(Debug)]
-pub enum AskError {
-    /// Nobody listens: the request was not seen.
+pub enum RequestError {
+    /// The agent does not listen: it has not seen the request.
     Unreachable(io::Error),
-    /// The connection broke or the time ran out: the request may have been carried out.
+    /// The connection broke or timed out: the request may have been carried out.
     Interrupted(io::Error),
-    /// The answer makes no sense.
-    Nonsense(String),
+    /// The response is malformed.
+    Malformed(String),
 }
 
-/// How long to wait for what.
+/// Timeouts of a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// For somebody to listen.
+pub struct Timeouts {
+    /// Until the agent listens.
     pub connect: Duration,
-    /// For the answer.
-    pub answer: Duration,
+    /// Until the response is complete.
+    pub response: Duration,
 }
 
-/// Asks.
+/// Sends a request and reads the response.
 ///
 /// # Errors
-/// See [`AskError`].
-pub fn ask(socket: &Path, request: &Request, patience: Patience) -> Result<Response, AskError> {
-    let mut stream = connect(socket, patience.connect).map_err(AskError::Unreachable)?;
-    let mut line = serde_json::to_vec(request).map_err(|error| AskError::Nonsense(format!("request: {error}")))?;
+/// See [`RequestError`].
+pub fn send(socket: &Path, request: &Request, timeouts: Timeouts) -> Result<Response, RequestError> {
+    let mut stream = connect(socket, timeouts.connect).map_err(RequestError::Unreachable)?;
+    let mut line = serde_json::to_vec(request).map_err(|error| RequestError::Malformed(format!("request: {error}")))?;
     line.push(b'\n');
-    let until = Instant::now() + patience.answer;
-    stream.set_write_timeout(Some(patience.answer)).map_err(AskError::Interrupted)?;
-    stream.write_all(&line).map_err(AskError::Interrupted)?;
-    let answer = read_line(&mut stream, until).map_err(AskError::Interrupted)?;
-    serde_json::from_slice(&answer).map_err(|error| AskError::Nonsense(format!("answer: {error}")))
+    let until = Instant::now() + timeouts.response;
+    stream.set_write_timeout(Some(timeouts.response)).map_err(RequestError::Interrupted)?;
+    stream.write_all(&line).map_err(RequestError::Interrupted)?;
+    let response = read_line(&mut stream, until).map_err(RequestError::Interrupted)?;
+    serde_json::from_slice(&response).map_err(|error| RequestError::Malformed(format!("response: {error}")))
 }
 
-fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let until = Instant::now() + patience;
+fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let until = Instant::now() + timeout;
     loop {
         match UnixStream::connect(socket) {
             Ok(stream) => return Ok(stream),
@@ -86,8 +86,8 @@ fn read_line(stream: &mut UnixStream, until: Instant) -> io::Result<Vec<u8>> {
         if end.is_some() {
             return Ok(line);
         }
-        if line.len() > ANSWER_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "answer is too long"));
+        if line.len() > RESPONSE_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the response is too long"));
         }
     }
 }

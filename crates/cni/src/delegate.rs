@@ -17,39 +17,39 @@ const PASSED: [&str; 5] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_AR
 const NEWEST: &str = "1.1.0";
 /// The one before it.
 const OLDER: &str = "1.0.0";
-/// It must have answered by then.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Longest answer that is read.
-const ANSWER_MAX: u64 = 1 << 20;
-/// How often it is looked at.
-const LOOK: Duration = Duration::from_millis(2);
+/// Time for one call of the plugin.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of a result, at most.
+const RESULT_BYTES_MAX: u64 = 1 << 20;
+/// How often its exit is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Runs the plugin for ADD; its addresses, at most one of each family.
 ///
 /// # Errors
-/// It is not there, fails, or says nonsense. What it may have taken is given back.
+/// The plugin is missing, fails, or prints no result. What it may have allocated is released.
 pub fn add(env: Lookup<'_>, kind: &str, config: &Config) -> Result<Vec<IpAddr>, CniError> {
     let answer = run(env, kind, "ADD", config)?;
     addresses(kind, &answer).inspect_err(|_| drop(del(env, kind, config)))
 }
 
-/// Gives back what ADD took. Nothing to give back is fine.
+/// Releases what ADD allocated; nothing to release is fine.
 ///
 /// # Errors
-/// It is not there, or fails.
+/// The plugin is missing, or fails.
 pub fn del(env: Lookup<'_>, kind: &str, config: &Config) -> Result<(), CniError> {
     run(env, kind, "DEL", config).map(drop)
 }
 
-/// Whether it still knows what it gave.
+/// Whether the plugin still holds the allocation.
 ///
 /// # Errors
-/// It says what is wrong.
+/// Its error.
 pub fn check(env: Lookup<'_>, kind: &str, config: &Config) -> Result<(), CniError> {
     run(env, kind, "CHECK", config).map(drop)
 }
 
-/// Whether ADD could work: the plugin is there, and says so if it is of a version that knows STATUS.
+/// Whether ADD can work: the plugin exists and, if its version supports STATUS, reports that it is ready.
 ///
 /// # Errors
 /// [`code::NOT_AVAILABLE`]
@@ -59,10 +59,10 @@ pub fn status(env: Lookup<'_>, kind: &str, config: &Config) -> Result<(), CniErr
     if_known(env, kind, "STATUS", config).map_err(unavailable)
 }
 
-/// Gives back what is not among the valid attachments, if the plugin is of a version that knows GC.
+/// Releases allocations that are not among the valid attachments, if the plugin's version supports GC.
 ///
 /// # Errors
-/// It is not there, or fails.
+/// The plugin is missing, or fails.
 pub fn gc(env: Lookup<'_>, kind: &str, config: &Config) -> Result<(), CniError> {
     if_known(env, kind, "GC", config)
 }
@@ -109,22 +109,22 @@ fn run(env: Lookup<'_>, kind: &str, command: &str, config: &Config) -> Result<Ve
     let reader = child.stdout.take().map(|stdout| {
         std::thread::spawn(move || {
             let mut answer = Vec::new();
-            stdout.take(ANSWER_MAX).read_to_end(&mut answer).map(|_| answer)
+            stdout.take(RESULT_BYTES_MAX).read_to_end(&mut answer).map(|_| answer)
         })
     });
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read its configuration fails by its own exit code.
         let _ = stdin.write_all(&input(command, config));
     }
-    let Some(success) = wait(&mut child, PATIENCE).map_err(io)? else {
-        return Err(failed("did not answer", format!("{command}: ended after {} s", PATIENCE.as_secs())));
+    let Some(success) = wait(&mut child, TIMEOUT).map_err(io)? else {
+        return Err(failed("did not answer", format!("{command}: ended after {} s", TIMEOUT.as_secs())));
     };
     let answer = reader.and_then(|reader| reader.join().ok()).transpose().map_err(io)?.unwrap_or_default();
     if success { Ok(answer) } else { Err(refusal(kind, command, &program, &answer)) }
 }
 
-fn wait(child: &mut Child, patience: Duration) -> std::io::Result<Option<bool>> {
-    let until = Instant::now() + patience;
+fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<bool>> {
+    let until = Instant::now() + timeout;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status.success()));
@@ -134,7 +134,7 @@ fn wait(child: &mut Child, patience: Duration) -> std::io::Result<Option<bool>> 
             child.wait()?;
             return Ok(None);
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The six commands.
 
-use crate::client::{self, AskError, Patience};
+use crate::client::{self, RequestError, Timeouts};
 use crate::config::{self, Config};
 use crate::env::{self, Command, Lookup};
 use crate::{delegate, queue, result};
@@ -11,11 +11,11 @@ use weft_api::agent::{Request, Response};
 use weft_api::cni::{AddRequest, CheckRequest, CniError, DelRequest, GcRequest, code};
 
 /// A container runtime gives up on a sandbox after two to four minutes; an answer must come well before.
-const ADD: Patience = Patience { connect: Duration::from_secs(10), answer: Duration::from_secs(60) };
+const ADD: Timeouts = Timeouts { connect: Duration::from_secs(10), response: Duration::from_secs(60) };
 /// A delete that meets no agent is queued, so it need not wait long.
-const DEL: Patience = Patience { connect: Duration::from_millis(200), answer: Duration::from_secs(30) };
+const DEL: Timeouts = Timeouts { connect: Duration::from_millis(200), response: Duration::from_secs(30) };
 /// Runtimes poll STATUS.
-const STATUS: Patience = Patience { connect: Duration::from_secs(1), answer: Duration::from_secs(5) };
+const STATUS: Timeouts = Timeouts { connect: Duration::from_secs(1), response: Duration::from_secs(5) };
 
 /// An error with the version that the caller speaks.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ fn add(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
         mtu: config.mtu,
         addresses,
     };
-    match client::ask(&config.socket, &Request::CniAdd(request), ADD) {
+    match client::send(&config.socket, &Request::CniAdd(request), ADD) {
         Ok(Response::CniResult(added)) => Ok(result::render(config.version, &attachment, &netns, &added).to_string()),
         Ok(Response::Error(error)) => {
             // Refused: no endpoint has the addresses. In every other case one may, and DEL gives them back.
@@ -120,7 +120,7 @@ fn del(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
 }
 
 fn detach(config: &Config, request: &DelRequest) -> Result<String, CniError> {
-    match client::ask(&config.socket, &Request::CniDel(request.clone()), DEL) {
+    match client::send(&config.socket, &Request::CniDel(request.clone()), DEL) {
         Ok(Response::Done) => Ok(String::new()),
         Ok(Response::Error(error)) => Err(error),
         Ok(other) => Err(unexpected(&other)),
@@ -163,7 +163,7 @@ fn gc(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
 fn status(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
     since(config, "STATUS", "1.1.0")?;
     config.delegate.as_deref().map_or(Ok(()), |kind| delegate::status(env, kind, config))?;
-    match client::ask(&config.socket, &Request::CniStatus, STATUS) {
+    match client::send(&config.socket, &Request::CniStatus, STATUS) {
         Ok(answer) => done(answer),
         Err(cause) => Err(CniError {
             code: code::NOT_AVAILABLE,
@@ -181,21 +181,21 @@ fn since(config: &Config, command: &str, version: &str) -> Result<(), CniError> 
     Err(CniError { code: code::INCOMPATIBLE_VERSION, msg: "incompatible CNI version".into(), details })
 }
 
-fn ask(config: &Config, request: &Request, patience: Patience) -> Result<Response, CniError> {
-    match client::ask(&config.socket, request, patience) {
+fn ask(config: &Config, request: &Request, timeouts: Timeouts) -> Result<Response, CniError> {
+    match client::send(&config.socket, request, timeouts) {
         Ok(Response::Error(error)) => Err(error),
         Ok(answer) => Ok(answer),
         Err(cause) => Err(silent(config, cause)),
     }
 }
 
-fn silent(config: &Config, cause: AskError) -> CniError {
+fn silent(config: &Config, cause: RequestError) -> CniError {
     let details = reach(config, &cause);
     match cause {
-        AskError::Unreachable(_) | AskError::Interrupted(_) => {
+        RequestError::Unreachable(_) | RequestError::Interrupted(_) => {
             CniError { code: code::TRY_AGAIN_LATER, msg: "the agent does not answer".into(), details }
         }
-        AskError::Nonsense(_) => {
+        RequestError::Malformed(_) => {
             CniError { code: code::DECODING_FAILURE, msg: "the agent's answer makes no sense".into(), details }
         }
     }
@@ -215,15 +215,15 @@ fn unexpected(answer: &Response) -> CniError {
     }
 }
 
-fn reach(config: &Config, cause: &AskError) -> String {
+fn reach(config: &Config, cause: &RequestError) -> String {
     format!("{}: {}", config.socket.display(), describe(cause))
 }
 
-fn describe(cause: &AskError) -> String {
+fn describe(cause: &RequestError) -> String {
     match cause {
-        AskError::Unreachable(error) => format!("cannot connect: {error}"),
-        AskError::Interrupted(error) => format!("no answer: {error}"),
-        AskError::Nonsense(text) => text.clone(),
+        RequestError::Unreachable(error) => format!("cannot connect: {error}"),
+        RequestError::Interrupted(error) => format!("no answer: {error}"),
+        RequestError::Malformed(text) => text.clone(),
     }
 }
 

@@ -1,8 +1,8 @@
-//! From the kernel's events to flows that people can read: [`decode`] -> [`enrich`] -> [`ring`] -> [`filter`] ->
+//! From the kernel's events to flows with names: [`decode`] -> [`enrich`] -> [`ring`] -> [`filter`] ->
 //! [`serve`].
 //!
-//! One thread feeds [`Observer::push_all`]; any number of readers take [`Observer::snapshot`]s or follow. Nobody who reads
-//! slowly holds up anybody else: he loses flows, and is told how many.
+//! One thread feeds [`Observer::push_all`]; any number of readers take [`Observer::snapshot`]s or follow. A slow reader
+//! delays nobody: it loses flows, and learns how many.
 
 pub mod clock;
 pub mod decode;

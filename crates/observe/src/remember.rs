@@ -1,21 +1,20 @@
-//! A directory that asks each question once: for events that came together, between which nothing has changed that
-//! their time would tell apart.
+//! A directory that caches lookups for the events of one batch, whose times do not tell changes apart.
 
 use crate::enrich::{Directory, Party};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use weft_api::flow::{Direction, PolicyRef};
 use weft_model::id::{EndpointId, Identity, RuleId};
 
-/// Asked more questions than this it forgets: a flood from forged addresses must not grow it.
+/// Entries before the cache is cleared: a flood from forged addresses must not grow it.
 const ANSWERS_MAX: usize = 256;
 
-/// The answers to one kind of question.
+/// Cached answers of one kind.
 type Answers<Q, A> = Mutex<HashMap<Q, A>>;
 
-/// See the module.
+/// A caching [`Directory`].
 pub(crate) struct Remembered<'a> {
     directory: &'a dyn Directory,
     parties: Answers<IpAddr, Option<Party>>,
@@ -39,8 +38,7 @@ impl<'a> Remembered<'a> {
 }
 
 fn once<Q: Hash + Eq, A: Clone>(answers: &Answers<Q, A>, question: Q, ask: impl FnOnce() -> A) -> A {
-    // Only this thread has it; a panic in between leaves whole answers.
-    let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut answers = answers.lock().expect("a panic ends the process");
     if answers.len() >= ANSWERS_MAX {
         answers.clear();
     }

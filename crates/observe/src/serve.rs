@@ -1,4 +1,4 @@
-//! Readers: the last ones, and those to come.
+//! Serves flows to readers: the last ones, and new ones as they come.
 
 use crate::clock::Clock;
 use crate::decode::{DecodeError, check};
@@ -7,16 +7,16 @@ use crate::filter::Filter;
 use crate::remember::Remembered;
 use crate::ring::Ring;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{mpsc, watch};
 use weft_abi::Event;
 use weft_api::agent::Response;
 use weft_api::flow::{Flow, FlowFilter, Verdict};
 
-/// Flows that a reader may be behind before he loses some: events come in bursts, and the ring has as many.
+/// Flows that may be queued for a reader before some are lost: events come in bursts, and the ring has as many.
 pub const BEHIND_MAX: usize = 4096;
 
-/// A decoded event, and its flow once somebody wanted that.
+/// A decoded event, and its flow once a reader wanted it.
 #[derive(Clone, Debug)]
 struct Seen {
     event: Event,
@@ -102,28 +102,27 @@ impl Observer {
         self.lock().ring.overwritten()
     }
 
-    /// A panic of another thread while it held the lock leaves at worst one event out.
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock().expect("a panic ends the process")
     }
 
-    /// Takes one event in. Never waits for a reader.
+    /// Adds one event. Never waits for a reader.
     ///
     /// # Errors
-    /// The event is none of ours; it is counted.
+    /// The event is malformed; it is counted.
     pub fn push(&self, event: &Event) -> Result<(), DecodeError> {
-        self.take_in(event, self.directory.as_ref())
+        self.add(event, self.directory.as_ref())
     }
 
-    /// Takes events in that came together; none of ours are counted. Names are looked up once for all of them.
+    /// Adds events of one batch; malformed ones are counted. Names are looked up once for all of them.
     pub fn push_all(&self, events: &[Event]) {
         let directory = Remembered::new(self.directory.as_ref());
         for event in events {
-            let _ = self.take_in(event, &directory);
+            let _ = self.add(event, &directory);
         }
     }
 
-    fn take_in(&self, event: &Event, directory: &dyn Directory) -> Result<(), DecodeError> {
+    fn add(&self, event: &Event, directory: &dyn Directory) -> Result<(), DecodeError> {
         let verdict = check(event).inspect_err(|_| {
             self.malformed.fetch_add(1, Ordering::Relaxed);
         })?;
@@ -135,7 +134,7 @@ impl Observer {
         }
         let mut shared = self.lock();
         for subscriber in &shared.subscribers {
-            // Somebody who came since the look at `following` above.
+            // Subscribed after `following` was read above.
             let flow = seen.flow.get_or_insert_with(flow_of);
             if subscriber.filter.wants_event(event, verdict)
                 && subscriber.filter.wants_flow(flow)
@@ -178,7 +177,7 @@ impl Observer {
         flows
     }
 
-    /// The last ones, and then every one that comes: none twice, none between them missing.
+    /// The last flows, and then every new one: none twice, none missing in between.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, filter: FlowFilter, last: usize) -> Subscription {
         let filter = Filter::from(filter);
@@ -194,11 +193,11 @@ impl Observer {
             (id, shared.ring.iter().cloned().collect::<Vec<Seen>>())
         };
         let past = self.select(&seen, &filter, last).into();
-        Subscription { observer: self.clone(), id, past, flows, lost, lost_told: 0 }
+        Subscription { observer: self.clone(), id, past, flows, lost, lost_reported: 0 }
     }
 
     /// Answers an `observe` request: the last flows, the coming ones if `follow`, [`Response::Done`] at the end. A
-    /// reader who is too slow is told how many he lost. Ends when the reader is gone.
+    /// reader that is too slow gets [`Response::Lost`]. Ends when the reader is gone.
     pub async fn answer(
         self: &Arc<Self>,
         filter: FlowFilter,
@@ -241,7 +240,7 @@ pub enum Next {
     Lost(u64),
 }
 
-/// A reader who follows. Dropped, he is gone.
+/// A reader that follows. Dropped, it unsubscribes.
 #[derive(Debug)]
 pub struct Subscription {
     observer: Arc<Observer>,
@@ -249,7 +248,7 @@ pub struct Subscription {
     past: std::collections::VecDeque<Arc<Flow>>,
     flows: mpsc::Receiver<Arc<Flow>>,
     lost: Arc<AtomicU64>,
-    lost_told: u64,
+    lost_reported: u64,
 }
 
 impl Subscription {
@@ -263,9 +262,9 @@ impl Subscription {
             return Next::Flow(flow);
         }
         let lost = self.lost.load(Ordering::Relaxed);
-        if lost != self.lost_told {
-            let flows = lost - self.lost_told;
-            self.lost_told = lost;
+        if lost != self.lost_reported {
+            let flows = lost - self.lost_reported;
+            self.lost_reported = lost;
             return Next::Lost(flows);
         }
         match self.flows.recv().await {

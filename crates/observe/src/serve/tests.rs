@@ -71,7 +71,7 @@ async fn a_slow_reader_loses_and_knows_how_many() {
     }
     assert_eq!(subscription.next().await, Next::Lost(7));
     observer.push(&event(99)).expect("good event");
-    let Next::Flow(flow) = subscription.next().await else { panic!("told twice") };
+    let Next::Flow(flow) = subscription.next().await else { panic!("reported twice") };
     assert_eq!(flow.length, 99);
 }
 
