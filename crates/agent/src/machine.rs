@@ -1,9 +1,9 @@
-//! The machine under the pods: its device and addresses, forwarding, the VXLAN device, routes. Follows the nodes of
-//! the cluster for as long as the agent runs, and mends what somebody else undid.
+//! The node's own network: its device and addresses, forwarding, the VXLAN device, routes, programs at device and
+//! sockets. Reconciled when nodes change, and once a minute against drift.
 
 use crate::config::{Acceleration, Config, Routing};
 use crate::core::describe;
-use crate::core::thread::Handle;
+use crate::core::thread::{Handle, Unavailable};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,16 +24,44 @@ const EVENTS_PER_S: u32 = 10_000;
 const MTU_MIN: u32 = 1280;
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
-/// Pause between two looks at a machine that is well.
+/// Pause between two checks for drift.
 const AUDIT: Duration = Duration::from_secs(60);
 
-/// Keeps the machine set up until `stop`.
+/// The node's network cannot be set up.
+#[derive(Debug, thiserror::Error)]
+enum SetupError {
+    #[error("no Node object named {0:?} with addresses yet")]
+    NoNode(String),
+    #[error("the Node object has no addresses")]
+    NoAddresses,
+    #[error("{device}: its MTU leaves {carried} bytes for pods, expected at least {MTU_MIN} for IPv6")]
+    MtuTooSmall { device: String, carried: u32 },
+    #[error("{step}")]
+    Step {
+        step: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(transparent)]
+    Tables(#[from] Unavailable),
+}
+
+/// An error of a step, for people.
+fn step<E>(step: impl Into<String>) -> impl FnOnce(E) -> SetupError
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    move |source| SetupError::Step { step: step.into(), source: source.into() }
+}
+
+/// Keeps the node's network set up until `stop`.
 pub async fn run(core: Handle, config: Arc<Config>, hooks: Hooks, mtu: Arc<AtomicU32>, stop: CancellationToken) {
     let Ok(signals) = core.call(|core| core.signals()).await else { return };
     let mut configured: Option<NodeSettings> = None;
     loop {
         let Ok(nodes) = core.call(|core| core.carried_nodes()).await else { return };
-        let problem = set_up(&core, &config, &hooks, nodes, &mut configured, &mtu).await.err();
+        let done = set_up(&core, &config, &hooks, nodes, &mut configured, &mtu).await;
+        let problem = done.err().map(|error| describe(&error));
         let pause = if problem.is_some() { RETRY } else { AUDIT };
         if core.call(move |core| core.set_node_ready(problem)).await.is_err() {
             return;
@@ -53,52 +81,55 @@ async fn set_up(
     nodes: BTreeMap<String, Node>,
     configured: &mut Option<NodeSettings>,
     mtu: &Arc<AtomicU32>,
-) -> Result<(), String> {
+) -> Result<(), SetupError> {
     let Some(own) = nodes.get(&config.node_name).cloned() else {
-        return Err(format!("no Node object named {:?} with addresses yet", config.node_name));
+        return Err(SetupError::NoNode(config.node_name.clone()));
     };
     let (for_device, hooks_there) = (config.clone(), hooks.clone());
     let (device, settings) = blocking(move || prepare(&for_device, &own, &nodes)).await?;
     mtu.store(u32::from(settings.pod_mtu), Ordering::Relaxed);
     if configured.as_ref() != Some(&settings) {
         let written = settings.clone();
-        let done = core.call(move |core| core.configure(&written)).await.map_err(|error| error.to_string())?;
-        done.map_err(|error| describe(&error))?;
+        core.call(move |core| core.configure(&written)).await?.map_err(step("write the node's configuration"))?;
     }
     // Programs come after the configuration that they read.
     let tunnel = settings.tunnel.as_ref().map(|tunnel| tunnel.ifindex);
     let for_sockets = config.clone();
     blocking(move || {
-        let failed = |error: &dyn std::error::Error| format!("attach programs: {}", describe(error));
-        hooks_there.attach_device(&device.name, device.ifindex).map_err(|error| failed(&error))?;
+        let attach = |device: &str| format!("attach programs to {device}");
+        hooks_there.attach_device(&device.name, device.ifindex).map_err(step(attach(&device.name)))?;
         edge(&for_sockets, &hooks_there, &device)
-            .map_err(|error| format!("node-port-acceleration: {}: {}", device.name, describe(&error)))?;
+            .map_err(step(format!("node-port-acceleration: attach to {}", device.name)))?;
         if let Some(ifindex) = tunnel {
-            hooks_there.attach_tunnel(TUNNEL_DEVICE, ifindex).map_err(|error| failed(&error))?;
+            hooks_there.attach_tunnel(TUNNEL_DEVICE, ifindex).map_err(step(attach(TUNNEL_DEVICE)))?;
         }
-        sockets(&for_sockets, &hooks_there).map_err(|error| format!("sockets: {}", describe(&error)))
+        sockets(&for_sockets, &hooks_there).map_err(step("attach programs to sockets"))
     })
     .await?;
     *configured = Some(settings);
     Ok(())
 }
 
-/// What passes through the node at its device, where it shall.
+/// XDP at the node's device, where the settings ask for it.
 fn edge(config: &Config, hooks: &Hooks, device: &NodeDevice) -> std::io::Result<()> {
-    // By tunnel all of it is left to the programs behind.
+    // With tunnels the tc programs do all of it.
     if config.node_port_acceleration == Acceleration::Disabled || config.routing == Routing::Vxlan {
         return hooks.detach_edge().map(drop);
     }
     match hooks.attach_edge(&device.name, device.ifindex) {
         Err(error) if config.node_port_acceleration == Acceleration::BestEffort => {
-            tracing::warn!(device = device.name, error = describe(&error), "no acceleration at the edge");
+            tracing::warn!(
+                device = device.name,
+                error = describe(&error),
+                "no node-port-acceleration: XDP cannot be attached, tc does the work"
+            );
             Ok(())
         }
         done => done,
     }
 }
 
-/// Services at the sockets of the node and its pods, where they shall be.
+/// Service translation at the sockets of the node and its pods, where the settings ask for it.
 fn sockets(config: &Config, hooks: &Hooks) -> std::io::Result<()> {
     if !config.socket_lb {
         return hooks.detach_sockets().map(drop);
@@ -110,21 +141,25 @@ fn sockets(config: &Config, hooks: &Hooks) -> std::io::Result<()> {
 }
 
 /// Everything on the machine but maps and programs.
-fn prepare(config: &Config, own: &Node, nodes: &BTreeMap<String, Node>) -> Result<(NodeDevice, NodeSettings), String> {
+fn prepare(
+    config: &Config,
+    own: &Node,
+    nodes: &BTreeMap<String, Node>,
+) -> Result<(NodeDevice, NodeSettings), SetupError> {
     let name = match &config.device {
         Some(name) => Some(name.clone()),
         None => own.addresses.iter().find_map(|address| device_with(*address)),
     };
-    let device = node::discover(name.as_deref()).map_err(|error| describe(&error))?;
-    node::prepare(config.ipv4, config.ipv6, &device.name).map_err(|error| describe(&error))?;
-    node::reserve_ports(&config.node_ports).map_err(|error| describe(&error))?;
+    let device = node::discover(name.as_deref()).map_err(step("find the node's device"))?;
+    node::prepare(config.ipv4, config.ipv6, &device.name).map_err(step(format!("configure {}", device.name)))?;
+    node::reserve_ports(&config.node_ports).map_err(step("reserve node ports"))?;
     let address = |ipv4: bool| own.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4);
     let tunnel = match config.routing {
         Routing::Native => {
-            tunnel::remove(TUNNEL_DEVICE).map_err(|error| describe(&error))?;
+            tunnel::remove(TUNNEL_DEVICE).map_err(step(format!("remove {TUNNEL_DEVICE}")))?;
             None
         }
-        Routing::Vxlan => Some(address(true).or(address(false)).ok_or("the Node object has no addresses")?),
+        Routing::Vxlan => Some(address(true).or(address(false)).ok_or(SetupError::NoAddresses)?),
     };
     let overhead = match tunnel {
         None => 0,
@@ -132,22 +167,23 @@ fn prepare(config: &Config, own: &Node, nodes: &BTreeMap<String, Node>) -> Resul
     };
     let carried = device.mtu.saturating_sub(overhead);
     if config.ipv6 && carried < MTU_MIN {
-        return Err(format!("{} carries {carried} bytes for pods; IPv6 needs {MTU_MIN}", device.name));
+        return Err(SetupError::MtuTooSmall { device: device.name, carried });
     }
     let pod_mtu = config.mtu.map_or(carried, |mtu| mtu.min(carried)).min(u32::from(u16::MAX));
     let tunnel = match tunnel {
         None => None,
         Some(source) => {
             let spec = TunnelSpec { name: TUNNEL_DEVICE.to_owned(), port: config.tunnel_port, mtu: pod_mtu };
-            let ifindex = tunnel::ensure(&spec).map_err(|error| describe(&error))?;
+            let ifindex = tunnel::ensure(&spec).map_err(step(format!("create {TUNNEL_DEVICE}")))?;
             Some(TunnelSettings { ifindex, port: config.tunnel_port, source })
         }
     };
-    route::set_unreachable(&own.pod_cidrs).map_err(|error| describe(&error))?;
+    route::set_unreachable(&own.pod_cidrs).map_err(step("set routes of this node's pod prefixes"))?;
     if let Some(tunnel) = &tunnel {
         let others = nodes.values().filter(|node| node.name != own.name);
         let pods: Vec<IpNet> = others.flat_map(|node| node.pod_cidrs.iter().copied()).collect();
-        route::set_tunnel(&pods, tunnel.ifindex, &own.addresses, pod_mtu).map_err(|error| describe(&error))?;
+        route::set_tunnel(&pods, tunnel.ifindex, &own.addresses, pod_mtu)
+            .map_err(step("set routes through the tunnel"))?;
     }
     let settings = NodeSettings {
         device_ifindex: device.ifindex,
@@ -160,7 +196,7 @@ fn prepare(config: &Config, own: &Node, nodes: &BTreeMap<String, Node>) -> Resul
             .or(device.v6.map(IpAddr::V6))
             .and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None }),
         pod_mtu: u16::try_from(pod_mtu).unwrap_or(u16::MAX),
-        nat_ports: node::nat_ports(&config.node_ports).map_err(|error| describe(&error))?,
+        nat_ports: node::nat_ports(&config.node_ports).map_err(step("choose ports for masquerading"))?,
         guard: config.node_port_bind_protection.clone(),
         masquerade_v4: config.masquerade && config.ipv4,
         masquerade_v6: config.masquerade && config.ipv6,
@@ -186,6 +222,8 @@ fn device_with(address: IpAddr) -> Option<String> {
         .next()
 }
 
-async fn blocking<R: Send + 'static>(work: impl FnOnce() -> Result<R, String> + Send + 'static) -> Result<R, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?
+async fn blocking<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, SetupError> + Send + 'static,
+) -> Result<R, SetupError> {
+    tokio::task::spawn_blocking(work).await.map_err(step("wait for a blocking call"))?
 }
