@@ -1,5 +1,6 @@
-//! The composition root: what is made, in which order, and who is given what.
+//! The composition root: what is created, in which order, and what each part gets.
 
+use crate::announce::{ForeignSlices, Writers};
 use crate::attach::Attachments;
 use crate::cluster::{self, ApiServer};
 use crate::config::Config;
@@ -13,16 +14,17 @@ use crate::metrics::Metrics;
 use crate::peer::{self, Unknown};
 use crate::ports::{Cluster, Links};
 use crate::state::StateDir;
-use crate::{install, ipam, machine, propagation, restart, server};
+use crate::{announce, ingest, install, ipam, machine, restart, server};
 use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use weft_daemon::tasks::Tasks;
 use weft_datapath::sockets::{Destroyer, Protocols};
 use weft_datapath::{Collector, Datapath, EventReader, ObserveSwitch, Options};
 use weft_k8s::Client;
@@ -41,10 +43,31 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Runs the agent until `stop`.
 ///
 /// # Errors
-/// What keeps it from running at all.
+/// It cannot start, or one of its tasks ended too early.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let tasks = Tasks::new(stop.clone());
+    let early = tokio::select! {
+        started = start(config, &tasks) => {
+            // Held until the end: the tables' thread ends with its last handle.
+            let _control = started?;
+            tokio::select! {
+                () = stop.cancelled() => None,
+                early = tasks.ended_early() => Some(early),
+            }
+        }
+        early = tasks.ended_early() => Some(early),
+    };
+    stop.cancel();
+    if let Err(error) = tasks.join(GRACE).await {
+        tracing::warn!(%error, "the agent ends all the same");
+    }
+    early.map_or(Ok(()), |early| Err(early.into()))
+}
+
+/// Starts everything; returns once the agent is ready, or told to stop.
+async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle, JoinHandle<()>)> {
     let config = Arc::new(config);
-    let tasks = TaskTracker::new();
+    let stop = tasks.stop();
 
     // Alone on this node: the state directory's lock, then the maps'.
     let state =
@@ -78,9 +101,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let client = Client::connect(&options).await.context("API server")?;
     let client_again = client.clone();
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
-    let writers = propagation::Writers::start(&client, &config.node_name, Manner::Sparing, &stop);
+    let writers = Writers::start(&client, &config.node_name, Manner::Sparing, stop);
     let mode = (config.node_name.clone(), config.endpoint_propagation);
-    let (elsewhere, found_elsewhere) = tokio::sync::watch::channel(propagation::Elsewhere::new());
+    let (foreign, foreign_slices) = tokio::sync::watch::channel(ForeignSlices::new());
     let conversion = weft_k8s::convert::Settings {
         cidr_covers: config.cidr_covers,
         extended_protocols: config.extended_protocols,
@@ -88,52 +111,55 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     };
     let health = Health::new(&config.node_name, progress.clone());
     let watched = (core.clone(), client.clone(), health.clone());
-    tasks.spawn(propagation::watch(watched, mode.clone(), conversion, writers.clone(), elsewhere, stop.clone()));
-    tasks.spawn(health.clone().run(stop.clone()));
+    tasks.spawn("ingest", ingest::run(watched, mode.clone(), conversion, writers.clone(), foreign, stop.clone()));
+    tasks.spawn("health", health.clone().run(stop.clone()));
     if let Some(at) = config.healthz_bind_address {
-        tasks.spawn(health.run_node(at, stop.clone()));
+        tasks.spawn("healthz", health.run_node(at, stop.clone()));
     }
     if let Some(at) = config.metrics_address {
         let services = core.look(Core::service_metrics);
-        Metrics::new(&services, Some(metrics.clone())).serve(at, stop.clone()).await?;
+        Metrics::new(&services, Some(metrics.clone())).serve(at, tasks).await?;
     }
-    tasks.spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
-    tasks.spawn(cluster::report_services(core.clone(), client.clone(), progress.clone(), stop.clone()));
-    tasks.spawn(machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
-    tasks.spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
-    tasks.spawn(propagation::announce(core.clone(), mode.1, writers, found_elsewhere, stop.clone()));
-    tasks.spawn(cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
+    let (of_policies, of_services) = (progress.clone(), progress.clone());
+    tasks.spawn("policy-events", cluster::report_policies(core.clone(), client.clone(), of_policies, stop.clone()));
+    tasks.spawn("service-events", cluster::report_services(core.clone(), client.clone(), of_services, stop.clone()));
+    tasks.spawn("machine", machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
+    tasks.spawn("identities", cluster::number_labels(core.clone(), api.clone(), stop.clone()));
+    tasks.spawn("announce", announce::run(core.clone(), mode.1, writers, foreign_slices, stop.clone()));
+    tasks.spawn("node", cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
 
     let unknown = match &config.peer {
-        Some(peer) => Some(peer::start(peer, &core, &tasks, &stop).await?),
+        Some(peer) => Some(peer::start(peer, &core, tasks).await?),
         None => None,
     };
-    tasks.spawn(ipam::run(core.clone(), client_again, config.clone(), stop.clone()));
+    if core.look(Core::exchanges_blocks) {
+        tasks.spawn("ipam", ipam::run(core.clone(), client_again, config.clone(), stop.clone()));
+    }
 
     // What the kernel sees, and its housekeeping.
     let observer = Observer::new(config.node_name.as_str(), EVENTS_KEPT, Arc::new(Names::new(core.clone())));
-    tasks.spawn({
+    tasks.spawn("events-stop", {
         let (stop, reader) = (stop.clone(), events.stop());
         async move {
             stop.cancelled().await;
             reader.stop();
         }
     });
-    std::thread::Builder::new().name("weft-events".into()).spawn({
+    tasks.spawn_thread("weft-events", {
         let (observer, stop) = (observer.clone(), stop.clone());
         move || read_events(events, &observer, unknown.as_ref(), &stop)
     })?;
-    std::thread::Builder::new().name("weft-collect".into()).spawn({
+    tasks.spawn_thread("weft-collect", {
         let stop = stop.clone();
         move || collect(collector, &stop)
     })?;
     if config.socket_lb && config.close_removed_backends != Protocols::default() {
-        std::thread::Builder::new().name("weft-sockets".into()).spawn({
+        tasks.spawn_thread("weft-sockets", {
             let (core, protocols) = (core.clone(), config.close_removed_backends);
             move || abort_sockets(&gone, &destroyer, &core, protocols)
         })?;
     }
-    tasks.spawn(follow_observers(observer.clone(), switch, stop.clone()));
+    tasks.spawn("observers", follow_observers(observer.clone(), switch, stop.clone()));
 
     // The local API, first for those whose deletes waited.
     let attachments = Attachments::new(core.clone(), links, api, progress.clone(), mtu);
@@ -153,9 +179,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         }
     }
     let listener = server::listen(&config.socket).with_context(|| format!("socket {}", config.socket.display()))?;
-    tasks.spawn(server::serve(listener, local, stop.clone()));
+    tasks.spawn("local-api", server::serve(listener, local, stop.clone()));
 
-    // Who asks the file system finds the network when it is ready, not before.
+    // The container runtime takes the configuration for a network that is ready: it comes last.
     install::executable(&config)?;
     let mut ready = progress;
     tokio::select! {
@@ -166,13 +192,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             tracing::info!("ready");
         }
     }
-    stop.cancelled().await;
-    tasks.close();
-    if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
-        tracing::warn!("some tasks did not end in time");
-    }
-    drop((core, control));
-    Ok(())
+    Ok((core, control))
 }
 
 fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
@@ -194,7 +214,7 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
     }
 }
 
-/// The kernel reports allowed connections only while somebody wants to see them.
+/// The kernel reports allowed connections only while an observer follows.
 async fn follow_observers(observer: Arc<Observer>, switch: ObserveSwitch, stop: CancellationToken) {
     let mut following = observer.following();
     loop {
@@ -214,9 +234,9 @@ fn read_events(mut events: EventReader, observer: &Observer, unknown: Option<&Un
             Ok(true) => loop {
                 batch.clear();
                 let n = events.read(&mut batch, EVENTS_BATCH);
-                // First who waits for the answer, then who looks.
+                // Packets wait for the resolver, nothing waits for observers.
                 if let Some(unknown) = unknown {
-                    unknown.hear(&batch);
+                    unknown.report(&batch);
                 }
                 observer.push_all(&batch);
                 if n < EVENTS_BATCH {
@@ -232,10 +252,10 @@ fn read_events(mut events: EventReader, observer: &Observer, unknown: Option<&Un
     }
 }
 
-/// Who was led to a backend learns that it is gone.
+/// Aborts sockets that are connected to removed backends, so that their clients connect anew.
 fn abort_sockets(gone: &Receiver<Gone>, destroyer: &Destroyer, core: &thread::Handle, protocols: Protocols) {
     while let Ok(mut backends) = gone.recv() {
-        // What has come meanwhile is looked for at once.
+        // One pass over all sockets for everything that was removed meanwhile.
         backends.extend(gone.try_iter().flatten());
         let namespaces = core.look(Core::network_namespaces);
         match destroyer.destroy(&backends, protocols, &namespaces) {

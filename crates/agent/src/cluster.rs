@@ -1,5 +1,5 @@
 //! [`Cluster`] over the API server, and what is written there on behalf of this node: its CiliumNode, its conditions,
-//! the numbers of new label sets (for its endpoints: [`crate::propagation`]). All of it beside the path of an ADD, but
+//! the numbers of new label sets (for its endpoints: [`crate::announce`]). All of it beside the path of an ADD, but
 //! for a number that nobody made yet.
 
 use crate::attach::obtain_identity;

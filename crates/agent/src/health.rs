@@ -1,37 +1,41 @@
-//! Answers to load balancers that ask whether this node is worth sending to.
+//! Health checks for load balancers that ask whether to send traffic to this node.
 //!
-//! - Per Service of type LoadBalancer with `externalTrafficPolicy: Local`: its `healthCheckNodePort` at the node's
-//!   addresses says how many ready backends are here: 200, or 503 with none.
-//! - With `--healthz-bind-address`: `/healthz` and `/livez`, as load balancers ask kube-proxy.
+//! - Per Service of type LoadBalancer with `externalTrafficPolicy: Local`: its `healthCheckNodePort`, at the node's
+//!   addresses, answers 200 with the number of ready backends on this node, or 503 if there is none.
+//! - With `--healthz-bind-address`: `/healthz` and `/livez`, as kube-proxy answers them.
 
 use crate::core::Progress;
-use crate::http;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use weft_daemon::http::{self, JSON, Limits, Response, StatusCode};
+use weft_daemon::tasks::lock;
 use weft_model::intent::{Change, Node, ObjectName};
 
-/// Pause before a port that could not be had is tried again.
+/// Pause before a port that cannot be bound is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How much of a load balancer's traffic this node should get.
+const WEIGHT: &str = "x-load-balancing-endpoint-weight";
 
-/// What is asked for, and what is here.
+/// Services with a port for health checks, and their backends on this node.
 #[derive(Default)]
 struct Tables {
-    /// Ports of Services.
+    /// `healthCheckNodePort` by Service.
     ports: BTreeMap<ObjectName, u16>,
-    /// Per slice: its Service and its ready endpoints on this node.
+    /// By EndpointSlice: its Service and its ready endpoints on this node.
     slices: BTreeMap<ObjectName, (ObjectName, BTreeSet<IpAddr>)>,
     /// The node's addresses.
     addresses: Vec<IpAddr>,
 }
 
 impl Tables {
-    /// A pod of both families has an endpoint in each: it counts once.
+    /// A pod with addresses of both families has an endpoint in each: it counts once.
     fn local_endpoints(&self, service: &ObjectName) -> usize {
         let of = self.slices.values().filter(|(name, _)| name == service);
         let all: BTreeSet<_> = of.flat_map(|(_, endpoints)| endpoints).collect();
@@ -39,7 +43,7 @@ impl Tables {
         v4.max(all.len() - v4)
     }
 
-    /// Where somebody must listen, and for which Service. Of two that have the same port, the first one by name counts.
+    /// Where to listen, and for which Service. If two Services claim the same port, the first by name gets it.
     fn wanted(&self) -> BTreeMap<SocketAddr, ObjectName> {
         let mut wanted = BTreeMap::new();
         for (name, port) in &self.ports {
@@ -51,7 +55,7 @@ impl Tables {
     }
 }
 
-/// See the module.
+/// The health checks of one node. Cheap to clone.
 #[derive(Clone)]
 pub struct Health {
     node: Arc<str>,
@@ -61,15 +65,15 @@ pub struct Health {
 }
 
 impl Health {
-    /// Of the node of that name.
+    /// Health checks of the node named `node`, healthy while `progress` is ready.
     #[must_use]
     pub fn new(node: &str, progress: watch::Receiver<Progress>) -> Self {
         Self { node: node.into(), tables: Arc::default(), changed: Arc::default(), progress }
     }
 
-    /// Takes in what a watcher delivered.
-    pub fn hear(&self, changes: &[Change]) {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Applies what the watchers delivered.
+    pub fn apply(&self, changes: &[Change]) {
+        let mut tables = lock(&self.tables);
         let mut changed = false;
         for change in changes {
             match change {
@@ -111,37 +115,39 @@ impl Health {
         self.progress.borrow().ready
     }
 
-    /// What a load balancer is told of a Service.
-    fn answer(&self, service: &ObjectName) -> http::Answer {
-        let count = self.tables.lock().unwrap_or_else(PoisonError::into_inner).local_endpoints(service);
+    fn service_response(&self, service: &ObjectName) -> Response<String> {
+        let count = lock(&self.tables).local_endpoints(service);
         let healthy = self.is_ready();
         let body = json!({
             "service": {"namespace": service.namespace, "name": service.name},
             "localEndpoints": count,
             "serviceProxyHealthy": healthy,
         });
-        http::Answer { ok: healthy && count > 0, weight: Some(count), kind: http::JSON, body: body.to_string() }
+        let mut response = http::response(status(healthy && count > 0), JSON, body.to_string());
+        response.headers_mut().insert(WEIGHT, count.into());
+        response
     }
 
-    /// What is told of the node as a whole. `/livez` and `/healthz` differ for a node that is about to go, which is no
-    /// matter of this one's.
-    fn node_answer(&self, path: &str) -> Option<http::Answer> {
+    /// Of the node as a whole. For kube-proxy `/livez` and `/healthz` differ on a node that is about to be deleted; this
+    /// agent does not know of that.
+    fn node_response(&self, path: &str) -> Option<Response<String>> {
         if !matches!(path, "/healthz" | "/livez") {
             return None;
         }
         let (ok, now) = (self.is_ready(), jiff::Timestamp::now().to_string());
-        // In force without a pause: as of now, or not at all.
+        // What is in force is so all the time: as of now, or not at all.
         let body = if ok { json!({"lastUpdated": now, "currentTime": now}) } else { json!({"currentTime": now}) };
-        Some(http::Answer { ok, weight: None, kind: http::JSON, body: body.to_string() })
+        Some(http::response(status(ok), JSON, body.to_string()))
     }
 
-    /// Listens where Services ask for it, until `stop`.
+    /// Listens at the ports that Services ask for, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut serving: BTreeMap<SocketAddr, (ObjectName, CancellationToken)> = BTreeMap::new();
+        let mut servers = JoinSet::new();
         loop {
-            let wanted = self.tables.lock().unwrap_or_else(PoisonError::into_inner).wanted();
+            let wanted = lock(&self.tables).wanted();
             serving.retain(|at, (service, running)| {
-                let stays = wanted.get(at) == Some(service) && !running.is_cancelled();
+                let stays = wanted.get(at) == Some(service);
                 if !stays {
                     running.cancel();
                 }
@@ -156,8 +162,8 @@ impl Health {
                     Ok(listener) => {
                         let running = stop.child_token();
                         let (health, name) = (self.clone(), service.clone());
-                        let answer = move |_: &str| Some(health.answer(&name));
-                        tokio::spawn(http::serve(listener, answer, running.clone()));
+                        let answer = move |_: &str| Some(health.service_response(&name));
+                        servers.spawn(http::serve(listener, Limits::default(), answer, running.clone()));
                         serving.insert(at, (service, running));
                     }
                     Err(error) => {
@@ -169,6 +175,7 @@ impl Health {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.changed.notified() => {}
+                Some(_) = servers.join_next() => {}
                 () = tokio::time::sleep(RETRY), if missing => {}
             }
         }
@@ -180,7 +187,8 @@ impl Health {
             match listen(at) {
                 Ok(listener) => {
                     let health = self.clone();
-                    return http::serve(listener, move |path: &str| health.node_answer(path), stop).await;
+                    let answer = move |path: &str| health.node_response(path);
+                    return http::serve(listener, Limits::default(), answer, stop).await;
                 }
                 Err(error) => tracing::warn!(%at, %error, "cannot listen at the healthz-bind-address, trying again"),
             }
@@ -190,6 +198,10 @@ impl Health {
             }
         }
     }
+}
+
+fn status(ok: bool) -> StatusCode {
+    if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {

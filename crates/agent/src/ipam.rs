@@ -1,5 +1,5 @@
-//! Turns with the operator: what this node needs goes into its CiliumNode, what it was given comes out of it. The watch
-//! only wakes; every turn reads the object anew, since what is decided by it must not be old.
+//! Exchanges pod prefixes with the operator through this node's CiliumNode: demand goes in, assigned prefixes come out.
+//! The watch only wakes; every turn reads the object anew, since it must not decide by an old version.
 
 use crate::config::{Config, IpamMode};
 use crate::core::describe;
@@ -18,22 +18,19 @@ use weft_k8s::{Client, Error};
 
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-/// Pause between two turns that nobody asked for.
+/// Pause between two turns without a change.
 const AUDIT: Duration = Duration::from_secs(60);
-/// Changes that follow each other at once make one turn.
+/// Changes within this time make one turn.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Takes turns until `stop`, where the mode has any.
+/// Takes turns until `stop`; for modes in which the operator gives blocks ([`Core::exchanges_blocks`](crate::core::Core::exchanges_blocks)).
 pub async fn run(core: Handle, client: Client, config: Arc<Config>, stop: CancellationToken) {
-    let Ok((exchanges, signals)) = core.call(|core| (core.exchanges_blocks(), core.signals())).await else { return };
-    if !exchanges {
-        return;
-    }
+    let Ok(signals) = core.call(|core| core.signals()).await else { return };
     let shared = config.ipam.mode == IpamMode::MultiPool;
     let (sender, mut shares) = mpsc::channel(8);
     follow(client.clone(), Shares { only: (!shared).then(|| config.node_name.clone()) }, sender, stop.clone());
     let (sender, mut pools) = mpsc::channel(8);
-    // Where there are no shared pools, the sender only keeps the channel open.
+    // Without shared pools the sender only keeps the channel open.
     let _idle = if shared {
         follow(client.clone(), AddressPools, sender, stop.clone());
         None
@@ -52,7 +49,7 @@ pub async fn run(core: Handle, client: Client, config: Arc<Config>, stop: Cancel
             }
             Ok(Turn::Again) => GATHER,
             Err(problem) => {
-                tracing::debug!(problem, "address management");
+                tracing::debug!(problem, "cannot exchange pod prefixes with the operator, trying again");
                 RETRY
             }
         };
@@ -80,7 +77,7 @@ enum Turn {
 
 async fn turn(core: &Handle, client: &Client, node: &str, term: Option<&String>) -> Result<Turn, String> {
     let read = weft_k8s::ipam::read(client, node).await;
-    // Not there yet: the agent itself makes it when its Node is known.
+    // The agent creates it once its Node is known.
     let Some(now) = read.map_err(|error| describe(&error))? else { return Err("no CiliumNode yet".to_owned()) };
     let (record, version, problem) = (record(&now.pools), now.version, now.problem);
     let write = core.call(move |core| core.begin_turn(&record, &problem)).await.map_err(|error| error.to_string())?;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+pub mod announce;
 pub mod app;
 pub mod attach;
 pub mod cluster;
@@ -14,7 +15,7 @@ pub mod core;
 #[cfg(test)]
 mod fakes;
 pub mod health;
-mod http;
+pub mod ingest;
 pub mod install;
 pub mod ipam;
 pub mod kernel;
@@ -23,7 +24,6 @@ pub mod machine;
 pub mod metrics;
 pub mod peer;
 pub mod ports;
-pub mod propagation;
 pub mod restart;
 pub mod server;
 pub mod state;

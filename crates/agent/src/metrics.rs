@@ -1,6 +1,5 @@
 //! What the agent counts, under the names that dashboards know: read at `--metrics-address`, path `/metrics`.
 
-use crate::http::{self, Answer};
 use anyhow::Context as _;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -13,23 +12,21 @@ use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use weft_abi::DropReason;
+use weft_daemon::http::{self, Limits, OPEN_METRICS, StatusCode};
+use weft_daemon::tasks::Tasks;
 use weft_datapath::Metrics as Kernel;
-
-/// What the text is.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = [(&'static str, &'static str); 1];
 
 /// Of Services. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// Changes that are in force, by what they did: `add`, `update`, `delete`.
+    /// Changes in force, by action: `add`, `update`, `delete`.
     pub events: Family<Labels, Counter>,
-    /// From when a change was heard of until it was in force.
+    /// Seconds from receiving a change until it is in force.
     pub delay: Family<Labels, Histogram, fn() -> Histogram>,
-    /// Endpoints that were told to be about to end.
+    /// Endpoints that began to terminate.
     pub terminating: Counter,
 }
 
@@ -44,34 +41,34 @@ impl Default for Services {
     }
 }
 
-/// The kernel's own counters, which are read when they are asked for.
+/// The kernel's own counters, read at each scrape.
 #[derive(Debug)]
 struct Packets(Kernel);
 
 impl Collector for Packets {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        // Without them the others are told all the same.
+        // If they cannot be read, the other metrics are served all the same.
         let Ok(counters) = self.0.read() else { return Ok(()) };
-        let direction = |egress: bool| if egress { "EGRESS" } else { "INGRESS" };
+        let direction_of = |egress: bool| if egress { "EGRESS" } else { "INGRESS" };
         let passed = |reason: u8| reason == 0;
         let dropped = |reason: u8| DropReason::from_raw(reason).is_some();
-        let mut tell = |name: &str, help: &str, drops: bool, bytes: bool| {
+        let mut family = |name: &str, help: &str, drops: bool, bytes: bool| {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             let wanted = counters.iter().filter(|one| if drops { dropped(one.reason) } else { passed(one.reason) });
             for counter in wanted {
                 let value = ConstCounter::new(if bytes { counter.bytes } else { counter.packets });
-                let way = ("direction", direction(counter.egress));
+                let direction = ("direction", direction_of(counter.egress));
                 match DropReason::from_raw(counter.reason).filter(|_| drops) {
-                    Some(reason) => value.encode(metric.encode_family(&[("reason", reason.name()), way])?)?,
-                    None => value.encode(metric.encode_family(&[way])?)?,
+                    Some(reason) => value.encode(metric.encode_family(&[("reason", reason.name()), direction])?)?,
+                    None => value.encode(metric.encode_family(&[direction])?)?,
                 }
             }
             Ok::<(), std::fmt::Error>(())
         };
-        tell("drop_count", "Packets that were dropped", true, false)?;
-        tell("drop_bytes", "Bytes that were dropped", true, true)?;
-        tell("forward_count", "Packets that were forwarded", false, false)?;
-        tell("forward_bytes", "Bytes that were forwarded", false, true)?;
+        family("drop_count", "Packets that were dropped", true, false)?;
+        family("drop_bytes", "Bytes that were dropped", true, true)?;
+        family("forward_count", "Packets that were forwarded", false, false)?;
+        family("forward_bytes", "Bytes that were forwarded", false, true)?;
         Ok(())
     }
 }
@@ -88,12 +85,12 @@ impl Metrics {
         registry.register("services_events", "Changes of Services that are in force", services.events.clone());
         registry.register(
             "service_implementation_delay",
-            "Seconds from hearing of a change of a Service or its endpoints until it is in force",
+            "Seconds from receiving a change of a Service or its endpoints until it is in force",
             services.delay.clone(),
         );
         registry.register(
             "k8s_terminating_endpoints_events",
-            "Endpoints of Services that were told to be about to end",
+            "Endpoints of Services that began to terminate",
             services.terminating.clone(),
         );
         if let Some(kernel) = kernel {
@@ -111,17 +108,17 @@ impl Metrics {
         text
     }
 
-    /// Serves until `stop`.
+    /// Serves until the process stops.
     ///
     /// # Errors
-    /// The address cannot be had.
-    pub async fn serve(self, at: SocketAddr, stop: CancellationToken) -> anyhow::Result<()> {
+    /// The address cannot be bound.
+    pub async fn serve(self, at: SocketAddr, tasks: &Tasks) -> anyhow::Result<()> {
         let listener = TcpListener::bind(at).await.with_context(|| format!("metrics-address {at}"))?;
         let metrics = Arc::new(self);
         let answer = move |path: &str| {
-            (path == "/metrics").then(|| Answer { ok: true, weight: None, kind: OPEN_METRICS, body: metrics.text() })
+            (path == "/metrics").then(|| http::response(StatusCode::OK, OPEN_METRICS, metrics.text()))
         };
-        tokio::spawn(http::serve(listener, answer, stop));
+        tasks.spawn("metrics", http::serve(listener, Limits::default(), answer, tasks.stop().clone()));
         Ok(())
     }
 }
@@ -132,6 +129,7 @@ mod tests {
     use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_util::sync::CancellationToken;
+    use weft_daemon::tasks::Tasks;
 
     #[tokio::test]
     async fn readers_find_them_under_the_names_that_they_know() {
@@ -142,7 +140,7 @@ mod tests {
         let at: SocketAddr = free.local_addr().expect("its address");
         drop(free);
         let stop = CancellationToken::new();
-        Metrics::new(&services, None).serve(at, stop.clone()).await.expect("serves");
+        Metrics::new(&services, None).serve(at, &Tasks::new(stop.clone())).await.expect("serves");
         for (path, status) in [("/metrics", "200 OK"), ("/", "404 Not Found")] {
             let mut stream = tokio::net::TcpStream::connect(at).await.expect("connect");
             stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()).await.expect("ask");

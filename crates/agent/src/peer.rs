@@ -1,11 +1,11 @@
-//! Agents ask each other who has an address.
+//! Agents ask each other which pod has an address.
 //!
-//! What a node knows of other nodes' pods comes through the API server, which may be late. A packet from (or to) an
-//! address of the cluster's pods that nobody told of yet is not classed as the world: the kernel drops it with its own
-//! reason, and says so. The agent then asks the node that the address belongs to, directly, and what that one answers is
-//! believed like a slice until a slice says the same. The sender's next try passes.
+//! What a node knows of other nodes' pods comes through the API server, which may lag behind. A packet from or to an
+//! address of the cluster's pod prefixes without an ipcache entry is not classed as world: the kernel drops it with its
+//! own reason and reports it. The agent then asks the node that owns the prefix, and believes the answer as it believes a
+//! slice, until a slice says the same. The sender's retransmission passes.
 //!
-//! gRPC over mutual TLS (`crates/api/proto/peer.proto`): who asks and who answers must show a certificate of the cluster's
+//! gRPC over mutual TLS (`crates/api/proto/peer.proto`): client and server must present a certificate of the cluster's
 //! authority for an agent ([`tls`]), and a node is asked, and believed, about the addresses of its own pod prefixes only.
 
 mod client;
@@ -23,28 +23,22 @@ use crate::core::thread::Handle;
 use anyhow::Context as _;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use weft_daemon::tasks::Tasks;
 
-/// How agents ask each other.
+/// Settings of both ends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
-    /// Who this agent is, and whom it trusts.
+    /// This agent's certificate, and the authority that it trusts.
     pub files: tls::Files,
-    /// Where all agents answer.
+    /// Port of all agents.
     pub port: u16,
 }
 
-/// Starts both ends.
+/// Starts server and resolver.
 ///
 /// # Errors
-/// The certificates or the port cannot be had.
-pub async fn start(
-    settings: &Settings,
-    core: &Handle,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> anyhow::Result<Unknown> {
+/// The certificates cannot be read, or the port cannot be bound.
+pub async fn start(settings: &Settings, core: &Handle, tasks: &Tasks) -> anyhow::Result<Unknown> {
     let credentials = Arc::new(tls::Credentials::read(settings.files.clone()).context("certificates of agents")?);
     let port = settings.port;
     // Both families by one socket, where there are both.
@@ -54,17 +48,13 @@ pub async fn start(
     };
     let own = core.clone();
     let find = move |addresses: &[std::net::IpAddr]| own.look(|core| core.own_pods(addresses));
-    tasks.spawn(serve(listener, credentials.clone(), find, stop.clone()));
+    tasks.spawn("peer-server", serve(listener, credentials.clone(), find, tasks.stop().clone()));
     let (resolver, unknown) = Resolver::new(core.clone(), Client::new(credentials, port));
-    tasks.spawn(resolver.run(stop.clone()));
+    tasks.spawn("peer-resolver", resolver.run(tasks.stop().clone()));
     Ok(unknown)
 }
 
-/// Port of agents, where nothing else is said.
+/// Port of agents, unless the settings say otherwise.
 pub const PORT: u16 = 4241;
-/// The one method.
-const RESOLVE: &str = "/weft.peer.v1.Peer/Resolve";
-/// Addresses in one question, at most.
+/// Addresses in one request, at most.
 const ADDRESSES_MAX: usize = 64;
-/// Bytes of a message, at most.
-const MESSAGE_MAX: usize = 1 << 20;

@@ -1,6 +1,11 @@
-//! The node-local interface of the agent: JSON lines over a unix socket, one request a line, one answer a line
-//! (`observe` answers with many). Plain enough for the CNI executable to speak it without a runtime.
+//! Interfaces of the agent.
+//!
+//! - [`agent`], [`cni`], [`flow`]: on its node, JSON lines over a unix socket, one request a line, one answer a line
+//!   (`observe` answers with many). Plain enough for the CNI executable to speak it without a runtime.
+//! - `peer` (feature `grpc`): between nodes, gRPC.
 
 pub mod agent;
 pub mod cni;
 pub mod flow;
+#[cfg(feature = "grpc")]
+pub mod peer;

@@ -30,7 +30,7 @@ pub struct Memory {
 
 /// Rounds, until it is dropped.
 pub(crate) async fn run(config: &Config, client: &Client, mut known: Known, metrics: &Metrics) {
-    let Some(interval) = config.gc_interval else { return };
+    let Some(interval) = config.gc_interval else { return std::future::pending().await };
     let mut memory = Memory::default();
     loop {
         // Without all nodes known every node would seem gone.

@@ -1,25 +1,27 @@
-//! Who leads. A leader that cannot renew its lease lays the work down before another may take it up.
+//! Leader election by a Lease. A leader that cannot renew it stops its duties before another operator may take it.
 
 use crate::config::Config;
 use anyhow::Context;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_daemon::tasks::EndedEarly;
 use weft_k8s::Client;
 use weft_k8s::lease::{Candidate, Standing};
 
 /// Name of the Lease.
 pub const LEASE: &str = "weft-operator";
 
-/// Stands for leadership until `stop`; runs `duties` for as long as it leads.
+/// Competes for the lease until `stop`; runs `duties` while it holds it. These must last until their term ends.
 ///
 /// # Errors
-/// When the lease's names cannot be names, or the duties ended before their term: another had better take them up.
+/// The lease's names cannot be names, or the duties ended before their term: the lease is released for another operator.
 pub async fn run<D, F>(config: &Config, client: &Client, stop: &CancellationToken, duties: D) -> anyhow::Result<()>
 where
     D: Fn(CancellationToken) -> F,
-    F: Future<Output = ()> + Send + 'static,
+    F: Future<Output = Result<(), EndedEarly>> + Send + 'static,
 {
     let duration = config.lease_duration;
     let identity = identity();
@@ -31,25 +33,28 @@ where
             Ok(Standing::Leader) => {
                 tracing::info!(identity, "leading");
                 let term = stop.child_token();
-                let mut work = tokio::spawn(duties(term.clone()));
+                let mut work = JoinSet::new();
+                work.spawn(duties(term.clone()));
                 let ended = tokio::select! {
                     () = hold(&mut candidate, client, duration, &term) => {
                         term.cancel();
-                        work.await
+                        work.join_next().await
                     }
-                    ended = &mut work => ended,
+                    ended = work.join_next() => ended,
                 };
                 let early = !term.is_cancelled();
                 term.cancel();
                 if early || stop.is_cancelled() {
                     resign(&mut candidate, client).await;
                 }
-                ended.context("a duty of the leader failed")?;
+                if let Some(ended) = ended {
+                    ended.context("a duty of the leader failed")?.context("the leader cannot do its duties")?;
+                }
                 anyhow::ensure!(!early, "the leader's duties ended before their term");
                 if stop.is_cancelled() {
                     return Ok(());
                 }
-                tracing::warn!(identity, "no longer leading");
+                tracing::warn!(identity, "lost the lease, standing by");
                 leader_seen.clear();
             }
             Ok(Standing::Standby { leader }) => {
@@ -58,17 +63,17 @@ where
                     leader_seen = leader;
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot stand for the lease"),
+            Err(error) => tracing::warn!(%error, lease = LEASE, "cannot read or take the lease, trying again"),
         }
         pause(duration / 7, stop).await;
     }
     Ok(())
 }
 
-/// Renews until the term ends, the lease is another's, or it could not be renewed for two thirds of its duration: the
-/// last third is the margin within which all our writes have ended.
+/// Renews until the term ends, another operator holds the lease, or it could not be renewed for two thirds of its
+/// duration: the last third is the margin within which all our writes have ended.
 async fn hold(candidate: &mut Candidate, client: &Client, duration: Duration, term: &CancellationToken) {
-    let patience = duration * 2 / 3;
+    let timeout = duration * 2 / 3;
     let mut renewed = Instant::now();
     loop {
         pause(duration / 7, term).await;
@@ -76,14 +81,14 @@ async fn hold(candidate: &mut Candidate, client: &Client, duration: Duration, te
             return;
         }
         let began = Instant::now();
-        let answer = tokio::time::timeout_at(renewed + patience, candidate.stand(client, began)).await;
+        let answer = tokio::time::timeout_at(renewed + timeout, candidate.stand(client, began)).await;
         match answer {
             Ok(Ok(Standing::Leader)) => renewed = began,
             Ok(Ok(Standing::Standby { leader })) => {
-                tracing::warn!(leader, "the lease is another's");
+                tracing::warn!(leader, "another operator holds the lease");
                 return;
             }
-            Ok(Err(error)) if renewed.elapsed() < patience => tracing::warn!(%error, "cannot renew the lease"),
+            Ok(Err(error)) if renewed.elapsed() < timeout => tracing::warn!(%error, "cannot renew the lease"),
             Ok(Err(_)) | Err(_) => return,
         }
     }
@@ -92,8 +97,8 @@ async fn hold(candidate: &mut Candidate, client: &Client, duration: Duration, te
 async fn resign(candidate: &mut Candidate, client: &Client) {
     match tokio::time::timeout(Duration::from_secs(2), candidate.resign(client)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "cannot give the lease back"),
-        Err(_) => tracing::warn!("cannot give the lease back in time"),
+        Ok(Err(error)) => tracing::warn!(%error, "cannot release the lease"),
+        Err(_) => tracing::warn!("cannot release the lease: no answer within 2 s"),
     }
 }
 

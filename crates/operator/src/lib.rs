@@ -20,6 +20,7 @@ use metrics::Metrics;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_cloud::Cloud;
+use weft_daemon::tasks::{EndedEarly, Tasks};
 use weft_k8s::Client;
 
 /// How often missing definitions are tried again.
@@ -33,8 +34,13 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
     // Nonsense in the pools is said at once, not by whoever comes to lead.
     ipam::pool(&config)?;
     let metrics = Metrics::new();
-    metrics::serve(&config, &metrics, &stop).await?;
-    leader::run(&config, &client, &stop, |term| duties(config.clone(), client.clone(), metrics.clone(), term)).await
+    let tasks = Tasks::new(stop.clone());
+    metrics::serve(&config, &metrics, &tasks).await?;
+    let duties = |term| duties(config.clone(), client.clone(), metrics.clone(), term);
+    tokio::select! {
+        led = leader::run(&config, &client, &stop, duties) => led,
+        early = tasks.ended_early() => Err(early.into()),
+    }
 }
 
 /// Gives nodes what they give their pods, as the mode says.
@@ -69,33 +75,45 @@ async fn addresses(
 }
 
 /// The work of one term.
-async fn duties(config: Config, client: Client, metrics: Metrics, term: CancellationToken) {
+///
+/// # Errors
+/// A duty ended although the term goes on.
+async fn duties(config: Config, client: Client, metrics: Metrics, term: CancellationToken) -> Result<(), EndedEarly> {
     metrics.leading.set(1);
-    let crds = async {
-        if !config.install_crds {
-            return;
-        }
-        while let Err(error) = weft_k8s::crd::install_missing(&client).await {
+    let (nodes, watched, known) = nodes::watch(client.clone(), term.clone());
+    let (cilium_nodes, readers) = nodes::readers(client.clone(), term.clone());
+    // Dropping the work ends it at its next await: nothing is written after the term.
+    let ended = tokio::select! {
+        biased;
+        () = term.cancelled() => None,
+        name = named("definitions", definitions(&config, &client)) => Some(name),
+        name = named("nodes", nodes) => Some(name),
+        name = named("cilium-nodes", cilium_nodes) => Some(name),
+        name = named("addresses", addresses(&config, &client, watched, &term)) => Some(name),
+        name = named("housekeeping", housekeeping::run(&config, &client, known.clone(), &metrics)) => Some(name),
+        name = named("endpoint-slices", batch::run(&config, &client, known, readers, &metrics)) => Some(name),
+        name = named("policy-status", weft_k8s::status::run(&client, config.policies, term.clone())) => Some(name),
+        name = named("services", services::run(&config, &client, term.clone())) => Some(name),
+    };
+    metrics.leading.set(0);
+    match ended {
+        None => Ok(()),
+        Some(name) => Err(EndedEarly { name }),
+    }
+}
+
+async fn named(name: &'static str, work: impl Future<Output = ()>) -> &'static str {
+    work.await;
+    name
+}
+
+/// Creates the custom resource definitions that are missing.
+async fn definitions(config: &Config, client: &Client) {
+    if config.install_crds {
+        while let Err(error) = weft_k8s::crd::install_missing(client).await {
             tracing::warn!(%error, "cannot create the custom resource definitions, trying again");
             tokio::time::sleep(CRD_RETRY).await;
         }
-    };
-    let (watched, known) = nodes::watch(client.clone(), term.clone());
-    let readers = nodes::readers(client.clone(), term.clone());
-    let work = async {
-        tokio::join!(
-            crds,
-            addresses(&config, &client, watched, &term),
-            housekeeping::run(&config, &client, known.clone(), &metrics),
-            batch::run(&config, &client, known, readers, &metrics),
-            weft_k8s::status::run(&client, config.policies, term.clone()),
-            services::run(&config, &client, term.clone()),
-        );
-    };
-    // Dropping the work ends it at its next await: nothing is written after the term.
-    tokio::select! {
-        () = term.cancelled() => {}
-        () = work => {}
     }
-    metrics.leading.set(0);
+    std::future::pending().await
 }

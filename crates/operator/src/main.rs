@@ -6,6 +6,7 @@ use clap::Parser;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use weft_daemon::{log, tasks};
 use weft_k8s::client::{Client, Options};
 use weft_operator::config::{Config, Flags};
 
@@ -22,9 +23,8 @@ fn main() -> ExitCode {
 
 fn start(flags: Flags) -> anyhow::Result<()> {
     let config = Config::read(flags)?;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| "info,kube=warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    end_with_any_task();
+    log::init(&log::filter_from_env("info,kube=warn")).context("WEFT_LOG")?;
+    tasks::end_process_on_panic();
     // The work is a few requests a minute.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
@@ -46,14 +46,4 @@ fn start(flags: Flags) -> anyhow::Result<()> {
         stop.cancel();
         work.await
     })
-}
-
-/// A leader of which a part has died would keep the lease and do half of its work. Another takes it up when the lease has
-/// run out.
-fn end_with_any_task() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        std::process::abort();
-    }));
 }

@@ -2,30 +2,18 @@
 
 use crate::config::Config;
 use anyhow::Context;
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use weft_daemon::http::{self, Limits, OPEN_METRICS, StatusCode, TEXT};
+use weft_daemon::tasks::Tasks;
 
 type Labels = Vec<(&'static str, &'static str)>;
-
-/// Readers at once.
-const CONNECTIONS_MAX: usize = 16;
-/// Time for the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The metrics. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -111,53 +99,66 @@ impl Metrics {
     }
 }
 
-/// Serves until `stop`, if an address is configured.
+/// Serves until the process stops, if an address is configured.
 ///
 /// # Errors
-/// The address cannot be taken.
-pub async fn serve(config: &Config, metrics: &Metrics, stop: &CancellationToken) -> anyhow::Result<()> {
+/// The address cannot be bound.
+pub async fn serve(config: &Config, metrics: &Metrics, tasks: &Tasks) -> anyhow::Result<()> {
     let Some(address) = config.metrics_address else { return Ok(()) };
     let listener = TcpListener::bind(address).await.with_context(|| format!("metrics-address {address}"))?;
-    let (metrics, stop) = (metrics.clone(), stop.clone());
-    tokio::spawn(async move {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = stop.cancelled() => return,
-            };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let (metrics, stop) = (metrics.clone(), stop.clone());
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let answer = answer(&metrics, &request);
-                    async move { Ok::<_, Infallible>(answer) }
-                });
-                let mut builder = hyper::server::conn::http1::Builder::new();
-                builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-                tokio::select! {
-                    _ = builder.serve_connection(TokioIo::new(stream), service) => {}
-                    () = stop.cancelled() => {}
-                }
-                drop(permit);
-            });
-        }
-    });
+    let metrics = metrics.clone();
+    let answer = move |path: &str| match path {
+        "/metrics" => Some(http::response(StatusCode::OK, OPEN_METRICS, metrics.text())),
+        "/healthz" | "/livez" | "/readyz" => Some(http::response(StatusCode::OK, TEXT, "ok\n".to_owned())),
+        _ => None,
+    };
+    tasks.spawn("metrics", http::serve(listener, Limits::default(), answer, tasks.stop().clone()));
     Ok(())
 }
 
-fn answer(metrics: &Metrics, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (code, kind, text) = match request.uri().path() {
-        "/metrics" => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics.text()),
-        "/healthz" | "/livez" | "/readyz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "expected /metrics or /healthz\n".to_owned()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = code;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
-    response
+#[cfg(test)]
+mod tests {
+    use super::{Metrics, serve};
+    use crate::config::{Config, Flags};
+    use clap::Parser as _;
+    use std::net::{SocketAddr, TcpListener};
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio_util::sync::CancellationToken;
+    use weft_daemon::tasks::Tasks;
+
+    async fn get(at: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(at).await.expect("connect");
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.expect("send");
+        let mut text = String::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut text)).await;
+        read.expect("answered in time").expect("an answer");
+        text
+    }
+
+    #[tokio::test]
+    async fn both_families_serve_metrics_and_health_whoever_keeps_silent() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let free = TcpListener::bind(address).expect("a port");
+            let at = free.local_addr().expect("bound");
+            drop(free);
+            let at_text = at.to_string();
+            let flags = Flags::parse_from(["weft-operator", "--metrics-address", at_text.as_str()]);
+            let (config, metrics) = (Config::read(flags).expect("valid"), Metrics::new());
+            metrics.leading.set(1);
+            let tasks = Tasks::new(CancellationToken::new());
+            serve(&config, &metrics, &tasks).await.expect("serves");
+            let mut silent = Vec::new();
+            for _ in 0..300 {
+                silent.push(TcpStream::connect(at).await.expect("connect"));
+            }
+            let text = get(at, "/metrics").await;
+            assert!(text.starts_with("HTTP/1.1 200") && text.contains("cilium_operator_leading 1"), "{text}");
+            assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
+            assert!(get(at, "/other").await.starts_with("HTTP/1.1 404"));
+            tasks.stop().cancel();
+            tasks.join(Duration::from_secs(10)).await.expect("ends");
+        }
+    }
 }

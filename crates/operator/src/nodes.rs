@@ -92,13 +92,16 @@ impl Kind for Nodes {
     }
 }
 
-/// Watches the nodes until `stop`: as news, and as the set of those that exist.
-pub(crate) fn watch(client: Client, stop: CancellationToken) -> (mpsc::Receiver<Vec<News>>, Known) {
+/// Watches the nodes until `stop`, for as long as the future is polled: as news, and as the set of those that exist.
+pub(crate) fn watch(
+    client: Client,
+    stop: CancellationToken,
+) -> (impl Future<Output = ()> + Send, mpsc::Receiver<Vec<News>>, Known) {
     let (sender, mut receiver) = mpsc::channel(8);
     follow(client, Nodes, sender, stop);
     let (forward, forwarded) = mpsc::channel(8);
     let (knowing, known) = watch::channel(None);
-    tokio::spawn(async move {
+    let work = async move {
         let (mut names, mut synced) = (BTreeMap::new(), false);
         while let Some(batch) = receiver.recv().await {
             for news in &batch {
@@ -121,8 +124,8 @@ pub(crate) fn watch(client: Client, stop: CancellationToken) -> (mpsc::Receiver<
                 return;
             }
         }
-    });
-    (forwarded, known)
+    };
+    (work, forwarded, known)
 }
 
 /// Whether any agent says that it reads the slices that the operator makes; `None` until all were heard.
@@ -173,12 +176,12 @@ impl Kind for CiliumNodes {
     }
 }
 
-/// Watches what agents say of their mode, until `stop`.
-pub(crate) fn readers(client: Client, stop: CancellationToken) -> Readers {
+/// Watches what agents say of their mode, until `stop`, for as long as the future is polled.
+pub(crate) fn readers(client: Client, stop: CancellationToken) -> (impl Future<Output = ()> + Send, Readers) {
     let (sender, mut receiver) = mpsc::channel(8);
     follow(client, CiliumNodes, sender, stop);
     let (telling, told) = watch::channel(None);
-    tokio::spawn(async move {
+    let work = async move {
         let (mut readers, mut synced) = (BTreeSet::new(), false);
         while let Some(batch) = receiver.recv().await {
             for news in batch {
@@ -192,6 +195,6 @@ pub(crate) fn readers(client: Client, stop: CancellationToken) -> Readers {
                 telling.send_if_modified(|told| told.replace(!readers.is_empty()) != Some(!readers.is_empty()));
             }
         }
-    });
-    told
+    };
+    (work, told)
 }

@@ -1,4 +1,5 @@
 //! The operator against an API server in memory.
+#![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 #[path = "../../k8s/tests/support/fake.rs"]
 #[allow(dead_code, reason = "shared with the tests of the Kubernetes crate")]
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use weft_daemon::tasks::EndedEarly;
 use weft_k8s::identity::UNUSED_SINCE;
 use weft_k8s::slice::NODE_LABEL;
 use weft_operator::config::{Config, Flags};
@@ -174,7 +176,10 @@ async fn one_writes_and_the_next_takes_over_when_it_is_gone() {
 
 #[tokio::test]
 async fn who_cannot_go_on_gives_the_lease_back() {
-    async fn led<F: Future<Output = ()> + Send + 'static>(fake: &Fake, duties: impl Fn() -> F) -> String {
+    async fn led<F>(fake: &Fake, duties: impl Fn() -> F) -> String
+    where
+        F: Future<Output = Result<(), EndedEarly>> + Send + 'static,
+    {
         let (config, client, stop) = (config(&[]), fake.client(), CancellationToken::new());
         let run = weft_operator::leader::run(&config, &client, &stop, |_| duties());
         let ended = tokio::time::timeout(Duration::from_secs(10), run).await.expect("does not go on");
@@ -185,8 +190,11 @@ async fn who_cannot_go_on_gives_the_lease_back() {
     assert!(error.starts_with("a duty of the leader failed"), "{error}");
     assert!(fake.get(LEASES, "kube-system", "weft-operator").is_some());
     assert_eq!(leader(&fake), None);
-    let error = led(&fake, || async {}).await;
+    let error = led(&fake, || async { Ok(()) }).await;
     assert!(error.contains("before their term"), "{error}");
+    assert_eq!(leader(&fake), None);
+    let error = led(&fake, || async { Err(EndedEarly { name: "services" }) }).await;
+    assert!(error.contains("task \"services\" ended before it was told to stop"), "{error}");
     assert_eq!(leader(&fake), None);
 }
 

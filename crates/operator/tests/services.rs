@@ -1,4 +1,5 @@
 //! Addresses for load balancers, and events on objects of services that cannot be used.
+#![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 #[path = "../../k8s/tests/support/fake.rs"]
 #[allow(dead_code, reason = "shared with the tests of the Kubernetes crate")]

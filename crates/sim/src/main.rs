@@ -5,6 +5,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use weft_daemon::log;
 use weft_k8s::endpoint::Propagation;
 use weft_sim::options::Run;
 use weft_sim::{run, scale};
@@ -48,8 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn start(command: Command) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| "error".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log::init(&log::filter_from_env("error")).context("WEFT_LOG")?;
     match command {
         Command::Scale(options) => scale::run(&options),
         Command::Run { run, mode, json, quiet } => {

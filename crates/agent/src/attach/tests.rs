@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
+
 use super::Attachments;
 use crate::core::thread::Handle;
 use crate::fakes::{World, mtu, name, namespace, pod, ready};

@@ -1,4 +1,5 @@
 //! Health checks over real sockets of this machine's loopback.
+#![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 use super::Health;
 use crate::core::Progress;
@@ -72,7 +73,7 @@ async fn the_port_of_a_service_tells_how_many_backends_are_here() {
     let (ready, progress) = watch::channel(Progress { ready: true, ..Progress::default() });
     let (health, stop) = (Health::new("node-1", progress), CancellationToken::new());
     let task = tokio::spawn(health.clone().run(stop.clone()));
-    health.hear(&[node(&["127.0.0.1", "::1"]), service(Some(port))]);
+    health.apply(&[node(&["127.0.0.1", "::1"]), service(Some(port))]);
     let ends = ["127.0.0.1", "::1"].map(|text| SocketAddr::new(text.parse::<IpAddr>().expect("an address"), port));
     let starts = |with: &'static str| {
         move |answer: &Option<String>| answer.as_ref().is_some_and(|text| text.starts_with(&format!("HTTP/1.1 {with}")))
@@ -85,7 +86,7 @@ async fn the_port_of_a_service_tells_how_many_backends_are_here() {
         );
     }
     // An endpoint in two slices, one of two families, others elsewhere or not ready.
-    health.hear(&[
+    health.apply(&[
         slice("a", &[("10.0.0.1", "node-1", true), ("10.0.0.2", "node-2", true), ("10.0.0.3", "node-1", false)]),
         slice("b", &[("10.0.0.1", "node-1", true), ("10.0.0.4", "node-1", true), ("fd00::4", "node-1", true)]),
     ]);
@@ -97,7 +98,7 @@ async fn the_port_of_a_service_tells_how_many_backends_are_here() {
     ready.send_replace(Progress::default());
     let sick = until(ends[0], "/", starts("503")).await.expect("answered");
     assert!(sick.contains(r#""serviceProxyHealthy":false"#), "{sick}");
-    health.hear(&[Change::BackendsGone(name("a")), Change::BackendsGone(name("b")), service(None)]);
+    health.apply(&[Change::BackendsGone(name("a")), Change::BackendsGone(name("b")), service(None)]);
     for at in ends {
         until(at, "/", Option::is_none).await;
     }
@@ -118,6 +119,28 @@ async fn the_node_as_a_whole() {
     assert!(well.is_some_and(|text| text.contains("lastUpdated")));
     assert!(ask(at, "/livez").await.is_some_and(|text| text.starts_with("HTTP/1.1 200")));
     assert!(ask(at, "/other").await.is_some_and(|text| text.starts_with("HTTP/1.1 404")));
+    stop.cancel();
+    task.await.expect("ends");
+}
+
+#[tokio::test]
+async fn silent_clients_do_not_take_the_node_out_of_a_load_balancer() {
+    let port = free_port();
+    let (_ready, progress) = watch::channel(Progress { ready: true, ..Progress::default() });
+    let (health, stop) = (Health::new("node-1", progress), CancellationToken::new());
+    let task = tokio::spawn(health.clone().run(stop.clone()));
+    health.apply(&[node(&["127.0.0.1", "::1"]), service(Some(port)), slice("a", &[("10.0.0.1", "node-1", true)])]);
+    for text in ["127.0.0.1", "::1"] {
+        let at = SocketAddr::new(text.parse().expect("an address"), port);
+        let is_ok = |answer: &Option<String>| answer.as_ref().is_some_and(|text| text.starts_with("HTTP/1.1 200"));
+        until(at, "/", is_ok).await;
+        let mut silent = Vec::new();
+        for _ in 0..400 {
+            silent.push(TcpStream::connect(at).await.expect("connect"));
+        }
+        let probe = tokio::time::timeout(Duration::from_secs(2), ask(at, "/")).await.expect("answered in time");
+        assert!(is_ok(&probe), "{at}: {probe:?}");
+    }
     stop.cancel();
     task.await.expect("ends");
 }

@@ -1,121 +1,150 @@
-//! The answering end.
+//! The server: answers other agents about this node's endpoints.
 
-use super::message::{Pod, ResolveRequest, ResolveResponse, framed, unframed};
+use super::message::{Pod, read_request, response};
 use super::tls::{Credentials, is_agent};
-use super::{MESSAGE_MAX, RESOLVE};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper::{HeaderMap, Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use std::convert::Infallible;
+use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use weft_api::peer::{PeerService, ResolveRequest};
 
-/// Connections at once; who comes when all places are taken is turned away, and asks again.
+/// Connections at once; one more is refused, and its client asks again.
 const CONNECTIONS_MAX: usize = 512;
 /// Requests at once on one connection.
 const STREAMS_MAX: u32 = 16;
-/// Time for the handshake, and for one request.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a connection may be silent.
+/// Time for a handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two pings of a connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// How long a connection lasts at most: a certificate that ran out is found out.
-const CONNECTION_MAX: Duration = Duration::from_secs(3600);
+/// How long a connection lasts at most: its certificate may have expired.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Time for requests in progress when a connection gets too old, and when the agent stops.
+const DRAIN: Duration = Duration::from_secs(1);
 /// Pause after a connection could not be accepted.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// Codes of gRPC.
-#[derive(Clone, Copy, Debug)]
-enum Code {
-    InvalidArgument = 3,
-    DeadlineExceeded = 4,
-    Unimplemented = 12,
-}
-
-type Refusal = (Code, String);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections whose handshake is done and that are not served yet.
+const READY_MAX: usize = 16;
 
 /// Answers agents until `stop`. `find` tells which of this node's pods have these addresses.
 pub async fn serve<F>(listener: TcpListener, credentials: Arc<Credentials>, find: F, stop: CancellationToken)
 where
     F: Fn(&[IpAddr]) -> Vec<Pod> + Send + Sync + 'static,
 {
-    let (find, places) = (Arc::new(find), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    let service = PeerService::new(move |request: ResolveRequest| {
+        let addresses = read_request(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(response(find(&addresses)))
+    });
+    let (sender, ready) = mpsc::channel(READY_MAX);
+    let server = Server::builder()
+        .timeout(REQUEST_TIMEOUT)
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .max_connection_age(CONNECTION_AGE_MAX)
+        .max_connection_age_grace(DRAIN)
+        .serve_with_incoming_shutdown(service, ReceiverStream::new(ready), stop.cancelled());
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = server => if let Err(error) = ended {
+            tracing::error!(error = crate::core::describe(&error), "the server for other agents failed");
+        },
+        () = accept(listener, credentials, sender, &stop) => {}
+        () = drained => {}
+    }
+}
+
+/// Passes on connections of agents, until `stop`.
+async fn accept(
+    listener: TcpListener,
+    credentials: Arc<Credentials>,
+    ready: mpsc::Sender<io::Result<AgentStream>>,
+    stop: &CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut handshakes = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            // The requests in progress get their time.
+            () = stop.cancelled() => return std::future::pending().await,
+            Some(_) = handshakes.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, from)) = accepted else {
-            tokio::time::sleep(PAUSE).await;
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of an agent");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            tracing::debug!(%from, limit = CONNECTIONS_MAX, "refused a connection: there are too many");
             continue;
         };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (credentials, find, stop) = (credentials.clone(), find.clone(), stop.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                outcome = tokio::time::timeout(CONNECTION_MAX, connection(stream, &credentials, find)) => {
-                    if let Ok(Err(error)) = outcome {
-                        tracing::debug!(%from, %error, "an agent's connection");
-                    }
-                }
+        let (credentials, ready) = (credentials.clone(), ready.clone());
+        handshakes.spawn(async move {
+            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, &credentials)).await;
+            match handshake.unwrap_or_else(|_| Err(anyhow::anyhow!("no handshake within {HANDSHAKE_TIMEOUT:?}"))) {
+                // Fails only when the server is gone.
+                Ok(stream) => drop(ready.send(Ok(AgentStream { stream, _place: place })).await),
+                Err(error) => tracing::debug!(%from, error = format!("{error:#}"), "refused a connection"),
             }
-            drop(place);
         });
     }
 }
 
-async fn connection<F>(stream: TcpStream, credentials: &Credentials, find: Arc<F>) -> anyhow::Result<()>
-where
-    F: Fn(&[IpAddr]) -> Vec<Pod> + Send + Sync + 'static,
-{
+async fn handshake(stream: TcpStream, credentials: &Credentials) -> anyhow::Result<TlsStream<TcpStream>> {
     stream.set_nodelay(true)?;
-    let acceptor = TlsAcceptor::from(credentials.configs()?.server);
-    let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await??;
-    anyhow::ensure!(is_agent(stream.get_ref().1.peer_certificates()), "its certificate is not an agent's");
-    let service = service_fn(move |request| {
-        let find = find.clone();
-        async move { Ok::<_, Infallible>(respond(answer(request, &*find).await)) }
-    });
-    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).max_concurrent_streams(STREAMS_MAX);
-    builder.serve_connection(TokioIo::new(stream), service).await?;
-    Ok(())
+    let stream = TlsAcceptor::from(credentials.configs()?.server).accept(stream).await?;
+    anyhow::ensure!(is_agent(stream.get_ref().1.peer_certificates()), "the certificate is not an agent's");
+    Ok(stream)
 }
 
-async fn answer(request: Request<Incoming>, find: &impl Fn(&[IpAddr]) -> Vec<Pod>) -> Result<Vec<u8>, Refusal> {
-    if request.uri().path() != RESOLVE {
-        return Err((Code::Unimplemented, format!("no method {}", request.uri().path())));
-    }
-    let body = tokio::time::timeout(PATIENCE, Limited::new(request.into_body(), MESSAGE_MAX).collect()).await;
-    let body = body.map_err(|_| (Code::DeadlineExceeded, "the request does not come to an end".to_owned()))?;
-    let body = body.map_err(|error| (Code::InvalidArgument, error.to_string()))?.to_bytes();
-    let request: ResolveRequest = unframed(&body).map_err(|error| (Code::InvalidArgument, error.to_string()))?;
-    let addresses = request.read().map_err(|error| (Code::InvalidArgument, error.to_string()))?;
-    Ok(framed(&ResolveResponse::of(find(&addresses))))
+/// A connection of another agent. It counts for as long as it exists.
+struct AgentStream {
+    stream: TlsStream<TcpStream>,
+    _place: OwnedSemaphorePermit,
 }
 
-/// The status comes after the message.
-fn respond(outcome: Result<Vec<u8>, Refusal>) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
-    let (body, code, text) = match outcome {
-        Ok(body) => (body, 0, String::new()),
-        Err((code, text)) => (Vec::new(), code as i32, text),
-    };
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", code.into());
-    // What a header cannot carry is not said; the code is.
-    if let Ok(text) = text.parse() {
-        trailers.insert("grpc-message", text);
+impl Connected for AgentStream {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for AgentStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
     }
-    let body = Full::new(Bytes::from(body)).with_trailers(async move { Some(Ok(trailers)) });
-    let mut response = Response::new(body.boxed_unsync());
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/grpc"));
-    response
+}
+
+impl AsyncWrite for AgentStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
 }

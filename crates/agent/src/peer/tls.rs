@@ -1,18 +1,19 @@
-//! Who may ask, and who may answer: holders of a certificate of the cluster's authority for an agent. Such a certificate
-//! has the organisation [`ORGANISATION`], the node's name among its DNS names, and serves both ends of a connection.
+//! Mutual TLS between agents. Both ends present a certificate of the cluster's authority for an agent: with the
+//! organisation [`ORGANISATION`], the node's name among its DNS names, and both key usages (client and server).
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
+use weft_daemon::tasks::lock;
 
-/// Organisation in the certificates of agents: others that the authority signed, a user's say, are no agents.
+/// Organisation in the certificates of agents: other holders of a certificate of the authority, users say, are refused.
 pub const ORGANISATION: &str = "weft:agents";
 
-/// Where certificate and key are.
+/// Paths of certificate and key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Files {
     /// The agent's certificate, PEM.
@@ -23,7 +24,7 @@ pub struct Files {
     pub authority: PathBuf,
 }
 
-/// Why there is no TLS.
+/// TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read, or is not what it should be.
@@ -37,20 +38,20 @@ pub enum TlsError {
         #[source]
         source: io::Error,
     },
-    /// TLS refuses what they hold.
+    /// The certificate, key or authority does not serve for TLS.
     #[error("TLS")]
     Tls(#[from] rustls::Error),
-    /// The verifier of the other end cannot be made.
+    /// The authority does not serve to verify clients.
     #[error("verifier of agents")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// Both ends' settings.
+/// TLS settings of both ends.
 #[derive(Clone, Debug)]
 pub struct Configs {
-    /// For those who ask.
+    /// Of the client.
     pub client: Arc<ClientConfig>,
-    /// For those who are asked.
+    /// Of the server.
     pub server: Arc<ServerConfig>,
 }
 
@@ -64,7 +65,7 @@ pub struct Credentials {
 type Stamp = [Option<SystemTime>; 3];
 
 impl Credentials {
-    /// From these files.
+    /// Reads the files.
     ///
     /// # Errors
     /// They cannot be used.
@@ -74,15 +75,15 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// As the files are now. Files that cannot be used do not take the place of those that could.
+    /// The settings of the files as they are now. Changed files that cannot be used do not replace what was read before.
     ///
     /// # Errors
-    /// There never were any that could be used.
+    /// No files could be used so far.
     pub fn configs(&self) -> Result<Configs, TlsError> {
         let Files { certificate, key, authority } = &self.files;
         let changed = |file: &PathBuf| std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok();
         let stamp = [changed(certificate), changed(key), changed(authority)];
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = lock(&self.read);
         match &*read {
             Some((as_of, configs)) if *as_of == stamp => return Ok(configs.clone()),
             _ => {}
@@ -95,7 +96,7 @@ impl Credentials {
             (Err(error), Some((as_of, configs))) => {
                 tracing::warn!(
                     error = crate::core::describe(&error),
-                    "certificates cannot be read; the former ones stay in use"
+                    "cannot read the changed certificates of agents; the former ones stay in use"
                 );
                 *as_of = stamp;
                 Ok(configs.clone())

@@ -70,9 +70,9 @@ async fn an_agent_asks_the_node_whose_the_address_is_and_slices_take_over() {
     assert!(addresses.iter().all(|address| known(address).is_none()), "the API server is late");
     // One packet to a pod that is there, one to an address of the node's prefix that nobody has, one to nobody's.
     let asked = Instant::now();
-    unknown.tell(addresses[0]);
-    unknown.tell("10.0.0.250".parse().expect("an address"));
-    unknown.tell("192.0.2.1".parse().expect("an address"));
+    unknown.send(addresses[0]);
+    unknown.send("10.0.0.250".parse().expect("an address"));
+    unknown.send("192.0.2.1".parse().expect("an address"));
     while !addresses.iter().all(|address| known(address).is_some()) {
         assert!(asked.elapsed() < DEADLINE, "nobody answers");
         tokio::time::sleep(Duration::from_millis(1)).await;

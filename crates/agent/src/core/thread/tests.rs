@@ -1,4 +1,5 @@
 //! Who comes first, and who wakes whom.
+#![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 use super::*;
 use crate::addresses::LINGER;
