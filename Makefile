@@ -1,6 +1,6 @@
 # The front door. `make` alone says what there is.
 .SILENT:
-.PHONY: help up down test test-services bench bench-scale check audit build setup root bench-policy bench-services bench-ipam fuzz-policy fuzz-yaml fuzz-packets
+.PHONY: help up down test test-services bench bench-scale check audit build setup root bench-policy bench-services bench-ipam bench-responsive fuzz-policy fuzz-yaml fuzz-packets
 
 # One profile for the tests, another for running: debug and release.
 PROGRAMS := -p weft-cli -p weft-agent -p weft-operator -p weft-cni
@@ -18,6 +18,7 @@ help:
 	echo "make bench  benchmarks beside plain forwarding and the bridge CNI (root)"
 	echo "make bench-policy  10,000 rules, 20,000 identities, 250 endpoints in the kernel's maps (root)"
 	echo "make bench-ipam  0 to 250 pods on a node: addresses in batches beside a prefix of the node's own (root)"
+	echo "make bench-responsive  how soon the agent answers while 10,000 rules are compiled and written (root)"
 	echo "make bench-services  services at sockets, packet by packet, at the edge, beside iptables (root)"
 	echo "make bench-scale   the control plane at scale: 500 agents in one process, three ways to propagate endpoints"
 	echo "make fuzz-policy  random policies against the specification (SECONDS=600 for longer)"
@@ -68,6 +69,11 @@ bench-policy: root build
 bench-ipam: root build
 	cargo build --quiet --release -p weft-bench
 	$(RELEASE)/weft-bench watermarks
+
+bench-responsive: root
+	cargo xtask build-ebpf
+	cargo build --quiet --release -p weft-bench
+	$(RELEASE)/weft-bench responsive
 
 bench-services: root build
 	scripts/setup.sh test

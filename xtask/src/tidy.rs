@@ -65,7 +65,19 @@ const EDGES: &[(&str, &[&str])] = &[
             "weft-observe",
         ],
     ),
-    ("weft-bench", &["weft-abi", "weft-api", "weft-control", "weft-datapath", "weft-model"]),
+    (
+        "weft-bench",
+        &[
+            "weft-abi",
+            "weft-agent",
+            "weft-api",
+            "weft-control",
+            "weft-datapath",
+            "weft-k8s",
+            "weft-model",
+            "weft-observe",
+        ],
+    ),
     (
         "weft-sim",
         &[

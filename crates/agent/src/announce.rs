@@ -5,7 +5,8 @@
 //! has it: its CiliumEndpoints when its slices are written, its slices when its CiliumEndpoints are written and
 //! (`ces-operator`) in the operator's slices.
 
-use crate::core::thread::Handle;
+use crate::writer::Part;
+use crate::writer::thread::Handle;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -66,23 +67,19 @@ pub async fn run(
     let mut first_generation: Option<u64> = None;
     let mut withdrawn = false;
     loop {
-        match core.call(|core| core.announced().map(|own| (own, core.count_nodes()))).await {
-            Ok(Some((own, nodes))) => {
-                writers.slices.set_nodes(nodes);
-                let generation = match mode {
-                    Propagation::CesNode => writers.slices.set(endpoints_of(&own, |_| true)),
-                    Propagation::Cep => writers.endpoints.set(own),
-                    Propagation::CesOperator => {
-                        let covered: BTreeSet<String> =
-                            foreign.borrow_and_update().values().flatten().cloned().collect();
-                        writers.slices.withdraw_but(endpoints_of(&own, |uid| !covered.contains(uid)));
-                        writers.endpoints.set(own)
-                    }
-                };
-                first_generation.get_or_insert(generation);
-            }
-            Ok(None) => {}
-            Err(_) => return,
+        let snapshot = core.snapshot();
+        if let Some(own) = snapshot.announced() {
+            writers.slices.set_nodes(snapshot.nodes.len());
+            let generation = match mode {
+                Propagation::CesNode => writers.slices.set(endpoints_of(&own, |_| true)),
+                Propagation::Cep => writers.endpoints.set(own),
+                Propagation::CesOperator => {
+                    let covered: BTreeSet<String> = foreign.borrow_and_update().values().flatten().cloned().collect();
+                    writers.slices.withdraw_but(endpoints_of(&own, |uid| !covered.contains(uid)));
+                    writers.endpoints.set(own)
+                }
+            };
+            first_generation.get_or_insert(generation);
         }
         loop {
             let written = match mode {
@@ -113,14 +110,14 @@ pub async fn run(
                         return;
                     }
                     let problem = slices.borrow_and_update().problem.clone();
-                    let _ = core.call(move |core| core.set_problem("endpoint slices", problem)).await;
+                    let _ = core.call(move |core| core.set_problem(Part::EndpointSlices, problem)).await;
                 }
                 changed = endpoints.changed() => {
                     if changed.is_err() {
                         return;
                     }
                     let problem = endpoints.borrow_and_update().problem.clone();
-                    let _ = core.call(move |core| core.set_problem("endpoint objects", problem)).await;
+                    let _ = core.call(move |core| core.set_problem(Part::EndpointObjects, problem)).await;
                 }
             }
         }

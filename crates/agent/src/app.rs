@@ -4,16 +4,16 @@ use crate::announce::{ForeignSlices, Writers};
 use crate::attach::Attachments;
 use crate::cluster::{self, ApiServer};
 use crate::config::Config;
-use crate::core::services::Gone;
-use crate::core::thread;
-use crate::core::{Core, Settings};
 use crate::health::Health;
 use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
 use crate::metrics::Metrics;
 use crate::peer::{self, Unknown};
 use crate::ports::{Cluster, Links};
+use crate::reconcile::services::Gone;
 use crate::state::StateDir;
+use crate::writer::thread;
+use crate::writer::{Settings, Writer};
 use crate::{announce, ingest, install, ipam, machine, restart, server};
 use anyhow::Context as _;
 use std::collections::BTreeSet;
@@ -90,9 +90,10 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
 
     // What a former agent left, before anybody can ask for something new.
     let deletes = state.queued_deletes().context("queue of deletes")?;
-    let mut core = Core::new(settings(&config, api_server.into_iter().collect()), state, Box::new(datapath));
+    let mut core = Writer::new(settings(&config, api_server.into_iter().collect()), state, Box::new(datapath));
     let (tell, gone) = std::sync::mpsc::channel();
-    core.tell_of_gone_backends(tell);
+    core.send_gone_backends(tell);
+    let (service_metrics, exchanges_blocks) = (core.service_metrics(), core.exchanges_blocks());
     restart::take_over(&mut core, &*links).context("take over from the former agent")?;
     let (progress, mtu) = (core.progress(), Arc::new(AtomicU32::new(MTU_DEFAULT)));
     let (core, control) = thread::spawn(core).context("control thread")?;
@@ -117,14 +118,14 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
         tasks.spawn("healthz", health.run_node(at, stop.clone()));
     }
     if let Some(at) = config.metrics_address {
-        let services = core.look(Core::service_metrics);
-        Metrics::new(&services, Some(metrics.clone())).serve(at, tasks).await?;
+        let reconcilers = Box::new(crate::reconcile::metrics::Reconcilers::new(core.clone()));
+        Metrics::new(&service_metrics, Some(metrics.clone())).with(reconcilers).serve(at, tasks).await?;
     }
     let (of_policies, of_services) = (progress.clone(), progress.clone());
     tasks.spawn("policy-events", cluster::report_policies(core.clone(), client.clone(), of_policies, stop.clone()));
     tasks.spawn("service-events", cluster::report_services(core.clone(), client.clone(), of_services, stop.clone()));
     tasks.spawn("machine", machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
-    tasks.spawn("identities", cluster::number_labels(core.clone(), api.clone(), stop.clone()));
+    tasks.spawn("identities", cluster::obtain_identities(core.clone(), api.clone(), stop.clone()));
     tasks.spawn("announce", announce::run(core.clone(), mode.1, writers, foreign_slices, stop.clone()));
     tasks.spawn("node", cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
 
@@ -132,7 +133,7 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
         Some(peer) => Some(peer::start(peer, &core, tasks).await?),
         None => None,
     };
-    if core.look(Core::exchanges_blocks) {
+    if exchanges_blocks {
         tasks.spawn("ipam", ipam::run(core.clone(), client_again, config.clone(), stop.clone()));
     }
 
@@ -164,7 +165,7 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
     // The local API, first for those whose deletes waited.
     let attachments = Attachments::new(core.clone(), links, api, progress.clone(), mtu);
     let local = Arc::new(Local {
-        core: core.clone(),
+        writer: core.clone(),
         attachments,
         progress: progress.clone(),
         metrics,
@@ -257,7 +258,7 @@ fn abort_sockets(gone: &Receiver<Gone>, destroyer: &Destroyer, core: &thread::Ha
     while let Ok(mut backends) = gone.recv() {
         // One pass over all sockets for everything that was removed meanwhile.
         backends.extend(gone.try_iter().flatten());
-        let namespaces = core.look(Core::network_namespaces);
+        let namespaces = core.snapshot().network_namespaces();
         match destroyer.destroy(&backends, protocols, &namespaces) {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "aborted sockets of removed backends"),

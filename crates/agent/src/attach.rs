@@ -3,11 +3,13 @@
 //! Every step of ADD has its opposite, and a failure walks back through them; the record of the endpoint is written
 //! before the first and removed after the last, so that a successor can do the same for a predecessor that died.
 
-use crate::core::endpoints::{Endpoint, Reservation, refusal};
-use crate::core::thread::{Handle, Unavailable};
-use crate::core::{Progress, describe};
-use crate::ports::{Cluster, Created, LinkError, LinkSpec, Links};
+use crate::ports::{Cluster, ClusterError, Created, LinkError, LinkSpec, Links};
+use crate::snapshot::Snapshot;
 use crate::state::EndpointRecord;
+use crate::tables::endpoints::Endpoint;
+use crate::writer::endpoints::{EndpointError, Reservation};
+use crate::writer::thread::{Handle, Unavailable};
+use crate::writer::{Progress, describe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 use weft_api::cni::{AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, GcRequest, code};
-use weft_control::identity::NumberOf;
+use weft_control::identity::{Exhausted, NumberOf};
 use weft_model::id::Identity;
 use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
 use weft_model::label::LabelSet;
@@ -37,7 +39,7 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub struct Attachments {
-    core: Handle,
+    writer: Handle,
     links: Arc<dyn Links>,
     cluster: Arc<dyn Cluster>,
     progress: watch::Receiver<Progress>,
@@ -51,13 +53,13 @@ impl Attachments {
     /// Wires it up.
     #[must_use]
     pub fn new(
-        core: Handle,
+        writer: Handle,
         links: Arc<dyn Links>,
         cluster: Arc<dyn Cluster>,
         progress: watch::Receiver<Progress>,
         mtu: Arc<AtomicU32>,
     ) -> Self {
-        Self { core, links, cluster, progress, mtu, locks: Mutex::default(), timeout: ADD_TIMEOUT }
+        Self { writer, links, cluster, progress, mtu, locks: Mutex::default(), timeout: ADD_TIMEOUT }
     }
 
     /// Gives up on an ADD after `timeout`.
@@ -77,11 +79,11 @@ impl Attachments {
         self.check_source(&request).await?;
         let _alone = self.lock(&request.attachment).await;
         let attachment = request.attachment.clone();
-        if let Some(present) = self.core.call(move |core| core.endpoint_of(&attachment)).await.map_err(gone)? {
+        if let Some(present) = self.writer.call(move |writer| writer.endpoint_of(&attachment)).await.map_err(gone)? {
             if self.is_whole(&present, &request).await {
                 return Ok(result(&present.record));
             }
-            self.take_off(present.record).await?;
+            self.take_off(present.record.clone()).await?;
         }
         let name = ObjectName { namespace: request.pod_namespace.clone(), name: request.pod_name.clone() };
         let (pod, labels) = self.pod_and_labels(&name, request.pod_uid.as_deref(), until).await?;
@@ -107,9 +109,9 @@ impl Attachments {
         }
     }
 
-    /// Addresses come from one side or the other, as the agent was told, never from both.
+    /// Addresses come from one side or the other, as the agent is configured, never from both.
     async fn check_source(&self, request: &AddRequest) -> Result<(), CniError> {
-        let delegated = self.core.call(|core| core.is_delegated()).await.map_err(gone)?;
+        let delegated = self.writer.call(|writer| writer.is_delegated()).await.map_err(gone)?;
         match (delegated, request.addresses.is_some()) {
             (true, false) => Err(refusal(
                 code::INVALID_CONFIG,
@@ -128,21 +130,21 @@ impl Attachments {
     /// Takes a number and addresses. Where addresses come as pods come, waits for a while for some.
     async fn reserve(&self, wanted: Reservation, until: Instant) -> Result<EndpointRecord, CniError> {
         let until = until.min(Instant::now() + ADDRESS_WAIT);
-        let signals = self.core.call(|core| core.signals()).await.map_err(gone)?;
+        let signals = self.writer.call(|writer| writer.signals()).await.map_err(gone)?;
         loop {
-            // Whatever comes after the attempt is heard.
+            // Whatever comes after the attempt wakes it.
             let mut more = std::pin::pin!(signals.blocks.notified());
             more.as_mut().enable();
             let attempt = wanted.clone();
             let (taken, may_grow) =
-                self.core.call(move |core| (core.reserve(attempt), core.may_grow())).await.map_err(gone)?;
+                self.writer.call(move |writer| (writer.reserve(attempt), writer.may_grow())).await.map_err(gone)?;
             match taken {
-                Err(error) if error.code == code::NO_ADDRESSES && may_grow => {
+                Err(error @ EndpointError::NoAddresses(_)) if may_grow => {
                     if tokio::time::timeout_at(until, more).await.is_err() {
-                        return Err(error);
+                        return Err(error.into());
                     }
                 }
-                other => return other,
+                other => return Ok(other?),
             }
         }
     }
@@ -151,16 +153,16 @@ impl Attachments {
         let (links, wanted) = (self.links.clone(), spec(record));
         let ifindex = blocking(move || links.create(&wanted)).await?.map_err(|error| link_refusal(&error))?;
         let id = record.id;
-        self.core.call(move |core| core.activate(id, ifindex)).await.map_err(gone)?
+        Ok(self.writer.call(move |writer| writer.activate(id, ifindex)).await.map_err(gone)??)
     }
 
     /// Everything that ADD made, backwards. Can be called at any stage, and again.
     async fn take_off(&self, record: EndpointRecord) -> Result<(), CniError> {
         let id = record.id;
-        self.core.call(move |core| core.deactivate(id)).await.map_err(gone)??;
+        self.writer.call(move |writer| writer.deactivate(id)).await.map_err(gone)??;
         let links = self.links.clone();
         blocking(move || links.remove(&record.device)).await?.map_err(|error| link_refusal(&error))?;
-        self.core.call(move |core| core.release(id)).await.map_err(gone)?
+        Ok(self.writer.call(move |writer| writer.release(id)).await.map_err(gone)??)
     }
 
     /// Takes a pod off. What is not there is off.
@@ -170,10 +172,10 @@ impl Attachments {
     pub async fn del(&self, request: DelRequest) -> Result<(), CniError> {
         let _alone = self.lock(&request.attachment).await;
         let attachment = request.attachment;
-        match self.core.call(move |core| core.endpoint_of(&attachment)).await.map_err(gone)? {
+        match self.writer.call(move |writer| writer.endpoint_of(&attachment)).await.map_err(gone)? {
             Some(endpoint) => {
                 tracing::info!(endpoint = %endpoint.record.id, pod = %endpoint.record.pod, "detaching");
-                self.take_off(endpoint.record).await
+                self.take_off(endpoint.record.clone()).await
             }
             None => Ok(()),
         }
@@ -186,8 +188,8 @@ impl Attachments {
     pub async fn check(&self, request: CheckRequest) -> Result<(), CniError> {
         let _alone = self.lock(&request.attachment).await;
         let attachment = request.attachment.clone();
-        let found = self.core.call(move |core| core.endpoint_of(&attachment)).await.map_err(gone)?;
-        let Some(endpoint) = found.filter(Endpoint::is_active) else {
+        let found = self.writer.call(move |writer| writer.endpoint_of(&attachment)).await.map_err(gone)?;
+        let Some(endpoint) = found.filter(|endpoint| endpoint.is_active()) else {
             return Err(refusal(code::UNKNOWN_CONTAINER, "unknown container", &request.attachment.container_id));
         };
         let record = &endpoint.record;
@@ -211,7 +213,7 @@ impl Attachments {
     /// The first of those that could not be taken off; the others are.
     pub async fn gc(&self, request: GcRequest) -> Result<(), CniError> {
         let valid: BTreeSet<Attachment> = request.valid.into_iter().collect();
-        let present = self.core.call(|core| core.finished_attachments()).await.map_err(gone)?;
+        let present = self.writer.call(|writer| writer.finished_attachments()).await.map_err(gone)?;
         let mut outcome = Ok(());
         for attachment in present.into_iter().filter(|attachment| !valid.contains(attachment)) {
             let done = self.del(DelRequest { attachment, netns: None }).await;
@@ -224,16 +226,12 @@ impl Attachments {
     ///
     /// # Errors
     /// Says what is missing.
-    pub async fn status(&self) -> Result<(), CniError> {
-        let status = self.core.call(|core| core.status()).await.map_err(gone)?;
-        if status.ready {
+    pub fn status(&self) -> Result<(), CniError> {
+        let snapshot = self.writer.snapshot();
+        if snapshot.progress.ready {
             return Ok(());
         }
-        Err(refusal(
-            code::NOT_AVAILABLE,
-            "the agent is not ready",
-            &format!("waiting for {}", status.waiting_for.join(", ")),
-        ))
+        Err(refusal(code::NOT_AVAILABLE, "the agent is not ready", &waiting_for(&snapshot)))
     }
 
     async fn wait_ready(&self, until: Instant) -> Result<(), CniError> {
@@ -245,12 +243,8 @@ impl Attachments {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(gone(Unavailable)),
             Err(_) => {
-                let missing = self.core.call(|core| core.status().waiting_for).await.map_err(gone)?;
-                Err(refusal(
-                    code::TRY_AGAIN_LATER,
-                    "the agent is not ready",
-                    &format!("waiting for {}", missing.join(", ")),
-                ))
+                let missing = waiting_for(&self.writer.snapshot());
+                Err(refusal(code::TRY_AGAIN_LATER, "the agent is not ready", &missing))
             }
         }
     }
@@ -278,9 +272,9 @@ impl Attachments {
         let mut pause = RETRY_MIN;
         loop {
             let wanted = name.clone();
-            let known = self.core.call(move |core| core.pod(&wanted)).await.map_err(gone)?.filter(right);
-            let pod = match known {
-                Some(pod) => Ok(pod),
+            let known = self.writer.call(move |writer| writer.pod(&wanted)).await.map_err(gone)?;
+            let pod = match known.filter(|pod| right(pod)) {
+                Some(pod) => Ok((*pod).clone()),
                 None => match self.cluster.pod(name).await {
                     Ok(Some(pod)) if right(&pod) => Ok(pod),
                     Ok(Some(other)) => {
@@ -292,9 +286,10 @@ impl Attachments {
                 },
             };
             let problem = match pod {
-                Ok(pod) => match self.labels(&pod).await? {
+                Ok(pod) => match self.labels(&pod).await {
                     Ok(labels) => return Ok((pod, labels)),
-                    Err(problem) => problem,
+                    Err(LabelsError::Unavailable(error)) => return Err(gone(error)),
+                    Err(LabelsError::Namespace(problem)) => problem,
                 },
                 Err(problem) => problem,
             };
@@ -302,33 +297,40 @@ impl Attachments {
         }
     }
 
-    async fn labels(&self, pod: &Pod) -> Result<Result<LabelSet, String>, CniError> {
+    async fn labels(&self, pod: &Pod) -> Result<LabelSet, LabelsError> {
         let labels_with = |namespace: Option<Namespace>| {
             let pod = pod.clone();
-            self.core.call(move |core| core.labels_of(&pod, namespace.as_ref()))
+            self.writer.call(move |writer| writer.labels_of(&pod, namespace.as_ref()))
         };
-        if let Some(labels) = labels_with(None).await.map_err(gone)? {
-            return Ok(Ok(labels));
+        if let Some(labels) = labels_with(None).await? {
+            return Ok(labels);
         }
         let name = &pod.name.namespace;
-        match self.cluster.namespace(name).await {
-            Ok(Some(namespace)) => {
-                let labels = labels_with(Some(namespace)).await.map_err(gone)?;
-                Ok(labels.ok_or_else(|| format!("namespace {name} is not known")))
-            }
-            Ok(None) => Ok(Err(format!("namespace {name} does not exist"))),
-            Err(error) => Ok(Err(describe(&error))),
-        }
+        let problem = match self.cluster.namespace(name).await {
+            Ok(Some(namespace)) => match labels_with(Some(namespace)).await? {
+                Some(labels) => return Ok(labels),
+                None => format!("namespace {name} is not known"),
+            },
+            Ok(None) => format!("namespace {name} does not exist"),
+            Err(error) => describe(&error),
+        };
+        Err(LabelsError::Namespace(problem))
     }
 
-    /// The number of a label set. One that is known costs nothing; a new one is made under the number that every
+    /// The identity of a label set. One that is known costs nothing; a new one is made under the number that every
     /// node would try.
     async fn identity(&self, labels: &LabelSet, until: Instant) -> Result<Identity, CniError> {
         let mut pause = RETRY_MIN;
         loop {
-            match obtain_identity(&self.core, &*self.cluster, labels).await? {
+            match obtain_identity(&self.writer, &*self.cluster, labels).await {
                 Ok(identity) => return Ok(identity),
-                Err(problem) => wait(&mut pause, until, "no identity for the pod's labels", &problem).await?,
+                Err(IdentityError::Unavailable(error)) => return Err(gone(error)),
+                Err(IdentityError::Exhausted(error)) => {
+                    return Err(refusal(code::AGENT, "no identity", &error.to_string()));
+                }
+                Err(IdentityError::Cluster(error)) => {
+                    wait(&mut pause, until, "no identity for the pod's labels", &describe(&error)).await?;
+                }
             }
         }
     }
@@ -342,31 +344,56 @@ impl Attachments {
     }
 }
 
-/// The number of a label set, making it if need be. The inner error is worth another try.
+/// Why the labels of a pod are not known.
+enum LabelsError {
+    /// The agent ends.
+    Unavailable(Unavailable),
+    /// Its namespace cannot be read: worth another try.
+    Namespace(String),
+}
+
+impl From<Unavailable> for LabelsError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+/// Why a label set has no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The agent ends.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// All numbers are taken.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// The API server refuses, or does not answer: worth another try.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+/// The identity of a label set, making it if need be.
 ///
 /// # Errors
-/// All numbers are taken, or the agent ends.
+/// [`IdentityError`]
 pub async fn obtain_identity(
-    core: &Handle,
+    writer: &Handle,
     cluster: &dyn Cluster,
     labels: &LabelSet,
-) -> Result<Result<Identity, String>, CniError> {
+) -> Result<Identity, IdentityError> {
     loop {
         let wanted = labels.clone();
-        let number = core.call(move |core| core.number_of(&wanted)).await.map_err(gone)?;
-        let identity = match number {
-            Ok(NumberOf::Known(identity)) => return Ok(Ok(identity)),
-            Ok(NumberOf::Proposed(identity)) => identity,
-            Err(error) => return Err(refusal(code::AGENT, "no identity", &error.to_string())),
+        let identity = match writer.call(move |writer| writer.number_of(&wanted)).await?? {
+            NumberOf::Known(identity) => return Ok(identity),
+            NumberOf::Proposed(identity) => identity,
         };
         let proposed = IdentityLabels { identity, labels: labels.clone(), unused: false };
-        // Either way the tables learn who has the number: then it is known, or the next one is proposed.
-        let learned = match cluster.create_identity(&proposed).await {
-            Ok(Created::Yes) => proposed,
-            Ok(Created::Taken(other)) => other,
-            Err(error) => return Ok(Err(describe(&error))),
+        // Either way the tables learn whose the number is: then it is known, or the next one is proposed.
+        let learned = match cluster.create_identity(&proposed).await? {
+            Created::Yes => proposed,
+            Created::Taken(other) => other,
         };
-        core.call(move |core| core.apply(vec![Change::Identity(learned)])).await.map_err(gone)?;
+        writer.call(move |writer| writer.apply(vec![Change::Identity(learned)])).await?;
     }
 }
 
@@ -429,6 +456,37 @@ fn result(record: &EndpointRecord) -> AddResult {
 
 fn mac(octets: [u8; 6]) -> String {
     octets.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+fn waiting_for(snapshot: &Snapshot) -> String {
+    let waiting: Vec<String> = snapshot.waiting_for.iter().map(ToString::to_string).collect();
+    format!("waiting for {}", waiting.join(", "))
+}
+
+/// An error for the runtime.
+fn refusal(code: u32, msg: &str, details: &str) -> CniError {
+    CniError { code, msg: msg.to_owned(), details: details.to_owned() }
+}
+
+impl From<EndpointError> for CniError {
+    fn from(error: EndpointError) -> Self {
+        let (code, msg) = match &error {
+            EndpointError::Exists(_) => (code::AGENT, "the attachment is there already"),
+            EndpointError::NoNumber => (code::AGENT, "too many endpoints"),
+            EndpointError::NoAddresses(details) => return refusal(code::NO_ADDRESSES, "no addresses left", details),
+            EndpointError::UnusableAddresses(details) => {
+                return refusal(code::INVALID_CONFIG, "the delegated plugin's addresses cannot be used", details);
+            }
+            EndpointError::Gone(_) => (code::AGENT, "the endpoint was removed meanwhile"),
+            EndpointError::NoPod(_) => (code::AGENT, "no such pod"),
+            EndpointError::NotInForce(details) => {
+                return refusal(code::AGENT, "the endpoint could not be put in force", details);
+            }
+            EndpointError::File { .. } => (code::IO_FAILURE, "the endpoint's file"),
+            EndpointError::Kernel { .. } => (code::AGENT, "cannot remove the endpoint"),
+        };
+        refusal(code, msg, &describe(&error))
+    }
 }
 
 fn link_refusal(error: &LinkError) -> CniError {

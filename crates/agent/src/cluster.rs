@@ -3,9 +3,9 @@
 //! for a number that nobody made yet.
 
 use crate::attach::obtain_identity;
-use crate::core::Progress;
-use crate::core::thread::Handle;
 use crate::ports::{Cluster, ClusterError, Created};
+use crate::writer::thread::Handle;
+use crate::writer::{Part, Progress};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,10 +19,11 @@ use weft_model::intent::{IdentityLabels, Namespace, ObjectName, Pod};
 
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
-/// How often the node's objects are looked at again: a kubelet that registers anew brings its taint back.
+/// How often the node's objects are read again: a kubelet that registers anew brings its taint back.
 const AUDIT: Duration = Duration::from_secs(60);
-/// Between two looks for problems of objects: every change of any table wakes those who look, and few are about these.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// Pause between two reports of problems of objects: every change of any table wakes the reporters, and few are about
+/// these.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The API server.
 pub struct ApiServer {
@@ -66,17 +67,17 @@ impl Cluster for ApiServer {
     }
 }
 
-/// Tells the owners of policy objects that are not in force why.
+/// Writes an Event for every policy object of which something is not in force.
 pub async fn report_policies(
-    core: Handle,
+    writer: Handle,
     client: Client,
     mut progress: watch::Receiver<Progress>,
     stop: CancellationToken,
 ) {
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     loop {
-        let problems: BTreeSet<_> = core.look(|core| core.policy_problems()).into_iter().collect();
-        for problem @ (name, reason, text) in problems.difference(&told) {
+        let problems: BTreeSet<_> = writer.snapshot().policy.problems().into_iter().collect();
+        for problem @ (name, reason, text) in problems.difference(&reported) {
             let about = event::About {
                 kind: name.kind.name(),
                 api_version: weft_k8s::convert::api_version(name.kind),
@@ -88,8 +89,8 @@ pub async fn report_policies(
                 tracing::debug!(policy = %problem.0, %error, "cannot write an event");
             }
         }
-        told = problems;
-        let again = tokio::time::Instant::now() + BETWEEN_LOOKS;
+        reported = problems;
+        let again = tokio::time::Instant::now() + REPORT_PAUSE;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = progress.changed() => if changed.is_err() { return },
@@ -98,21 +99,21 @@ pub async fn report_policies(
     }
 }
 
-/// Tells of Services, pods with hostPorts and local redirect policies what of them is not in force here, once for each
-/// problem. What is the same on all nodes is told by the operator.
+/// Writes an Event for every Service, pod with hostPorts and local redirect policy of which something is not in force
+/// here, once for each problem. What is the same on all nodes the operator reports.
 pub async fn report_services(
-    core: Handle,
+    writer: Handle,
     client: Client,
     mut progress: watch::Receiver<Progress>,
     stop: CancellationToken,
 ) {
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     loop {
-        let mut problems: BTreeSet<_> = core.look(|core| core.service_problems()).into_iter().collect();
+        let mut problems: BTreeSet<_> = writer.snapshot().services.problems().iter().cloned().collect();
         problems.retain(|(object, reason, _)| {
             matches!(object, Object::Pod(_)) || matches!(reason, Reason::NoRoom | Reason::TooManyBackends)
         });
-        for (object, reason, text) in problems.difference(&told) {
+        for (object, reason, text) in problems.difference(&reported) {
             let (kind, api_version) = match object {
                 Object::Service(_) => ("Service", "v1"),
                 Object::Pod(_) => ("Pod", "v1"),
@@ -124,8 +125,8 @@ pub async fn report_services(
                 tracing::debug!(%object, %error, "cannot write an event");
             }
         }
-        told = problems;
-        let again = tokio::time::Instant::now() + BETWEEN_LOOKS;
+        reported = problems;
+        let again = tokio::time::Instant::now() + REPORT_PAUSE;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = progress.changed() => if changed.is_err() { return },
@@ -134,23 +135,22 @@ pub async fn report_services(
     }
 }
 
-/// Gets numbers for label sets that endpoints changed to, or whose objects were taken away.
-pub async fn number_labels(core: Handle, cluster: Arc<dyn Cluster>, stop: CancellationToken) {
-    let Ok(signals) = core.call(|core| core.signals()).await else { return };
+/// Gets identities for label sets that endpoints changed to, or whose objects were deleted.
+pub async fn obtain_identities(writer: Handle, cluster: Arc<dyn Cluster>, stop: CancellationToken) {
+    let Ok(signals) = writer.call(|writer| writer.signals()).await else { return };
     loop {
-        let Ok(wanted) = core.call(|core| core.wanted_identities()).await else { return };
+        let Ok(wanted) = writer.call(|writer| writer.wanted_identities()).await else { return };
         let mut problem = None;
         for labels in wanted {
-            match obtain_identity(&core, &*cluster, &labels).await {
-                Ok(Ok(_)) => {
-                    let _ = core.call(move |core| core.identity_obtained(&labels)).await;
+            match obtain_identity(&writer, &*cluster, &labels).await {
+                Ok(_) => {
+                    let _ = writer.call(move |writer| writer.identity_obtained(&labels)).await;
                 }
-                Ok(Err(text)) => problem = Some(text),
-                Err(error) => problem = Some(error.to_string()),
+                Err(error) => problem = Some(crate::writer::describe(&error)),
             }
         }
         let failed = problem.is_some();
-        let _ = core.call(move |core| core.set_problem("identities", problem)).await;
+        let _ = writer.call(move |writer| writer.set_problem(Part::Identities, problem)).await;
         tokio::select! {
             () = stop.cancelled() => return,
             () = signals.identities.notified() => {}
@@ -159,20 +159,20 @@ pub async fn number_labels(core: Handle, cluster: Arc<dyn Cluster>, stop: Cancel
     }
 }
 
-/// Tells the cluster what this node is, and, once it is, that pods may come.
+/// Keeps this node's CiliumNode, and its condition and taint once pods may come.
 pub async fn announce_node(
-    core: Handle,
+    writer: Handle,
     client: Client,
     (node_name, propagation): (String, Propagation),
     mut progress: watch::Receiver<Progress>,
     stop: CancellationToken,
 ) {
-    let Ok(signals) = core.call(|core| core.signals()).await else { return };
-    // Agents that started together do not ask together for ever.
+    let Ok(signals) = writer.call(|writer| writer.signals()).await else { return };
+    // Agents that started together do not audit together for ever.
     let audit = AUDIT + weft_k8s::slice::random_part(AUDIT);
     loop {
         let name = node_name.clone();
-        let Ok(own) = core.call(|core| core.own_node()).await else { return };
+        let Ok(own) = writer.call(|writer| writer.own_node()).await else { return };
         let mut problem = None;
         if let Some(own) = own {
             let announcement = node::Announcement {
@@ -185,11 +185,11 @@ pub async fn announce_node(
             // Both write only what differs.
             let announced = node::announce(&client, &announcement).await;
             let ready = progress.borrow_and_update().ready;
-            let told = if ready { node::set_network_ready(&client, &name).await } else { Ok(()) };
-            problem = announced.and(told).err().map(|error| crate::core::describe(&error));
+            let conditions = if ready { node::set_network_ready(&client, &name).await } else { Ok(()) };
+            problem = announced.and(conditions).err().map(|error| crate::writer::describe(&error));
         }
         let (pause, ready) = (if problem.is_some() { RETRY } else { audit }, progress.borrow().ready);
-        let _ = core.call(move |core| core.set_problem("node object", problem)).await;
+        let _ = writer.call(move |writer| writer.set_problem(Part::NodeObject, problem)).await;
         tokio::select! {
             () = stop.cancelled() => return,
             () = signals.nodes_announce.notified() => {}

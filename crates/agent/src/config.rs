@@ -4,8 +4,8 @@ mod ipam;
 
 pub use ipam::IpamMode;
 
-use crate::core::ipam::Ipam;
 use crate::peer;
+use crate::writer::ipam::Ipam;
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;

@@ -1,9 +1,9 @@
-//! Stand-ins for the kernel and the cluster that remember what was done to them and fail when told to.
+//! Stand-ins for the kernel and the cluster that record what was done to them and fail on request.
 
-use crate::core::thread::{self, Handle};
-use crate::core::{Core, Progress, Settings};
 use crate::ports::{Cluster, ClusterError, Created, Kernel, LinkError, LinkSpec, Links};
 use crate::state::StateDir;
+use crate::writer::thread::{self, Handle};
+use crate::writer::{Progress, Settings, Writer};
 use futures::future::{BoxFuture, FutureExt as _};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +43,7 @@ pub struct Held {
     pub identities: BTreeMap<Identity, LabelSet>,
     pub pods: BTreeMap<ObjectName, Pod>,
     pub namespaces: BTreeMap<String, Namespace>,
-    /// Told of every successful operation.
+    /// Notified of every successful operation.
     acted: Arc<Notify>,
 }
 
@@ -60,7 +60,7 @@ impl World {
         let mut held = self.held();
         let verb = line.split(' ').next().unwrap_or_default();
         if held.failing.contains(verb) {
-            return Err(io::Error::other(format!("{verb} was told to fail")));
+            return Err(io::Error::other(format!("{verb} was made to fail")));
         }
         act(&mut held);
         held.log.push(line);
@@ -296,7 +296,7 @@ pub fn settings() -> Settings {
         ipv4: true,
         ipv6: true,
         tunnel: false,
-        ipam: crate::core::ipam::Ipam::default(),
+        ipam: crate::writer::ipam::Ipam::default(),
         pod_ranges: Vec::new(),
         no_masquerade: Vec::new(),
         host_firewall: true,
@@ -308,8 +308,8 @@ pub fn settings() -> Settings {
     }
 }
 
-pub fn core(world: &World, dir: &Path) -> Core {
-    Core::new(settings(), StateDir::open(dir).expect("state"), Box::new(world.clone()))
+pub fn writer(world: &World, dir: &Path) -> Writer {
+    Writer::new(settings(), StateDir::open(dir).expect("state"), Box::new(world.clone()))
 }
 
 pub fn name(text: &str) -> ObjectName {
@@ -355,10 +355,10 @@ pub fn ip(text: &str) -> IpAddr {
 }
 
 pub fn synced() -> Vec<Change> {
-    crate::core::SOURCES.map(Change::Synced).to_vec()
+    weft_model::intent::Source::all().map(Change::Synced).collect()
 }
 
-/// What a node with one namespace and no pods hears first.
+/// What a node with one namespace and no pods gets first.
 pub fn first_news() -> Vec<Change> {
     let mut changes =
         vec![Change::Node(node("n1", 1)), Change::Node(node("n2", 2)), Change::Namespace(namespace("shop", &[]))];
@@ -366,16 +366,16 @@ pub fn first_news() -> Vec<Change> {
     changes
 }
 
-/// A core on its thread, ready.
+/// A writer on its thread, ready.
 pub async fn ready(world: &World, dir: &Path) -> (Handle, watch::Receiver<Progress>) {
-    let mut core = core(world, dir);
-    crate::restart::take_over(&mut core, world).expect("take over");
-    let mut progress = core.progress();
-    let (handle, _) = thread::spawn(core).expect("thread");
+    let mut writer = writer(world, dir);
+    crate::restart::take_over(&mut writer, world).expect("take over");
+    let mut progress = writer.progress();
+    let (handle, _) = thread::spawn(writer).expect("thread");
     handle
-        .call(|core| {
-            core.apply(first_news());
-            core.set_node_ready(None);
+        .call(|writer| {
+            writer.apply(first_news());
+            writer.set_node_ready(None);
         })
         .await
         .expect("running");

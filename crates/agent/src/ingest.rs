@@ -11,8 +11,8 @@
 mod handover;
 
 use crate::announce::{ForeignSlices, Writers};
-use crate::core::thread::Handle;
 use crate::health::Health;
+use crate::writer::thread::Handle;
 use handover::Handover;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -63,7 +63,11 @@ pub async fn run(
             }
             () = tokio::time::sleep_until(handover_at), if handover.is_some() => {
                 handover_at = Instant::now() + HANDOVER_INTERVAL;
-                let covered = handover.as_mut().map(|handover| handover.poll(&core)).unwrap_or_default();
+                let covered = match &mut handover {
+                    Some(handover) => handover.poll(&core).await,
+                    None => Ok(Vec::new()),
+                };
+                let Ok(covered) = covered else { return };
                 if handover.as_ref().is_some_and(Handover::is_over) {
                     handover = None;
                 }
@@ -93,9 +97,9 @@ pub async fn run(
             note_foreign_slices(&batch, &core, &writers.slices, &foreign);
         }
         let applied = if is_quick(&batch) {
-            core.tell_brief(move |core| core.apply(batch)).await
+            core.apply_brief(move |writer| writer.apply(batch)).await
         } else {
-            core.tell(move |core| core.apply(batch)).await
+            core.apply(move |writer| writer.apply(batch)).await
         };
         if applied.is_err() {
             return;
@@ -120,7 +124,7 @@ fn note_drift(change: &Change, core: &Handle, writers: &Writers, drifted: &mut H
         Some(name) => writers.endpoints.wants(&name),
         None => writers.slices.is_own(name),
     };
-    if !own || seen.is_some_and(|slice| core.look(|core| core.agrees_with(slice))) {
+    if !own || seen.is_some_and(|slice| core.snapshot().agrees_with(slice)) {
         drifted.remove(name);
     } else {
         drifted.insert(name.clone(), seen.is_none());
@@ -142,7 +146,8 @@ fn note_foreign_slices(batch: &[Change], core: &Handle, own: &slice::Writer, for
         let (name, uids) = match change {
             Change::Slice(slice) if !own.is_own(&slice.name) => {
                 let uids = slice.endpoints.iter().map(|endpoint| &endpoint.pod_uid);
-                (&slice.name, core.look(|core| uids.filter(|uid| core.has_pod(uid)).cloned().collect()))
+                let snapshot = core.snapshot();
+                (&slice.name, uids.filter(|uid| snapshot.has_pod(uid)).cloned().collect())
             }
             Change::SliceGone(name) => (name, BTreeSet::new()),
             _ => continue,

@@ -2,9 +2,9 @@
 //! The watch only wakes; every turn reads the object anew, since it must not decide by an old version.
 
 use crate::config::{Config, IpamMode};
-use crate::core::describe;
-use crate::core::ipam::PoolRule;
-use crate::core::thread::Handle;
+use crate::writer::describe;
+use crate::writer::ipam::PoolRule;
+use crate::writer::thread::Handle;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const AUDIT: Duration = Duration::from_secs(60);
 /// Changes within this time make one turn.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Takes turns until `stop`; for modes in which the operator gives blocks ([`Core::exchanges_blocks`](crate::core::Core::exchanges_blocks)).
+/// Takes turns until `stop`; for modes in which the operator gives blocks ([`Writer::exchanges_blocks`](crate::writer::Writer::exchanges_blocks)).
 pub async fn run(core: Handle, client: Client, config: Arc<Config>, stop: CancellationToken) {
     let Ok(signals) = core.call(|core| core.signals()).await else { return };
     let shared = config.ipam.mode == IpamMode::MultiPool;

@@ -1,8 +1,8 @@
 //! [`Links`] over the kernel.
 
-use crate::core::endpoints::DEVICE_PREFIX;
 use crate::machine::TUNNEL_DEVICE;
 use crate::ports::{LinkError, LinkSpec, Links};
+use crate::writer::endpoints::DEVICE_PREFIX;
 use std::collections::BTreeSet;
 use std::io;
 use weft_datapath::Hooks;

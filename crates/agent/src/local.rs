@@ -1,11 +1,12 @@
-//! Answers to the local API.
+//! Answers to the local API. What only reads takes the published snapshot; what needs the compilers, or changes
+//! something, has its turn with the writer.
 
 use crate::attach::Attachments;
-use crate::core::Progress;
-use crate::core::endpoints::refusal;
-use crate::core::preview::Seen;
-use crate::core::thread::{Handle, Unavailable};
 use crate::server::Handler;
+use crate::writer::explain::QueryError;
+use crate::writer::preview::Seen;
+use crate::writer::thread::{Handle, Unavailable};
+use crate::writer::{Progress, Writer};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,8 +32,8 @@ const DROPS_MAX: usize = 4096;
 
 /// Answers.
 pub struct Local {
-    /// The tables.
-    pub core: Handle,
+    /// The tables' writer, and what it publishes.
+    pub writer: Handle,
     /// CNI.
     pub attachments: Attachments,
     /// How far the tables are.
@@ -68,24 +69,30 @@ impl Local {
             Request::CniAdd(request) => self.attachments.add(request).await.map(Response::CniResult),
             Request::CniDel(request) => self.attachments.del(request).await.map(done),
             Request::CniCheck(request) => self.attachments.check(request).await.map(done),
-            Request::CniStatus => self.attachments.status().await.map(done),
+            Request::CniStatus => self.attachments.status().map(done),
             Request::CniGc(request) => self.attachments.gc(request).await.map(done),
             Request::Status => self.status().await.map(Response::Status),
-            Request::Endpoints => Ok(Response::Endpoints(self.core.look(|core| core.list_endpoints()))),
-            Request::Identities => Ok(Response::Identities(self.core.look(|core| core.list_identities()))),
-            Request::Policies => Ok(Response::Policies(self.core.look(|core| core.list_policies()))),
-            Request::Services => Ok(Response::Services(self.core.look(|core| core.list_services()))),
-            Request::Ipcache => Ok(Response::Ipcache(self.core.look(|core| core.list_ipcache()))),
+            Request::Endpoints => Ok(Response::Endpoints(self.writer.snapshot().list_endpoints())),
+            Request::Identities => Ok(Response::Identities(self.writer.snapshot().list_identities())),
+            Request::Policies => Ok(Response::Policies(self.writer.snapshot().policy.list())),
+            Request::Services => {
+                self.writer.call(|writer| writer.list_services()).await.map_err(gone).map(Response::Services)
+            }
+            Request::Ipcache => Ok(Response::Ipcache(self.writer.snapshot().list_ipcache())),
             Request::Connections => self.connections().await,
             Request::Maps => {
-                let maps = self.core.call(|core| core.maps()).await.map_err(gone)?;
+                let maps = self.writer.call(|writer| writer.maps()).await.map_err(gone)?;
                 maps.map(Response::Maps).map_err(|error| kernel(&error))
             }
-            Request::Explain(request) => self.core.look(|core| core.explain(&request)).map(Response::Explanation),
+            Request::Explain(request) => {
+                let explained = self.writer.call(move |writer| writer.explain(&request)).await.map_err(gone)?;
+                explained.map(Response::Explanation).map_err(unanswered)
+            }
             Request::Preview(request) => self.preview(request).await.map(Response::Preview),
             Request::Audit(AuditRequest { namespace, pod, on }) => {
                 let name = ObjectName { namespace, name: pod };
-                self.core.call(move |core| core.set_audit(&name, on)).await.map_err(gone)?.map(done)
+                let set = self.writer.call(move |writer| writer.set_audit(&name, on)).await.map_err(gone)?;
+                set.map(done).map_err(CniError::from)
             }
             Request::Wait(request) => self.wait(request).await.map(Response::Status),
             Request::Observe { .. } => Err(refusal(code::AGENT, "observe has many answers", "")),
@@ -93,7 +100,7 @@ impl Local {
     }
 
     async fn status(&self) -> Result<Status, CniError> {
-        let mut status = self.core.look(|core| core.status());
+        let mut status = self.writer.snapshot().status();
         let metrics = self.metrics.clone();
         let read = move || Ok::<_, std::io::Error>((metrics.read()?, metrics.suppressed()?));
         let read = tokio::task::spawn_blocking(read).await.map_err(|error| kernel(&error))?;
@@ -159,7 +166,8 @@ impl Local {
         let filter = FlowFilter { verdict: Some(Verdict::Dropped), ..FlowFilter::default() };
         let dropped: Vec<Seen> =
             self.observer.snapshot(filter, DROPS_MAX).iter().filter_map(|flow| seen(flow)).collect();
-        let comparison = self.core.look(|core| core.compare(&changes, &live, &dropped));
+        let compare = move |writer: &mut Writer| writer.compare(&changes, &live, &dropped);
+        let comparison = self.writer.call(compare).await.map_err(gone)?;
         tokio::task::spawn_blocking(move || comparison.run()).await.map_err(|error| kernel(&error))
     }
 
@@ -180,7 +188,7 @@ impl Local {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(gone(Unavailable)),
                 Err(_) => {
-                    let status = self.core.look(|core| core.status());
+                    let status = self.writer.snapshot().status();
                     let why = [status.waiting_for, status.problems].concat().join("; ");
                     return Err(refusal(code::TRY_AGAIN_LATER, "not within the time given", &why));
                 }
@@ -190,9 +198,10 @@ impl Local {
 
     /// Whether the fact holds; an error if it never will.
     fn holds(&self, request: &WaitRequest) -> Result<bool, CniError> {
-        self.core.look(|core| match request {
-            WaitRequest::Ready { .. } => Ok(core.status().ready),
-            WaitRequest::Revision { revision, .. } => Ok(core.status().revision_in_force >= *revision),
+        let snapshot = self.writer.snapshot();
+        match request {
+            WaitRequest::Ready { .. } => Ok(snapshot.progress.ready),
+            WaitRequest::Revision { revision, .. } => Ok(snapshot.progress.in_force >= *revision),
             WaitRequest::Policy { kind, namespace, name, resource_version, .. } => {
                 let Some(kind) = PolicyKind::ALL.into_iter().find(|known| known.name() == kind) else {
                     let details = format!("kind: expected NetworkPolicy or another kind of policy, found {kind:?}");
@@ -200,13 +209,13 @@ impl Local {
                 };
                 let object = ObjectName { namespace: namespace.clone(), name: name.clone() };
                 let name = PolicyName { kind, object };
-                let Some(version) = resource_version else { return Ok(core.policy_is_gone(&name)) };
-                if let Some(problem) = core.policy_problem(&name, version) {
+                let Some(version) = resource_version else { return Ok(snapshot.policy_is_gone(&name)) };
+                if let Some(problem) = snapshot.policy.problem_of(&name, version) {
                     return Err(refusal(code::AGENT, "this version is refused", &problem));
                 }
-                Ok(core.policy_in_force(&name).is_some_and(|in_force| in_force == *version))
+                Ok(snapshot.policy_in_force(&name) == Some(version.as_str()))
             }
-        })
+        }
     }
 }
 
@@ -252,38 +261,37 @@ fn connection(connection: weft_datapath::Connection, now_s: u32) -> weft_api::ag
     }
 }
 
-/// Names for events, from the tables.
+/// Names for flows, from the published snapshot.
 pub struct Names {
-    core: Handle,
+    writer: Handle,
 }
 
 impl Names {
-    /// From these tables.
+    /// From what this writer publishes.
     #[must_use]
-    pub fn new(core: Handle) -> Self {
-        Self { core }
+    pub fn new(writer: Handle) -> Self {
+        Self { writer }
     }
 }
 
 impl Directory for Names {
     fn party(&self, address: IpAddr) -> Option<Party> {
-        self.core.look(|core| {
-            let pod = core.pod_with(address).map(|pod| Party::Pod { namespace: pod.namespace, name: pod.name });
-            pod.or_else(|| core.node_with(address).map(Party::Node))
-        })
+        let snapshot = self.writer.snapshot();
+        let pod = snapshot.pod_with(address).map(|pod| Party::Pod { namespace: pod.namespace, name: pod.name });
+        pod.or_else(|| snapshot.addresses.node(address).map(|name| Party::Node(name.to_string())))
     }
 
     fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<String> {
         let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == protocol)?;
-        self.core.look(|core| core.service_at(address, port, protocol)).map(|name| name.to_string())
+        self.writer.snapshot().service_at(address, port, protocol).map(ToString::to_string)
     }
 
     fn labels(&self, identity: Identity) -> Option<Vec<String>> {
-        Some(self.core.look(|core| core.labels_for_people(identity)))
+        Some(self.writer.snapshot().labels_for_people(identity))
     }
 
     fn rule(&self, rule: RuleId) -> Option<PolicyRef> {
-        self.core.look(|core| core.rule(rule))
+        self.writer.snapshot().policy.rule(rule)
     }
 
     fn isolating(&self, endpoint: EndpointId, direction: FlowDirection) -> Vec<PolicyRef> {
@@ -291,8 +299,22 @@ impl Directory for Names {
             FlowDirection::Ingress => Direction::Ingress,
             FlowDirection::Egress => Direction::Egress,
         };
-        self.core.look(|core| core.isolating(endpoint, direction)).unwrap_or_default()
+        self.writer.snapshot().policy.isolating(endpoint, direction).unwrap_or_default()
     }
+}
+
+/// An error of the local API, which answers in CNI's form whatever was asked.
+fn refusal(code: u32, msg: &str, details: &str) -> CniError {
+    CniError { code, msg: msg.to_owned(), details: details.to_owned() }
+}
+
+fn unanswered(error: QueryError) -> CniError {
+    let (code, msg) = match &error {
+        QueryError::Malformed { .. } => (code::DECODING_FAILURE, "malformed request"),
+        QueryError::UnknownPod(_) => (code::AGENT, "no such pod"),
+        QueryError::NoCommonFamily(..) => (code::AGENT, "no address family in common"),
+    };
+    refusal(code, msg, &error.to_string())
 }
 
 fn gone(_: Unavailable) -> CniError {
@@ -300,5 +322,5 @@ fn gone(_: Unavailable) -> CniError {
 }
 
 fn kernel(error: &dyn std::error::Error) -> CniError {
-    refusal(code::IO_FAILURE, "the kernel cannot be read", &crate::core::describe(error))
+    refusal(code::IO_FAILURE, "the kernel cannot be read", &crate::writer::describe(error))
 }

@@ -2,8 +2,8 @@
 //! sockets. Reconciled when nodes change, and once a minute against drift.
 
 use crate::config::{Acceleration, Config, Routing};
-use crate::core::describe;
-use crate::core::thread::{Handle, Unavailable};
+use crate::writer::describe;
+use crate::writer::thread::{Handle, Unavailable};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;

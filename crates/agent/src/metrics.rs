@@ -99,6 +99,13 @@ impl Metrics {
         Self(registry)
     }
 
+    /// And these.
+    #[must_use]
+    pub fn with(mut self, collector: Box<dyn Collector>) -> Self {
+        self.0.register_collector(collector);
+        self
+    }
+
     /// As it is now.
     #[must_use]
     pub fn text(&self) -> String {

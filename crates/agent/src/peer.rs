@@ -19,7 +19,7 @@ pub use message::{Labels, Pod};
 pub use resolver::{Resolver, Unknown, is_answer, unknown_addresses};
 pub use server::serve;
 
-use crate::core::thread::Handle;
+use crate::writer::thread::Handle;
 use anyhow::Context as _;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -47,7 +47,7 @@ pub async fn start(settings: &Settings, core: &Handle, tasks: &Tasks) -> anyhow:
         Err(_) => TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("peer-port {port}"))?,
     };
     let own = core.clone();
-    let find = move |addresses: &[std::net::IpAddr]| own.look(|core| core.own_pods(addresses));
+    let find = move |addresses: &[std::net::IpAddr]| own.snapshot().own_pods(addresses);
     tasks.spawn("peer-server", serve(listener, credentials.clone(), find, tasks.stop().clone()));
     let (resolver, unknown) = Resolver::new(core.clone(), Client::new(credentials, port));
     tasks.spawn("peer-resolver", resolver.run(tasks.stop().clone()));

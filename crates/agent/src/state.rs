@@ -19,7 +19,7 @@ use weft_model::label::LabelSet;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Numbers are taken; a link may exist. Nobody was told that the endpoint exists: a successor removes it.
+    /// Numbers are taken; a link may exist. No ADD was answered with it: a successor removes it.
     Reserved,
     /// ADD was answered, or is about to be.
     Ready,

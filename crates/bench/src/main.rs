@@ -12,6 +12,7 @@ mod path;
 mod policy;
 mod program;
 mod report;
+mod responsive;
 mod scale;
 mod scenario;
 mod service_path;
@@ -28,7 +29,7 @@ use std::path::PathBuf;
 #[command(name = "weft-bench", version)]
 struct Arguments {
     /// What to measure: baseline (the chains and the bridge plugin alone), path (traffic), program (eBPF run time),
-    /// cni, policy, memory, or all; never part of all: policy-scale and services-scale (which need no cluster), services,
+    /// cni, policy, memory, or all; never part of all: policy-scale, services-scale and responsive (which need no cluster), services,
     /// watermarks (which make clusters of their own).
     #[arg(value_delimiter = ',', default_value = "all")]
     what: Vec<String>,
@@ -55,7 +56,7 @@ struct Arguments {
     alarm_s: u32,
 }
 
-const BENCHMARKS: [&str; 10] = [
+const BENCHMARKS: [&str; 11] = [
     "baseline",
     "path",
     "program",
@@ -63,6 +64,7 @@ const BENCHMARKS: [&str; 10] = [
     "policy",
     "memory",
     "policy-scale",
+    "responsive",
     "services",
     "services-scale",
     "watermarks",
@@ -97,6 +99,9 @@ fn main() -> Result<()> {
     }
     if arguments.what == ["policy-scale"] {
         return scale::run()?.write(&arguments.out.join("policy-scale.json"));
+    }
+    if arguments.what == ["responsive"] {
+        return responsive::run()?.write(&arguments.out.join("responsive.json"));
     }
     if arguments.what == ["services"] {
         return service_path::run(&bin_dir, &settings)?.write(&arguments.out.join("services.json"));

@@ -33,15 +33,15 @@ const TIMES_CROSSING: u32 = 10;
 /// Room in the maps: more than an agent asks for by default, so that the shape that needs most can be measured.
 const ROOM: u32 = 1 << 21;
 
-const IDENTITIES: u32 = 20_000;
-const POLICIES: usize = 5_000;
+pub const IDENTITIES: u32 = 20_000;
+pub const POLICIES: usize = 5_000;
 const RULES_EACH: usize = 2;
-const ENDPOINTS: u16 = 250;
+pub const ENDPOINTS: u16 = 250;
 const NAMESPACES: u32 = 100;
 
 /// How the rules name their peers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Shape {
+pub enum Shape {
     /// By one app of one namespace.
     Apps,
     /// By labels that cut across each other.
@@ -50,11 +50,11 @@ enum Shape {
     Everybody,
 }
 
-fn namespace(n: u32) -> String {
+pub fn namespace(n: u32) -> String {
     format!("namespace-{}", n % NAMESPACES)
 }
 
-fn labels(n: u32) -> LabelSet {
+pub fn labels(n: u32) -> LabelSet {
     let own = BTreeMap::from([
         ("app".to_owned(), format!("app-{}", n / NAMESPACES)),
         ("version".to_owned(), format!("v{}", n % 7)),
@@ -78,7 +78,7 @@ fn is(key: &str, value: String) -> Requirement {
     Requirement::In(format!("k8s:{key}"), [value].into())
 }
 
-fn policy(n: usize, shape: Shape, version: usize) -> Change {
+pub fn policy(n: usize, shape: Shape, version: usize) -> Change {
     let number = u32::try_from(n).expect("few");
     let own = namespace(number);
     let rule = |k: usize| {

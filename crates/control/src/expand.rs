@@ -77,6 +77,8 @@ pub struct Expander {
     guard: Option<Arc<Policy>>,
     /// Something has changed that could be the guard's business.
     unguarded: bool,
+    /// What policies name and is not there, as of the last [`Self::take`].
+    missing: Arc<[(PolicyName, String)]>,
     /// What changed since the last [`Self::take`].
     changed: Needs,
     out: Vec<EngineChange>,
@@ -183,6 +185,7 @@ impl Expander {
         self.settle();
         if std::mem::take(&mut self.unguarded) {
             self.guard();
+            self.missing = self.find_missing().into();
         }
         std::mem::take(&mut self.out)
     }
@@ -283,9 +286,13 @@ impl Expander {
         self.policies.values().any(specs)
     }
 
-    /// What is named and is not there: the policy, and which name selects nobody.
+    /// What is named and is not there, as of the last [`Self::take`]: the policy, and which name selects nobody.
     #[must_use]
-    pub fn missing(&self) -> Vec<(PolicyName, String)> {
+    pub fn missing(&self) -> &Arc<[(PolicyName, String)]> {
+        &self.missing
+    }
+
+    fn find_missing(&self) -> Vec<(PolicyName, String)> {
         let mut missing = Vec::new();
         for row in self.policies.values().filter(|row| row.needs.groups || row.needs.services) {
             for rule in row.written.specs.iter().flat_map(|spec| spec.ingress.iter().chain(&spec.egress)) {

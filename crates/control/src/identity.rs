@@ -10,7 +10,7 @@ use weft_model::label::{CLUSTER, LabelSet, NAMESPACE, NAMESPACE_LABELS, OWN_PREF
 
 mod table;
 
-pub use table::{Exhausted, IdentityTable, NumberOf};
+pub use table::{Exhausted, IdentityTable, Labels, NumberOf};
 pub use weft_model::label::is_excluded;
 
 /// Source of labels that come from Kubernetes.

@@ -34,6 +34,7 @@ pub use engine::Engine;
 pub use limits::{Limits, Overflow};
 pub use lookup::lookup;
 pub(crate) use pods::numbers as pod_numbers;
+pub use rule::RuleRefs;
 
 /// Number of a selector while somebody uses it. Grows: what came into use later has a higher one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

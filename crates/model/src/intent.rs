@@ -189,85 +189,142 @@ pub struct CidrGroup {
     pub cidrs: Vec<IpNet>,
 }
 
-/// A change of one row, or news of a source.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Change {
-    /// A pod of this node.
-    Pod(Pod),
-    /// It is gone.
-    PodGone(ObjectName, String),
-    /// A namespace.
-    Namespace(Namespace),
-    /// It is gone.
-    NamespaceGone(String),
-    /// A policy.
-    Policy(Policy),
-    /// A policy object that cannot be used. What was in force before under its name stays in force.
-    PolicyInvalid {
-        /// Its name.
-        name: PolicyName,
-        /// Opaque version of the object.
-        resource_version: String,
-        /// The field and what was expected.
-        problem: String,
-    },
-    /// It is gone.
-    PolicyGone(PolicyName),
-    /// A CiliumCIDRGroup.
-    CidrGroup(CidrGroup),
-    /// It is gone.
-    CidrGroupGone(String),
-    /// A Service.
-    Service(Service),
-    /// It is gone.
-    ServiceGone(ObjectName),
-    /// What is behind a Service.
-    Backends(Backends),
-    /// That EndpointSlice is gone.
-    BackendsGone(ObjectName),
-    /// A CiliumLocalRedirectPolicy.
-    LocalRedirect(LocalRedirect),
-    /// It is gone.
-    LocalRedirectGone(ObjectName),
-    /// An identity.
-    Identity(IdentityLabels),
-    /// It is gone.
-    IdentityGone(Identity),
-    /// A slice.
-    Slice(EndpointSlice),
-    /// It is gone.
-    SliceGone(String),
-    /// A node.
-    Node(Node),
-    /// It is gone.
-    NodeGone(String),
-    /// A source delivered all that existed when it started.
-    Synced(Source),
+/// Declares every kind of object that is watched: the source of its changes, what the source is called in status, and
+/// the changes that it sends. [`Change`], [`Source`], the list of all sources and their names follow from this list: a
+/// kind that is added here has to be complete before anything is removed from the kernel, and shows in status.
+macro_rules! kinds {
+    ($($source:ident $(of $part:ty)?, $name:expr => { $($(#[$doc:meta])* $change:ident $fields:tt),* $(,)? })+) => {
+        /// A change of one row, or the end of a source's first list.
+        #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+        pub enum Change {
+            $($($(#[$doc])* $change $fields,)*)+
+            /// A source sent every object that existed when it started.
+            Synced(Source),
+        }
+
+        /// Sources of changes: one per kind of object that is watched.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[allow(missing_docs, reason = "the list of kinds says what each is")]
+        pub enum Source {
+            $($source $(($part))?,)+
+        }
+
+        impl Source {
+            /// All of them.
+            pub fn all() -> impl Iterator<Item = Self> {
+                std::iter::empty()$(.chain(kinds!(@all $source $($part)?)))+
+            }
+        }
+
+        impl std::fmt::Display for Source {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                match self {
+                    $(kinds!(@pattern $source part $($part)?) => f.write_str(kinds!(@name $name, part $($part)?)),)+
+                }
+            }
+        }
+    };
+    (@all $source:ident) => { std::iter::once(Source::$source) };
+    (@all $source:ident $part:ty) => { <$part>::ALL.into_iter().map(Source::$source) };
+    (@pattern $source:ident $binding:ident) => { Source::$source };
+    (@pattern $source:ident $binding:ident $part:ty) => { Source::$source($binding) };
+    (@name $name:expr, $binding:ident) => { $name };
+    (@name $name:expr, $binding:ident $part:ty) => { $name(*$binding) };
 }
 
-/// Sources of changes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Source {
-    /// Pods of this node.
-    Pods,
-    /// Namespaces.
-    Namespaces,
-    /// Policies of one kind.
-    Policies(PolicyKind),
-    /// CiliumCIDRGroups.
-    CidrGroups,
-    /// Services.
-    Services,
-    /// EndpointSlices of Services.
-    Backends,
-    /// CiliumLocalRedirectPolicies.
-    LocalRedirects,
-    /// CiliumIdentities.
-    Identities,
-    /// CiliumEndpointSlices.
-    Slices,
-    /// CiliumEndpoints; their changes are those of slices.
-    Endpoints,
-    /// Nodes.
-    Nodes,
+kinds! {
+    Pods, "pods of this node" => {
+        /// A pod of this node.
+        Pod(Pod),
+        /// It is gone: its name and UID.
+        PodGone(ObjectName, String),
+    }
+    Namespaces, "namespaces" => {
+        Namespace(Namespace),
+        NamespaceGone(String),
+    }
+    Policies of PolicyKind, PolicyKind::name => {
+        Policy(Policy),
+        /// A policy object that cannot be used. What was in force before under its name stays in force.
+        PolicyInvalid {
+            /// Its name.
+            name: PolicyName,
+            /// Opaque version of the object.
+            resource_version: String,
+            /// The field and what was expected.
+            problem: String,
+        },
+        PolicyGone(PolicyName),
+    }
+    CidrGroups, "CIDR groups" => {
+        CidrGroup(CidrGroup),
+        CidrGroupGone(String),
+    }
+    Services, "services" => {
+        Service(Service),
+        ServiceGone(ObjectName),
+    }
+    Backends, "endpoint slices of services" => {
+        /// One EndpointSlice of a Service.
+        Backends(Backends),
+        /// That EndpointSlice is gone.
+        BackendsGone(ObjectName),
+    }
+    LocalRedirects, "local redirect policies" => {
+        LocalRedirect(LocalRedirect),
+        LocalRedirectGone(ObjectName),
+    }
+    Identities, "identities" => {
+        Identity(IdentityLabels),
+        IdentityGone(Identity),
+    }
+    Slices, "slices of endpoints" => {
+        /// A CiliumEndpointSlice, or a CiliumEndpoint as a slice of one.
+        Slice(EndpointSlice),
+        /// It is gone.
+        SliceGone(String),
+    }
+    // Their changes are those of slices.
+    Endpoints, "endpoints" => {}
+    Nodes, "nodes" => {
+        Node(Node),
+        NodeGone(String),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// The list with one kind more.
+    mod listed {
+        use crate::intent::{CidrGroup, Namespace, PolicyKind};
+
+        kinds! {
+            Namespaces, "namespaces" => {
+                Namespace(Namespace),
+            }
+            Policies of PolicyKind, PolicyKind::name => {}
+            ServicePrefixes, "prefixes of Services" => {
+                ServicePrefix(CidrGroup),
+                ServicePrefixGone(String),
+            }
+        }
+    }
+
+    #[test]
+    fn a_kind_is_a_line() {
+        let names: Vec<String> = listed::Source::all().map(|source| source.to_string()).collect();
+        let mut expected = vec!["namespaces"];
+        expected.extend(super::PolicyKind::ALL.map(super::PolicyKind::name));
+        expected.push("prefixes of Services");
+        assert_eq!(names, expected);
+        let change = listed::Change::ServicePrefixGone("a".to_owned());
+        assert_ne!(change, listed::Change::Synced(listed::Source::ServicePrefixes));
+    }
+
+    #[test]
+    fn every_source_is_listed_once() {
+        let all: Vec<super::Source> = super::Source::all().collect();
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+        assert_eq!(all.len(), 10 + super::PolicyKind::ALL.len());
+    }
 }

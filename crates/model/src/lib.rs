@@ -1,8 +1,10 @@
 //! The domain: ids, labels, selectors, what users want ([`intent`]), what the kernel shall hold ([`desired`]).
-//! No I/O, no clocks.
+//! Typed tables ([`table`]) and what reconcilers keep per row ([`reconcile`]). No I/O, no clocks.
 
 pub mod desired;
 pub mod id;
 pub mod intent;
 pub mod label;
+pub mod reconcile;
 pub mod selector;
+pub mod table;

@@ -10,11 +10,11 @@ use std::sync::atomic::AtomicU32;
 use tokio_util::sync::CancellationToken;
 use weft_agent::attach::Attachments;
 use weft_agent::cluster::{self, ApiServer};
-use weft_agent::core::thread::{self, Handle};
-use weft_agent::core::{Core, Settings};
 use weft_agent::health::Health;
 use weft_agent::ports::{Cluster, Links};
 use weft_agent::state::StateDir;
+use weft_agent::writer::thread::{self, Handle};
+use weft_agent::writer::{Settings, Writer};
 use weft_agent::{announce, ingest, restart};
 use weft_k8s::Client;
 use weft_k8s::endpoint::Propagation;
@@ -66,7 +66,7 @@ impl Node {
         let stop = stop.child_token();
         let state = StateDir::open(dir).context("state")?;
         let links: Arc<dyn Links> = Arc::new(recorder.clone());
-        let mut core = Core::new(settings(index), state, Box::new(recorder));
+        let mut core = Writer::new(settings(index), state, Box::new(recorder));
         restart::take_over(&mut core, &*links)?;
         core.set_node_ready(None);
         let progress = core.progress();
@@ -80,7 +80,7 @@ impl Node {
         tokio::spawn(ingest::run(watched, own.clone(), conversion, writers.clone(), foreign, stop.clone()));
         tokio::spawn(announce::run(core.clone(), mode, writers, found, stop.clone()));
         tokio::spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
-        tokio::spawn(cluster::number_labels(core.clone(), api.clone(), stop.clone()));
+        tokio::spawn(cluster::obtain_identities(core.clone(), api.clone(), stop.clone()));
         tokio::spawn(cluster::announce_node(core.clone(), client, own, progress.clone(), stop.clone()));
         let mtu = Arc::new(AtomicU32::new(1500));
         let attachments = Attachments::new(core.clone(), links, api, progress.clone(), mtu);
@@ -117,7 +117,7 @@ fn settings(index: usize) -> Settings {
         node_ports: 30000..=32767,
         forwarding: weft_model::intent::Forwarding::Snat,
         maglev_table_size: 16_381,
-        ipam: weft_agent::core::ipam::Ipam::default(),
+        ipam: weft_agent::writer::ipam::Ipam::default(),
         pod_ranges: Vec::new(),
     }
 }

@@ -1,9 +1,9 @@
 #![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 use super::Attachments;
-use crate::core::thread::Handle;
 use crate::fakes::{World, mtu, name, namespace, pod, ready};
 use crate::restart;
+use crate::writer::thread::Handle;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,18 +37,18 @@ fn check(container: &str, addresses: Vec<std::net::IpAddr>) -> CheckRequest {
 }
 
 async fn start(world: &World, dir: &Path) -> (Arc<Attachments>, Handle) {
-    let (core, progress) = ready(world, dir).await;
+    let (writer, progress) = ready(world, dir).await;
     let shared = Arc::new(world.clone());
-    let attachments = Attachments::new(core.clone(), shared.clone(), shared, progress, mtu());
-    (Arc::new(attachments.with_timeout(Duration::from_secs(2))), core)
+    let attachments = Attachments::new(writer.clone(), shared.clone(), shared, progress, mtu());
+    (Arc::new(attachments.with_timeout(Duration::from_secs(2))), writer)
 }
 
-async fn learn(core: &Handle, change: Change) {
-    core.call(|core| core.apply(vec![change])).await.expect("running");
+async fn learn(writer: &Handle, change: Change) {
+    writer.call(|writer| writer.apply(vec![change])).await.expect("running");
 }
 
 /// Nothing of any endpoint is left anywhere.
-async fn assert_clean(world: &World, core: &Handle, dir: &Path) {
+async fn assert_clean(world: &World, writer: &Handle, dir: &Path) {
     {
         let held = world.held();
         assert!(held.endpoints.is_empty(), "{:?}", held.endpoints);
@@ -57,15 +57,15 @@ async fn assert_clean(world: &World, core: &Handle, dir: &Path) {
     }
     let files: Vec<_> = std::fs::read_dir(dir.join("endpoints")).expect("dir").collect();
     assert!(files.is_empty(), "{files:?}");
-    let used: u64 = core.look(|core| core.status().ipam.iter().map(|(_, used, _)| used).sum());
+    let used: u64 = writer.snapshot().status().ipam.iter().map(|(_, used, _)| used).sum();
     assert_eq!(used, 0);
 }
 
 #[tokio::test]
 async fn add_puts_policy_and_endpoint_in_force_before_it_answers() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
     world.take_log();
     let added = attachments.add(add("c1", "shop/web", Some("u1"))).await.expect("added");
     assert_eq!(added.addresses.len(), 2);
@@ -82,7 +82,7 @@ async fn add_puts_policy_and_endpoint_in_force_before_it_answers() {
     assert_eq!(attachments.add(add("c1", "shop/web", Some("u1"))).await.expect("added"), added);
     assert!(world.take_log().is_empty());
     // A second pod with the same labels asks nobody.
-    learn(&core, Change::Pod(pod("shop/web-2", "u2", &[("app", "web")]))).await;
+    learn(&writer, Change::Pod(pod("shop/web-2", "u2", &[("app", "web")]))).await;
     world.fail("create_identity");
     world.fail("get_pod");
     attachments.add(add("c2", "shop/web-2", None)).await.expect("added without the API server");
@@ -93,24 +93,24 @@ async fn add_puts_policy_and_endpoint_in_force_before_it_answers() {
     for container in ["c1", "c2", "c1", "never"] {
         attachments.del(del(container)).await.expect("deleted");
     }
-    assert_clean(&world, &core, dir.path()).await;
+    assert_clean(&world, &writer, dir.path()).await;
 }
 
 #[tokio::test]
 async fn a_failure_at_any_step_takes_everything_back() {
     for step in ["create_link", "put_endpoint", "set_ipcache", "bump"] {
         let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-        let (attachments, core) = start(&world, dir.path()).await;
-        learn(&core, Change::Pod(pod("shop/web", "u1", &[]))).await;
+        let (attachments, writer) = start(&world, dir.path()).await;
+        learn(&writer, Change::Pod(pod("shop/web", "u1", &[]))).await;
         world.fail(step);
         let error = attachments.add(add("c1", "shop/web", None)).await.expect_err(step);
         assert!(error.to_string().contains(step), "{step}: {error}");
         world.heal();
         // Removing may have failed as well: the runtime calls DEL after a failed ADD.
         attachments.del(del("c1")).await.expect("deleted");
-        core.call(|core| core.set_time(Duration::from_secs(3600))).await.expect("running");
-        core.call(|core| core.apply(Vec::new())).await.expect("running");
-        assert_clean(&world, &core, dir.path()).await;
+        writer.call(|writer| writer.set_time(Duration::from_secs(3600))).await.expect("running");
+        writer.call(|writer| writer.apply(Vec::new())).await.expect("running");
+        assert_clean(&world, &writer, dir.path()).await;
         attachments.add(add("c1", "shop/web", None)).await.expect("works now");
     }
 }
@@ -118,7 +118,7 @@ async fn a_failure_at_any_step_takes_everything_back() {
 #[tokio::test]
 async fn labels_that_cannot_be_read_are_waited_for() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
     let error = attachments.add(add("c1", "shop/ghost", None)).await.expect_err("no such pod");
     assert!(error.to_string().contains("no such pod: shop/ghost"), "{error}");
     world.held().pods.insert(name("shop/web"), pod("shop/web", "u2", &[]));
@@ -140,20 +140,20 @@ async fn labels_that_cannot_be_read_are_waited_for() {
     assert_eq!(error.code, code::TRY_AGAIN_LATER, "{error}");
     world.held().namespaces.insert("other".into(), namespace("other", &[]));
     attachments.add(add("c2", "other/web", None)).await.expect("added");
-    let _ = core;
+    let _ = writer;
 }
 
 #[tokio::test]
 async fn a_number_that_somebody_else_has_is_passed_over() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
     attachments.add(add("c1", "shop/web", None)).await.expect("added");
     let first = *world.held().identities.keys().next().expect("made");
-    // Another cluster state: the number belongs to other labels that this agent has not heard of yet.
+    // Another cluster state: the number belongs to other labels that this agent does not know yet.
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
     world.held().identities.insert(first, weft_model::label::LabelSet([("k8s:x".to_owned(), "y".to_owned())].into()));
     attachments.add(add("c1", "shop/web", None)).await.expect("added");
     let held = world.held();
@@ -166,17 +166,17 @@ async fn a_number_that_somebody_else_has_is_passed_over() {
 #[tokio::test]
 async fn late_del_of_the_old_sandbox_spares_the_new_one() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[]))).await;
     let old = attachments.add(add("old", "shop/web", Some("u1"))).await.expect("added");
     let new = attachments.add(add("new", "shop/web", Some("u1"))).await.expect("added beside the old one");
     assert_ne!(old.addresses, new.addresses);
-    let announced = core.call(|core| core.announced()).await.expect("running").expect("ready");
+    let announced = writer.snapshot().announced().expect("ready");
     assert_eq!(announced[&name("shop/web")].endpoint.addresses.len(), 4);
     attachments.del(del("old")).await.expect("deleted");
     attachments.del(del("old")).await.expect("deleted again");
     assert_eq!(world.held().links.len(), 1);
-    let announced = core.call(|core| core.announced()).await.expect("running").expect("ready");
+    let announced = writer.snapshot().announced().expect("ready");
     assert_eq!(announced[&name("shop/web")].endpoint.addresses.len(), 2);
     attachments.check(check("new", Vec::new())).await.expect("whole");
     assert_eq!(attachments.check(check("old", Vec::new())).await.expect_err("gone").code, code::UNKNOWN_CONTAINER);
@@ -185,8 +185,8 @@ async fn late_del_of_the_old_sandbox_spares_the_new_one() {
 #[tokio::test]
 async fn gc_takes_off_what_the_runtime_does_not_know() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[]))).await;
     for container in ["a", "b", "c"] {
         attachments.add(add(container, "shop/web", None)).await.expect("added");
     }
@@ -194,14 +194,14 @@ async fn gc_takes_off_what_the_runtime_does_not_know() {
     assert_eq!(world.held().links.len(), 1);
     attachments.check(check("b", Vec::new())).await.expect("whole");
     attachments.gc(GcRequest { valid: Vec::new() }).await.expect("collected");
-    assert_clean(&world, &core, dir.path()).await;
+    assert_clean(&world, &writer, dir.path()).await;
 }
 
 #[tokio::test]
 async fn many_at_once_and_none_left() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[]))).await;
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..100 {
         let attachments = attachments.clone();
@@ -221,14 +221,14 @@ async fn many_at_once_and_none_left() {
     assert_eq!(addresses.len(), 100, "every address once");
     assert!(attachments.locks.lock().expect("lock").is_empty());
     attachments.gc(GcRequest { valid: Vec::new() }).await.expect("collected");
-    assert_clean(&world, &core, dir.path()).await;
+    assert_clean(&world, &writer, dir.path()).await;
 }
 
 #[tokio::test]
 async fn addresses_run_out_loudly_and_come_back() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[]))).await;
     for n in 0..254 {
         attachments.add(add(&format!("c{n}"), "shop/web", None)).await.expect("added");
     }
@@ -242,8 +242,8 @@ async fn addresses_run_out_loudly_and_come_back() {
 #[tokio::test]
 async fn a_successor_goes_on_where_the_predecessor_died() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
     let kept = attachments.add(add("kept", "shop/web", None)).await.expect("added");
     // Died between the link and the maps: a record, a link, no endpoint. And half a DEL.
     world.fail("put_endpoint");
@@ -254,17 +254,17 @@ async fn a_successor_goes_on_where_the_predecessor_died() {
     world.fail("remove_link");
     attachments.del(del("leaving")).await.expect_err("fails");
     world.heal();
-    world.held().links.insert("weftstranger".into(), 99);
+    world.held().links.insert("weftunknown".into(), 99);
     let endpoint = world.held().endpoints.clone();
     assert_eq!(world.held().links.len(), 4);
-    drop((attachments, core));
+    drop((attachments, writer));
     wait_for_lock(dir.path()).await;
     world.take_log();
 
-    // The successor, before it heard anything from the cluster.
-    let mut core = crate::fakes::core(&world, dir.path());
-    restart::take_over(&mut core, &world).expect("take over");
-    core.flush();
+    // The successor, before anything came from the cluster.
+    let mut writer = crate::fakes::writer(&world, dir.path());
+    restart::take_over(&mut writer, &world).expect("take over");
+    writer.flush();
     assert_eq!(world.held().links.len(), 1, "only whole endpoints have links");
     assert_eq!(world.held().endpoints, endpoint, "and they are in force as they were");
     assert!(
@@ -272,16 +272,16 @@ async fn a_successor_goes_on_where_the_predecessor_died() {
         "{:?}",
         world.held().log
     );
-    drop(core);
+    drop(writer);
 
-    let (attachments, core) = start(&world, dir.path()).await;
-    learn(&core, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
+    let (attachments, writer) = start(&world, dir.path()).await;
+    learn(&writer, Change::Pod(pod("shop/web", "u1", &[("app", "web")]))).await;
     let again = attachments.add(add("kept", "shop/web", None)).await.expect("the same");
     assert_eq!(again, kept);
     let other = attachments.add(add("other", "shop/web", None)).await.expect("added");
     assert_ne!(other.addresses, kept.addresses);
     attachments.gc(GcRequest { valid: Vec::new() }).await.expect("collected");
-    assert_clean(&world, &core, dir.path()).await;
+    assert_clean(&world, &writer, dir.path()).await;
 }
 
 /// The control thread gives the directory back when the last handle is gone.

@@ -1,11 +1,12 @@
 //! From CiliumEndpoints, read at the start, to the slices that the operator makes of them.
 
 use super::cilium_endpoint;
-use crate::core::thread::Handle;
+use crate::writer::thread::{Handle, Unavailable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_k8s::convert::endpoint_of_slice;
 use weft_model::intent::{Change, Source};
 
 /// How long endpoints of which there is only a CiliumEndpoint are believed after these are no longer read.
@@ -52,12 +53,13 @@ impl Handover {
     }
 
     /// Ends the watch once slices contain everything; names of the CiliumEndpoints that need not be believed any more.
-    pub(super) fn poll(&mut self, core: &Handle) -> Vec<String> {
+    pub(super) async fn poll(&mut self, core: &Handle) -> Result<Vec<String>, Unavailable> {
         let sources = [Source::Endpoints, Source::Slices, Source::Nodes];
         if !sources.iter().all(|source| self.synced.contains(source)) {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let missing = core.look(|core| core.told_by_endpoints_only());
+        let is_endpoint = |source: &str| endpoint_of_slice(source).is_some();
+        let missing = core.call(move |writer| writer.known_only_from(is_endpoint)).await?;
         let wanted = self.wanted.get_or_insert_with(|| missing.clone());
         if self.ended.is_none() && wanted.is_disjoint(&missing) {
             tracing::info!(
@@ -67,12 +69,12 @@ impl Handover {
             self.watch.cancel();
             self.ended = Some(Instant::now());
         }
-        let Some(ended) = self.ended else { return Vec::new() };
+        let Some(ended) = self.ended else { return Ok(Vec::new()) };
         let over = ended.elapsed() >= HANDOVER_MAX;
         let covered = self.believed.iter().filter(|(_, uid)| over || !missing.contains(*uid));
         let covered: Vec<String> = covered.map(|(name, _)| name.clone()).collect();
         self.believed.retain(|name, _| !covered.contains(name));
-        covered
+        Ok(covered)
     }
 
     pub(super) fn is_over(&self) -> bool {

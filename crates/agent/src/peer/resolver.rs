@@ -2,8 +2,8 @@
 
 use super::client::Ask;
 use super::message::Pod;
-use crate::core::Core;
-use crate::core::thread::Handle;
+use crate::writer::Writer;
+use crate::writer::thread::Handle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -149,7 +149,7 @@ impl<A: Ask> Resolver<A> {
         while let Ok(address) = self.unknown.try_recv() {
             addresses.insert(address);
         }
-        let now = Instant::now();
+        let (now, snapshot) = (Instant::now(), self.core.snapshot());
         if self.asked.len() + addresses.len() > ASKED_MAX {
             self.asked.retain(|_, at| *at + ASK_INTERVAL > now);
         }
@@ -162,7 +162,7 @@ impl<A: Ask> Resolver<A> {
             // Rate limited whatever comes of it: a denied client may retry all the time.
             self.asked.insert(address, now);
             // Of another node, and still unknown.
-            let Some(owner) = self.core.look(|core| core.owner_of_unknown(address)) else { continue };
+            let Some(owner) = snapshot.owner_of_unknown(address) else { continue };
             by_node.entry(owner).or_default().push(address);
         }
         for ((node, at), addresses) in by_node {
@@ -192,7 +192,7 @@ impl<A: Ask> Resolver<A> {
             }
         };
         let (mut changes, mut vouched) = (Vec::new(), Vec::new());
-        let now = Instant::now();
+        let (now, snapshot) = (Instant::now(), self.core.snapshot());
         let answered: BTreeSet<&str> = pods.iter().map(|pod| pod.endpoint.pod_uid.as_str()).collect();
         // Renewed, and no longer there.
         let is_about =
@@ -201,11 +201,9 @@ impl<A: Ask> Resolver<A> {
         changes.extend(self.believed.extract_if(.., is_gone).map(|(name, _)| Change::SliceGone(name)));
         for Pod { mut endpoint, labels } in pods {
             endpoint.node = at;
-            let (owned, known) = self.core.look(|core| {
-                let owned = endpoint.addresses.iter().all(|address| core.is_of_node(&node, *address));
-                (owned, core.identity_labels(endpoint.identity))
-            });
-            let agrees = known.as_ref().is_none_or(|known| *known == labels);
+            let owned = endpoint.addresses.iter().all(|address| snapshot.is_of_node(&node, *address));
+            let known = snapshot.identity_labels(endpoint.identity);
+            let agrees = known.is_none_or(|known| *known == labels);
             if !owned || !agrees {
                 tracing::warn!(node, pod = %endpoint.name, owned, agrees, "refused a node's answer: its addresses are not the node's, or the labels of the identity are others");
                 continue;
@@ -228,12 +226,12 @@ impl<A: Ask> Resolver<A> {
         if changes.is_empty() {
             return true;
         }
-        let apply = move |core: &mut Core| {
+        let apply = move |writer: &mut Writer| {
             // Labels before the addresses that have their number.
             for (identity, labels) in vouched {
-                core.vouch_for_identity(identity, &labels);
+                writer.vouch_for_identity(identity, &labels);
             }
-            core.apply(changes);
+            writer.apply(changes);
         };
         let applied = self.core.call(apply).await.is_ok();
         tracing::debug!(node, ?addresses, took_us = begun.elapsed().as_micros() as u64, "applied a node's answer");
@@ -242,9 +240,13 @@ impl<A: Ask> Resolver<A> {
 
     /// Drops answers that slices confirm or that are too old, and renews the others.
     async fn review(&mut self) -> bool {
-        let (now, core) = (Instant::now(), self.core.clone());
+        let now = Instant::now();
+        let uids: Vec<String> = self.believed.values().map(|believed| believed.uid.clone()).collect();
+        let Ok(known) = self.core.call(move |writer| writer.known_from_others(&uids, is_answer)).await else {
+            return false;
+        };
         let is_over = |_: &String, believed: &mut Believed| {
-            believed.answered + BELIEVED_MAX <= now || core.look(|core| core.is_told_but(&believed.uid, is_answer))
+            believed.answered + BELIEVED_MAX <= now || known.contains(&believed.uid)
         };
         let over = self.believed.extract_if(.., is_over).map(|(name, _)| Change::SliceGone(name));
         let changes: Vec<Change> = over.collect();
@@ -258,7 +260,7 @@ impl<A: Ask> Resolver<A> {
             })
             .collect();
         for (node, addresses) in due {
-            if let Some(at) = self.core.look(|core| core.address_of_node(&node)) {
+            if let Some(at) = self.core.snapshot().address_of_node(&node) {
                 self.request(&node, at, addresses);
             }
         }

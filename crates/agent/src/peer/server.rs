@@ -63,7 +63,7 @@ where
     };
     tokio::select! {
         ended = server => if let Err(error) = ended {
-            tracing::error!(error = crate::core::describe(&error), "the server for other agents failed");
+            tracing::error!(error = crate::writer::describe(&error), "the server for other agents failed");
         },
         () = accept(listener, credentials, sender, &stop) => {}
         () = drained => {}

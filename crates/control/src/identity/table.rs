@@ -2,7 +2,8 @@
 
 use super::stable_hash;
 use foldhash::{HashMap, HashMapExt};
-use std::collections::{BTreeMap, BTreeSet};
+use rpds::RedBlackTreeMapSync;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use weft_model::id::Identity;
 use weft_model::label::LabelSet;
@@ -17,6 +18,9 @@ pub enum NumberOf {
     Proposed(Identity),
 }
 
+/// Labels by number. Persistent: a clone costs nothing and never changes.
+pub type Labels = RedBlackTreeMapSync<Identity, Arc<LabelSet>>;
+
 /// All numbers are taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("all {} identities are in use", Identity::ALLOCATED.clone().count())]
@@ -26,7 +30,7 @@ pub struct Exhausted;
 /// to use, the others stay valid until their objects are gone.
 #[derive(Clone, Debug, Default)]
 pub struct IdentityTable {
-    labels: BTreeMap<Identity, Arc<LabelSet>>,
+    labels: Labels,
     numbers: HashMap<Arc<LabelSet>, BTreeSet<Identity>>,
     /// Marked as used by nobody, so that they may be gone at any moment.
     unused: BTreeSet<Identity>,
@@ -36,7 +40,7 @@ impl IdentityTable {
     /// Empty.
     #[must_use]
     pub fn new() -> Self {
-        Self { labels: BTreeMap::new(), numbers: HashMap::new(), unused: BTreeSet::new() }
+        Self { labels: Labels::new_sync(), numbers: HashMap::new(), unused: BTreeSet::new() }
     }
 
     /// An object was seen. Returns the labels now known under the number, shared with all objects of equal labels,
@@ -52,14 +56,15 @@ impl IdentityTable {
             Some((shared, _)) => Arc::clone(shared),
             None => Arc::new(labels),
         };
-        self.labels.insert(identity, Arc::clone(&shared));
+        self.labels.insert_mut(identity, Arc::clone(&shared));
         self.numbers.entry(Arc::clone(&shared)).or_default().insert(identity);
         (shared, true)
     }
 
     /// An object is gone. Returns its labels.
     pub fn remove(&mut self, identity: Identity) -> Option<Arc<LabelSet>> {
-        let labels = self.labels.remove(&identity)?;
+        let labels = self.labels.get(&identity).cloned()?;
+        self.labels.remove_mut(&identity);
         self.unused.remove(&identity);
         if let Some(numbers) = self.numbers.get_mut(&labels) {
             numbers.remove(&identity);
@@ -113,10 +118,16 @@ impl IdentityTable {
         self.labels.iter().map(|(identity, labels)| (*identity, labels))
     }
 
+    /// All as they are now.
+    #[must_use]
+    pub fn snapshot(&self) -> Labels {
+        self.labels.clone()
+    }
+
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.labels.len()
+        self.labels.size()
     }
 
     /// None at all.

@@ -81,6 +81,10 @@ pub struct Engine {
     pub(super) starved: BTreeMap<PolicyId, (Overflow, BTreeSet<Index>)>,
     /// Policies that let more pass than they should, since something does not fit, and why.
     pub(super) choked: BTreeMap<PolicyId, String>,
+    /// Policies with rules of which something cannot be honoured.
+    pub(super) noted: BTreeSet<Arc<PolicyName>>,
+    /// Endpoints of which other parts of policies select them than when they were last asked for.
+    pub(super) reselected: BTreeSet<EndpointId>,
     /// The last plan made room.
     pub(super) room: bool,
     is_started: bool,
@@ -115,6 +119,8 @@ impl Engine {
             dirty: Dirty::default(),
             starved: BTreeMap::new(),
             choked: BTreeMap::new(),
+            noted: BTreeSet::new(),
+            reselected: BTreeSet::new(),
             room: false,
             is_started: false,
         }
@@ -260,6 +266,7 @@ impl Engine {
         }
         let row = self.endpoints.get_mut(&id).expect("put above");
         row.specs = specs;
+        self.reselected.insert(id);
         if id != EndpointId::HOST {
             self.subjects.insert(u32::from(id.raw()), &row.endpoint.labels);
         }
@@ -278,6 +285,7 @@ impl Engine {
 
     fn remove_endpoint(&mut self, id: EndpointId) {
         let Some(row) = self.endpoints.remove(&id) else { return };
+        self.reselected.insert(id);
         self.unselect(id, &row.specs);
         for refused in self.refused.values_mut() {
             refused.spared.remove(&id);

@@ -124,6 +124,8 @@ impl Engine {
                 }
             }
             self.dirty.endpoints.extend(&old.endpoints);
+            self.reselected.extend(&old.endpoints);
+            self.noted.remove(&name);
         }
         let Some(new) = new else { return };
         for (n, spec) in new.specs.iter().enumerate() {
@@ -139,6 +141,10 @@ impl Engine {
             }
         }
         self.dirty.endpoints.extend(&new.endpoints);
+        self.reselected.extend(&new.endpoints);
+        if new.rules().any(|rule| !rule.notes.is_empty()) {
+            self.noted.insert(Arc::clone(&name));
+        }
         self.policies.insert(name, new);
     }
 

@@ -5,13 +5,13 @@ use super::lookup::lookup;
 use super::objects::{PolicyRow, isolates};
 use super::resolved::{PortName, Resolved};
 use super::rule::Rule;
-use super::{Direction, EndpointPolicy, Problem, RuleRef};
+use super::{Direction, EndpointPolicy, Problem, RuleRef, RuleRefs};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_model::desired::{CompiledPolicy, Verdict};
 use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId, RuleId};
-use weft_model::intent::{Policy, RemoteEndpoint, Tier};
+use weft_model::intent::{Policy, PolicyName, RemoteEndpoint, Tier};
 use weft_model::label::LabelSet;
 
 impl Engine {
@@ -112,6 +112,45 @@ impl Engine {
         self.peers.labels(identity)
     }
 
+    /// What all rules' numbers stand for, also for a while after the rules are gone.
+    #[must_use]
+    pub fn rules(&self) -> RuleRefs {
+        self.numbers.snapshot()
+    }
+
+    /// A policy object in force.
+    #[must_use]
+    pub fn policy(&self, name: &PolicyName) -> Option<&Arc<Policy>> {
+        self.policies.get(name).map(|row| &row.object)
+    }
+
+    /// Policy objects of which the newest version was refused.
+    pub fn refused(&self) -> impl Iterator<Item = &PolicyName> {
+        self.refused.keys()
+    }
+
+    /// Endpoints that may be selected by other policies than at the last call, also those that are gone.
+    pub fn take_reselected(&mut self) -> BTreeSet<EndpointId> {
+        std::mem::take(&mut self.reselected)
+    }
+
+    /// The policy objects that select an endpoint, each with whether it isolates for ingress and for egress.
+    #[must_use]
+    pub fn selected_by_policies(&self, id: EndpointId) -> Vec<(Arc<PolicyName>, [bool; 2])> {
+        let mut selected: Vec<(Arc<PolicyName>, [bool; 2])> = Vec::new();
+        for (name, n) in self.endpoints.get(&id).into_iter().flat_map(|row| &row.specs) {
+            let spec = &self.policies[name].object.specs[*n];
+            if selected.last().is_none_or(|(last, _)| last != name) {
+                selected.push((Arc::clone(name), [false; 2]));
+            }
+            if let Some((_, isolating)) = selected.last_mut() {
+                isolating[0] |= isolates(spec, Direction::Ingress);
+                isolating[1] |= isolates(spec, Direction::Egress);
+            }
+        }
+        selected
+    }
+
     /// The policy objects in force, each with the endpoints that it selects.
     pub fn policies(&self) -> impl Iterator<Item = (&Arc<Policy>, &BTreeSet<EndpointId>)> {
         self.policies.values().map(|row| (&row.object, &row.endpoints))
@@ -132,7 +171,8 @@ impl Engine {
             refused: false,
             text,
         };
-        let notes = self.policies.values().flat_map(|row| {
+        let noted = self.noted.iter().filter_map(|name| self.policies.get(name));
+        let notes = noted.flat_map(|row| {
             let notes = row.rules().flat_map(|rule| &rule.notes);
             notes.map(move |text| note(row, text.clone()))
         });

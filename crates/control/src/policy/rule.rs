@@ -3,7 +3,8 @@
 use super::RuleRef;
 use super::ports;
 use super::selector::PeerSelector;
-use foldhash::HashMap;
+use foldhash::fast::RandomState;
+use rpds::HashTrieMapSync;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use weft_model::desired::{Action, PortPrefix, Verdict, precedence};
@@ -118,10 +119,13 @@ impl Rule {
     }
 }
 
+/// What rules' numbers stand for. Persistent: a clone costs nothing and never changes.
+pub type RuleRefs = HashTrieMapSync<RuleId, Arc<RuleRef>, RandomState>;
+
 /// The numbers of rules. A number is given once and never again.
 #[derive(Clone, Debug, Default)]
 pub struct RuleNumbers {
-    refs: HashMap<RuleId, RuleRef>,
+    refs: RuleRefs,
     gone: VecDeque<RuleId>,
     next: u32,
     fresh: Vec<(RuleId, RuleRef)>,
@@ -139,7 +143,7 @@ impl RuleNumbers {
             self.next = self.next.wrapping_add(1);
             let id = RuleId(self.next);
             if id != RuleId::NONE && !self.refs.contains_key(&id) {
-                self.refs.insert(id, rule.clone());
+                self.refs.insert_mut(id, Arc::new(rule.clone()));
                 self.fresh.push((id, rule));
                 return id;
             }
@@ -152,13 +156,18 @@ impl RuleNumbers {
         if self.gone.len() > REMEMBERED
             && let Some(oldest) = self.gone.pop_front()
         {
-            self.refs.remove(&oldest);
+            self.refs.remove_mut(&oldest);
         }
     }
 
     /// What a number stands or stood for.
     pub fn get(&self, id: RuleId) -> Option<&RuleRef> {
-        self.refs.get(&id)
+        self.refs.get(&id).map(|rule| &**rule)
+    }
+
+    /// What all numbers stand or stood for.
+    pub fn snapshot(&self) -> RuleRefs {
+        self.refs.clone()
     }
 
     /// Numbers given since the last call.

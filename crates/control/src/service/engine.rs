@@ -61,6 +61,8 @@ pub struct Engine {
     groups: VecDeque<Group>,
     planned: Option<(Group, ServicePatch)>,
     refused: VecDeque<Arc<Object>>,
+    /// Objects of which something may not be in force.
+    troubled: BTreeSet<Arc<Object>>,
     last_service: u32,
     last_backend: u32,
     last_set: u32,
@@ -83,6 +85,7 @@ impl Engine {
             groups: VecDeque::new(),
             planned: None,
             refused: VecDeque::new(),
+            troubled: BTreeSet::new(),
             last_service: first,
             last_backend: first,
             last_set: first,
@@ -273,6 +276,7 @@ impl Engine {
             for object in group.objects {
                 if let Some(own) = self.objects.get_mut(&object) {
                     own.refused = Some(why.clone());
+                    self.troubled.insert(object.clone());
                     self.refused.push_back(object);
                 }
             }
@@ -297,6 +301,9 @@ impl Engine {
         for object in &group.objects {
             let Some(own) = self.objects.get_mut(object) else { continue };
             own.refused = None;
+            if own.problems.is_empty() {
+                self.troubled.remove(object);
+            }
             let gone = |id: &ServiceId| self.held.of_service(*id).is_none();
             let released: Vec<PortKey> = own.ports.iter().filter(|(_, id)| gone(id)).map(|(key, _)| *key).collect();
             for key in released {
@@ -327,6 +334,11 @@ impl Engine {
             let frontends = wanted.frontends();
             let own = self.objects.entry(object.clone()).or_default();
             own.problems = wanted.problems;
+            if own.problems.is_empty() && own.refused.is_none() {
+                self.troubled.remove(object);
+            } else {
+                self.troubled.insert(object.clone());
+            }
             let before = std::mem::replace(&mut own.claimed, frontends);
             for frontend in own.claimed.difference(&before) {
                 self.claims.claim(*frontend, object);
@@ -545,16 +557,16 @@ impl Engine {
 
     /// Whose frontend it is that is in force.
     #[must_use]
-    pub fn object_at(&self, frontend: &Frontend) -> Option<&Object> {
+    pub fn object_at(&self, frontend: &Frontend) -> Option<&Arc<Object>> {
         let entry = self.held.frontend(frontend)?;
-        self.owners.get(&entry.service).map(|(object, _)| &**object)
+        self.owners.get(&entry.service).map(|(object, _)| object)
     }
 
     /// Who has a backend at an address and port; of several the one whose number is the least.
     #[must_use]
-    pub fn object_behind(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<&Object> {
+    pub fn object_behind(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<&Arc<Object>> {
         let service = self.held.service_behind(address, port, protocol)?;
-        self.owners.get(&service).map(|(object, _)| &**object)
+        self.owners.get(&service).map(|(object, _)| object)
     }
 
     /// How many Services have frontends in force.
@@ -568,7 +580,8 @@ impl Engine {
     #[must_use]
     pub fn problems(&self) -> BTreeMap<Object, Vec<Problem>> {
         let mut problems: BTreeMap<Object, Vec<Problem>> = BTreeMap::new();
-        for (object, own) in &self.objects {
+        for object in &self.troubled {
+            let Some(own) = self.objects.get(object) else { continue };
             let refused = own.refused.iter().map(|text| Problem { reason: Reason::NoRoom, text: text.clone() });
             let all: Vec<Problem> = own.problems.iter().cloned().chain(refused).collect();
             if !all.is_empty() {

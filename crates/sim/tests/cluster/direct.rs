@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_agent::peer::tls::{Credentials, Files};
-use weft_agent::peer::{Ask, Client, Pod, Resolver, serve};
+use weft_agent::peer::{Ask, Client, Pod, Resolver, is_answer, serve};
 use weft_k8s::endpoint::Propagation;
 use weft_lab_apiserver::pki::Pki;
 use weft_sim::node::Node;
@@ -34,9 +34,14 @@ async fn answering(node: &Node, credentials: Arc<Credentials>, stop: &Cancellati
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let port = listener.local_addr().expect("bound").port();
     let core = node.core.clone();
-    let find = move |addresses: &[IpAddr]| core.look(|core| core.own_pods(addresses));
+    let find = move |addresses: &[IpAddr]| core.snapshot().own_pods(addresses);
     tokio::spawn(serve(listener, credentials, find, stop.clone()));
     port
+}
+
+/// UIDs of pods that the agent knows from other agents' answers.
+async fn answered(node: &Node) -> Vec<String> {
+    node.core.call(|writer| writer.known_from(is_answer)).await.expect("it runs")
 }
 
 /// All nodes are on this machine.
@@ -87,9 +92,9 @@ async fn an_agent_asks_the_node_whose_the_address_is_and_slices_take_over() {
     assert_eq!(known(&"10.0.0.250".parse().expect("an address")), None);
 
     // The slice comes, and the answer goes: nothing changes for the address.
-    let uids: Vec<String> = asking.core.look(|core| core.told_directly());
+    let uids = answered(&asking).await;
     assert_eq!(uids.len(), 1);
-    while !asking.core.look(|core| core.told_directly()).is_empty() {
+    while !answered(&asking).await.is_empty() {
         assert!(begun.elapsed() < DEADLINE, "the answer stays");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

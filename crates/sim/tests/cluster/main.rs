@@ -41,7 +41,7 @@ async fn fifty_agents_that_race_for_a_thousand_label_sets_make_a_thousand_identi
             // Everybody begins somewhere else, and all meet.
             for n in 0..SETS {
                 let set = &sets[(n + agent * 7) % SETS];
-                let number = obtain_identity(&core, &cluster, set).await.expect("running").expect("answered");
+                let number = obtain_identity(&core, &cluster, set).await.expect("answered");
                 numbers.push((set.clone(), number));
             }
             numbers
