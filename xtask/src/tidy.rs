@@ -1,6 +1,8 @@
 //! Checks that no compiler makes: which crates may know each other, how long files get, and that nothing names a path
 //! of somebody's own machine.
 
+mod lists;
+
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -104,6 +106,7 @@ const MACHINE_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("/ro", "ot/"), c
 /// Runs all checks and names every finding.
 pub fn run(root: &Path) -> Result<()> {
     let mut findings = edges(root)?;
+    findings.extend(lists::run(root)?);
     for name in tracked(root)? {
         // A file of the index may be gone from the tree; one that is no text is nobody's style.
         let Ok(text) = std::fs::read_to_string(root.join(&name)) else { continue };
