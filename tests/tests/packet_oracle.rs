@@ -127,7 +127,7 @@ fn frame(world: &World, packet: &Packet, source_port: u16) -> Result<Vec<u8>> {
 /// Writes what the agent of the node would.
 fn put_world(kernel: &mut Kernel, world: &World) -> Result<BTreeMap<usize, Identity>> {
     let (mut agent, mut numbers) = (Agent::new(NODE), Numbers::default());
-    agent.hear(world, &mut numbers);
+    agent.update(world, &mut numbers);
     let desired = agent.engine.desired();
     for (id, policy) in &desired.policies {
         put_policy(kernel, id.0, policy)?;

@@ -19,7 +19,7 @@ use weft_model::desired::{
     ServicePatch, ServiceTables, Touched,
 };
 use weft_model::id::{Identity, PeerClass, PolicyId};
-use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, PoolWish};
+use weft_model::intent::{Change, IdentityLabels, Namespace, Node, ObjectName, Pod, PoolRequest};
 use weft_model::label::LabelSet;
 
 /// What the kernel holds.
@@ -326,7 +326,7 @@ pub fn pod(text: &str, uid: &str, labels: &[(&str, &str)]) -> Pod {
         service_account: "default".into(),
         host_network: false,
         named_ports: Vec::new(),
-        address_pools: PoolWish::default(),
+        address_pools: PoolRequest::default(),
         host_ports: Vec::new(),
         ready: true,
         finished: false,
@@ -335,7 +335,7 @@ pub fn pod(text: &str, uid: &str, labels: &[(&str, &str)]) -> Pod {
 
 pub fn namespace(name: &str, labels: &[(&str, &str)]) -> Namespace {
     let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Namespace { name: name.into(), labels, address_pools: PoolWish::default() }
+    Namespace { name: name.into(), labels, address_pools: PoolRequest::default() }
 }
 
 pub fn node(name: &str, n: u8) -> Node {

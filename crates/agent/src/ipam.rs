@@ -101,11 +101,11 @@ fn record(pools: &BTreeMap<String, Share>) -> Record {
     for (name, share) in pools {
         for (family, needed) in [(Family::V4, share.needed_v4), (Family::V6, share.needed_v6)] {
             if needed > 0 {
-                record.needed.insert((name.clone(), family), needed);
+                record.requested.insert((name.clone(), family), needed);
             }
         }
         if !share.cidrs.is_empty() {
-            record.told.insert(name.clone(), share.cidrs.clone());
+            record.allocated.insert(name.clone(), share.cidrs.clone());
         }
     }
     record
@@ -113,14 +113,14 @@ fn record(pools: &BTreeMap<String, Share>) -> Record {
 
 fn shares(record: &Record) -> BTreeMap<String, Share> {
     let mut shares: BTreeMap<String, Share> = BTreeMap::new();
-    for ((name, family), needed) in &record.needed {
+    for ((name, family), needed) in &record.requested {
         let share = shares.entry(name.clone()).or_default();
         match family {
             Family::V4 => share.needed_v4 = *needed,
             Family::V6 => share.needed_v6 = *needed,
         }
     }
-    for (name, nets) in &record.told {
+    for (name, nets) in &record.allocated {
         shares.entry(name.clone()).or_default().cidrs.clone_from(nets);
     }
     shares

@@ -489,19 +489,19 @@ impl Writer {
     #[must_use]
     pub fn known_from_others(&self, uids: &[String], of: impl Fn(&str) -> bool) -> BTreeSet<String> {
         let remotes = &self.reconcilers.policy.remotes;
-        uids.iter().filter(|uid| remotes.is_told(uid, |source| !of(source))).cloned().collect()
+        uids.iter().filter(|uid| remotes.has_source(uid, |source| !of(source))).cloned().collect()
     }
 
     /// UIDs of pods of other nodes that only sources have for which `of` holds.
     #[must_use]
     pub fn known_only_from(&self, of: impl Fn(&str) -> bool) -> BTreeSet<String> {
-        self.reconcilers.policy.remotes.told_only(of).map(str::to_owned).collect()
+        self.reconcilers.policy.remotes.uids_only_from(of).map(str::to_owned).collect()
     }
 
     /// UIDs of pods of other nodes that some source has for which `of` holds.
     #[must_use]
     pub fn known_from(&self, of: impl Fn(&str) -> bool) -> Vec<String> {
-        self.reconcilers.policy.remotes.told_by(of).map(str::to_owned).collect()
+        self.reconcilers.policy.remotes.uids_from(of).map(str::to_owned).collect()
     }
 }
 

@@ -36,7 +36,8 @@ use weft_api::cni::Attachment;
 use weft_datapath::{Datapath, Options};
 use weft_model::id::Identity;
 use weft_model::intent::{
-    Change, EndpointSlice, IdentityLabels, Namespace, Node, ObjectName, Pod, PoolWish, RemoteEndpoint, Source, Written,
+    Change, EndpointSlice, IdentityLabels, Namespace, Node, ObjectName, Pod, PoolRequest, RemoteEndpoint, Source,
+    Written,
 };
 use weft_observe::Observer;
 
@@ -267,7 +268,7 @@ async fn start(handle: &Handle) -> Result<()> {
     let namespaces = (0..100).map(|n| Namespace {
         name: namespace(n),
         labels: BTreeMap::from([("team".to_owned(), format!("team-{}", n % 10))]),
-        address_pools: PoolWish::default(),
+        address_pools: PoolRequest::default(),
     });
     let mut changes = vec![Change::Node(own)];
     changes.extend(namespaces.map(Change::Namespace));
@@ -296,7 +297,7 @@ fn reservation(n: u16) -> Reservation {
             service_account: "default".to_owned(),
             host_network: false,
             named_ports: Vec::new(),
-            address_pools: PoolWish::default(),
+            address_pools: PoolRequest::default(),
             host_ports: Vec::new(),
             ready: true,
             finished: false,

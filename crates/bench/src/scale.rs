@@ -212,7 +212,7 @@ fn timed(engine: &mut Engine, dataplane: &mut Datapath, changes: Vec<Change>) ->
     let compiled = start.elapsed();
     loop {
         put_in_force(plan, dataplane)?;
-        if !engine.wants_another() {
+        if !engine.needs_retry() {
             break;
         }
         plan = engine.apply([]);

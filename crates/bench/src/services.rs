@@ -153,7 +153,7 @@ fn scale(size: &Size, dir: &Path, report: &mut Report) -> Result<()> {
 
     let mut of_agent = engine(size);
     let start = Instant::now();
-    all.iter().for_each(|change| of_agent.hear(change));
+    all.iter().for_each(|change| of_agent.apply(change));
     let patch = of_agent.plan().context("something is to be done")?;
     let planned = start.elapsed();
     dataplane.patch_services(patch)?;
@@ -176,7 +176,7 @@ fn scale(size: &Size, dir: &Path, report: &mut Report) -> Result<()> {
         // One backend comes, or goes again.
         let change = slice(n * 7919 % size.services, size, 1 - n / size.services % 2);
         let start = Instant::now();
-        of_agent.hear(&change);
+        of_agent.apply(&change);
         if put_in_force(&mut of_agent, &mut dataplane)? == 0 {
             bail!("change {n} was none");
         }
@@ -193,7 +193,7 @@ fn scale(size: &Size, dir: &Path, report: &mut Report) -> Result<()> {
     let mut next = engine(size);
     let start = Instant::now();
     next.adopt(dataplane.services()?);
-    changed.iter().for_each(|change| next.hear(change));
+    changed.iter().for_each(|change| next.apply(change));
     let patches = put_in_force(&mut next, &mut dataplane)?;
     report.plain(size.scenario, "restart", start.elapsed().as_secs_f64() * 1e3, "ms", 1);
     ensure!(patches == 0, "a new agent changes what is right");

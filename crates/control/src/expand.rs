@@ -1,12 +1,13 @@
-//! Peers that are written as names of other objects (CIDR groups, Services, nodes, the API server), replaced by the
-//! labels and addresses that they stand for at the moment.
+//! Expands peers of rules that reference other objects (CIDR groups, Services, nodes, the API server) to the selectors and
+//! addresses that they stand for at the moment.
 //!
-//! Stands between what users wrote and [`crate::policy::Engine`]: when one of the named objects changes, the policies
-//! that may name it are written out again, and the engine hears of those that came out differently.
+//! It runs before [`crate::policy::Engine`]: when a referenced object changes, the policies that may reference it are
+//! expanded again, and the engine receives those whose expansion differs.
 
 use crate::policy::Change as EngineChange;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_model::intent::{
@@ -19,7 +20,7 @@ mod guard;
 
 pub use guard::guard_name;
 
-/// What kinds of objects a policy names.
+/// The kinds of objects that a policy references.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Needs {
     groups: bool,
@@ -44,7 +45,7 @@ impl Needs {
         needs
     }
 
-    const fn meets(self, changed: Self) -> bool {
+    const fn intersects(self, changed: Self) -> bool {
         self.groups && changed.groups
             || self.services && changed.services
             || self.nodes && changed.nodes
@@ -59,8 +60,38 @@ struct Row {
     needs: Needs,
 }
 
-/// The Service whose addresses are the API server's.
+/// The Service whose endpoints are the API servers.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
+/// An object that a rule names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Target {
+    CidrGroup(String),
+    Service(ObjectName),
+}
+
+/// A rule names an object that does not exist, so that peer of the rule selects nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DanglingRef {
+    pub policy: PolicyName,
+    /// Field of the rule in the object.
+    pub place: Arc<str>,
+    pub target: Target,
+}
+
+impl fmt::Display for DanglingRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policy, place, target } = self;
+        match target {
+            Target::CidrGroup(name) => {
+                write!(f, "{policy}: {place}: CiliumCIDRGroup {name} does not exist, so this peer matches nothing")
+            }
+            Target::Service(name) => {
+                write!(f, "{policy}: {place}: Service {name} does not exist, so this peer matches nothing")
+            }
+        }
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
@@ -71,32 +102,32 @@ pub struct Expander {
     backends: BTreeMap<ObjectName, Backends>,
     by_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     nodes: BTreeMap<String, Node>,
-    /// Where the agent itself found the API server.
+    /// The addresses by which the agent itself reaches the API server.
     api_server: BTreeSet<IpAddr>,
-    /// What keeps nodes reachable, if there are policies for nodes.
+    /// Keeps nodes reachable while there are policies for nodes.
     guard: Option<Arc<Policy>>,
-    /// Something has changed that could be the guard's business.
-    unguarded: bool,
-    /// What policies name and is not there, as of the last [`Self::take`].
-    missing: Arc<[(PolicyName, String)]>,
-    /// What changed since the last [`Self::take`].
+    /// The guard may be out of date.
+    guard_dirty: bool,
+    /// References of policies to objects that do not exist, as of the last [`Self::take_changes`].
+    dangling: Arc<[DanglingRef]>,
+    /// What changed since the last [`Self::take_changes`].
     changed: Needs,
     out: Vec<EngineChange>,
 }
 
 impl Expander {
-    /// Hears of a change; those of other kinds are none of its business.
-    pub fn hear(&mut self, change: &Change) {
-        // Of these there are more than of all others, and nobody shall pay for a look at all policies.
-        self.unguarded |=
+    /// Applies a change. Kinds that no policy references are ignored.
+    pub fn apply(&mut self, change: &Change) {
+        // These are by far the most frequent changes and never affect the guard. Checking it walks all policies.
+        self.guard_dirty |=
             !matches!(change, Change::Slice(_) | Change::SliceGone(_) | Change::Identity(_) | Change::IdentityGone(_));
         match change {
             Change::Policy(policy) => {
-                self.settle();
+                self.expand_changed();
                 self.put(Arc::new(policy.clone()));
             }
             Change::PolicyGone(name) => {
-                self.settle();
+                self.expand_changed();
                 self.policies.remove(name);
                 self.out.push(EngineChange::RemovePolicy(name.clone()));
             }
@@ -117,12 +148,12 @@ impl Expander {
                 self.changed.services = true;
             }
             Change::Backends(backends) => {
-                self.forget_backends(&backends.slice);
+                self.remove_backends(&backends.slice);
                 self.by_service.entry(backends.service.clone()).or_default().insert(backends.slice.clone());
                 self.backends.insert(backends.slice.clone(), backends.clone());
                 self.backends_changed(&backends.service);
             }
-            Change::BackendsGone(slice) => self.forget_backends(slice),
+            Change::BackendsGone(slice) => self.remove_backends(slice),
             Change::Node(node) => {
                 let known = self.nodes.insert(node.name.clone(), node.clone());
                 let same = |known: Node| known.labels == node.labels && known.addresses == node.addresses;
@@ -133,14 +164,14 @@ impl Expander {
         }
     }
 
-    /// Where the agent reaches the API server, known before any object is.
+    /// Sets where the agent reaches the API server, which is known before any object is.
     pub fn set_api_server(&mut self, addresses: BTreeSet<IpAddr>) {
-        self.unguarded = true;
+        self.guard_dirty = true;
         self.changed.api_server |= addresses != self.api_server;
         self.api_server = addresses;
     }
 
-    fn forget_backends(&mut self, slice: &ObjectName) {
+    fn remove_backends(&mut self, slice: &ObjectName) {
         let Some(gone) = self.backends.remove(slice) else { return };
         if let Some(slices) = self.by_service.get_mut(&gone.service) {
             slices.remove(slice);
@@ -163,14 +194,14 @@ impl Expander {
         self.out.push(EngineChange::PutPolicy(expanded));
     }
 
-    /// Policies that name what changed are written out again.
-    fn settle(&mut self) {
+    /// Expands the policies again that may reference what changed.
+    fn expand_changed(&mut self) {
         let changed = std::mem::take(&mut self.changed);
         if changed == Needs::default() {
             return;
         }
-        let concerned = self.policies.values().filter(|row| row.needs.meets(changed));
-        let again: Vec<_> = concerned.map(|row| (row.written.name.clone(), self.expand(&row.written))).collect();
+        let affected = self.policies.values().filter(|row| row.needs.intersects(changed));
+        let again: Vec<_> = affected.map(|row| (row.written.name.clone(), self.expand(&row.written))).collect();
         for (name, expanded) in again {
             let row = self.policies.get_mut(&name).expect("taken from it");
             if *row.expanded != *expanded {
@@ -180,30 +211,17 @@ impl Expander {
         }
     }
 
-    /// What the engine is to hear.
-    pub fn take(&mut self) -> Vec<EngineChange> {
-        self.settle();
-        if std::mem::take(&mut self.unguarded) {
-            self.guard();
-            self.missing = self.find_missing().into();
+    /// Returns the changes for the engine since the last call.
+    pub fn take_changes(&mut self) -> Vec<EngineChange> {
+        self.expand_changed();
+        if std::mem::take(&mut self.guard_dirty) {
+            self.update_guard();
+            self.dangling = self.find_dangling().into();
         }
         std::mem::take(&mut self.out)
     }
 
-    /// A policy as the engine has it.
-    #[must_use]
-    pub fn written(&self, name: &PolicyName) -> Option<&Arc<Policy>> {
-        self.policies.get(name).map(|row| &row.written)
-    }
-
-    /// All policies as they were written.
-    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.policies.values().map(|row| &row.written)
-    }
-
-    /// `policy` as it would be compiled now.
-    #[must_use]
-    pub fn expand(&self, policy: &Arc<Policy>) -> Arc<Policy> {
+    fn expand(&self, policy: &Arc<Policy>) -> Arc<Policy> {
         if Needs::of(policy) == Needs::default() {
             return Arc::clone(policy);
         }
@@ -221,7 +239,9 @@ impl Expander {
                     let cidrs = self.groups_of(groups).flat_map(|group| &group.cidrs);
                     expanded.extend(cidrs.map(|cidr| Peer::Cidr { cidr: *cidr, except: Vec::new(), covers: *covers }));
                 }
-                Peer::Services(services) => expanded.extend(self.services_of(services).flat_map(|s| self.behind(s))),
+                Peer::Services(services) => {
+                    expanded.extend(self.services_of(services).flat_map(|s| self.backends_of(s)))
+                }
                 Peer::Nodes(selector) => {
                     let nodes = self.nodes.values().filter(|node| selector.matches(&node.labels));
                     let covers = Covers { pods: false, nodes: true };
@@ -254,8 +274,8 @@ impl Expander {
         })
     }
 
-    /// The pods of a Service, or the addresses of one that has no selector: those are never pods.
-    fn behind(&self, service: &Service) -> Vec<Peer> {
+    /// The pods of a Service, or the endpoint addresses of one without a selector, which never match pods.
+    fn backends_of(&self, service: &Service) -> Vec<Peer> {
         if !service.selector.is_empty() {
             let equals = |(key, value): (&String, &String)| {
                 Requirement::In(format!("k8s:{key}"), BTreeSet::from([value.clone()]))
@@ -286,38 +306,35 @@ impl Expander {
         self.policies.values().any(specs)
     }
 
-    /// What is named and is not there, as of the last [`Self::take`]: the policy, and which name selects nobody.
+    /// References of policies to objects that do not exist, as of the last [`Self::take_changes`].
     #[must_use]
-    pub fn missing(&self) -> &Arc<[(PolicyName, String)]> {
-        &self.missing
+    pub fn dangling(&self) -> &Arc<[DanglingRef]> {
+        &self.dangling
     }
 
-    fn find_missing(&self) -> Vec<(PolicyName, String)> {
-        let mut missing = Vec::new();
+    fn find_dangling(&self) -> Vec<DanglingRef> {
+        let mut dangling = Vec::new();
         for row in self.policies.values().filter(|row| row.needs.groups || row.needs.services) {
             for rule in row.written.specs.iter().flat_map(|spec| spec.ingress.iter().chain(&spec.egress)) {
                 for peer in rule.peers.iter().flatten() {
-                    let name = match peer {
+                    let target = match peer {
                         Peer::CidrGroups { groups: CidrGroups::Name(name), .. } if !self.groups.contains_key(name) => {
-                            format!("CiliumCIDRGroup {name}")
+                            Target::CidrGroup(name.clone())
                         }
                         Peer::Services(Services::Name(name)) if !self.services.contains_key(name) => {
-                            format!("Service {name}")
+                            Target::Service(name.clone())
                         }
                         _ => continue,
                     };
-                    missing.push((
-                        row.written.name.clone(),
-                        format!("{}: there is no {name}: it selects nobody", rule.place),
-                    ));
+                    let (policy, place) = (row.written.name.clone(), Arc::clone(&rule.place));
+                    dangling.push(DanglingRef { policy, place, target });
                 }
             }
         }
-        missing
+        dangling
     }
 }
 
-/// One address.
 fn host(address: IpAddr, covers: Covers) -> Peer {
     Peer::Cidr { cidr: IpNet::from(address), except: Vec::new(), covers }
 }

@@ -1,9 +1,9 @@
-//! Why a connection passes or does not: asked of the policies in force, answered with rules and words.
+//! Why policies allow or deny a connection.
 //!
-//! The verdict is the compiled policy's, found as the kernel finds it. The rules are then judged one by one from what
-//! was written, so that the answer names all that decide, and says of each other one what became of it.
+//! The verdict comes from the compiled policy, looked up as the kernel does. Each rule is then evaluated on its own, as
+//! written, so that the answer names every deciding rule and says why the others do not match or do not decide.
 
-use crate::policy::{Direction, Engine, RuleRef};
+use crate::policy::{Blocked, Direction, Engine, RuleRef};
 use std::net::IpAddr;
 use weft_model::desired::{Action, Verdict, precedence};
 use weft_model::id::{EndpointId, Identity, PolicyId};
@@ -16,48 +16,42 @@ pub use rule::protocol_text;
 /// One end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Party {
-    /// Its number, if it is an endpoint of this node (or [`EndpointId::HOST`], the node itself).
+    /// Set for an endpoint of this node and, as [`EndpointId::HOST`], for the node itself.
     pub endpoint: Option<EndpointId>,
-    /// Its identity, as this node's kernel knows it.
+    /// As in this node's ipcache.
     pub identity: Identity,
-    /// Its address.
     pub address: IpAddr,
 }
 
-/// Would a new connection pass?
+/// A new connection to evaluate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Question {
-    /// Who opens it.
     pub from: Party,
-    /// Who is to accept it.
     pub to: Party,
-    /// IP protocol.
+    /// IP protocol number.
     pub protocol: u8,
-    /// Destination port, the type of an ICMP message, 0 where the protocol has neither.
+    /// Destination port, or ICMP type, or 0 for protocols that have neither.
     pub port: u16,
 }
 
-/// The answer, as far as this node knows: the side of an endpoint elsewhere is `None`.
+/// The answer of this node: `None` for the side of an endpoint that is not here.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
-    /// Leaving `from`.
     pub egress: Option<Decision>,
-    /// Entering `to`.
     pub ingress: Option<Decision>,
 }
 
-/// What one end's policies say.
+/// What the policies of one endpoint decide.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Decision {
-    /// It passes.
     pub allowed: bool,
-    /// Why, in a sentence.
+    /// One sentence for the user.
     pub reason: String,
-    /// The rules that decide: of all that match, those that come first.
+    /// The matching rules of the highest precedence.
     pub deciding: Vec<RuleRef>,
     /// Policies that isolate the endpoint in this direction.
     pub isolating: Vec<PolicyName>,
-    /// The other rules that were looked at, and what became of each.
+    /// Every other rule that applies to the endpoint, and why it does not decide.
     pub others: Vec<(RuleRef, String)>,
 }
 
@@ -67,23 +61,22 @@ impl Decision {
     }
 }
 
-/// A verdict without the words.
+/// How the verdict on a connection comes about.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Judgement {
-    /// No policy is asked: why.
+pub enum Evaluation {
+    /// Policies are not consulted for such traffic; with the reason.
     Exempt(&'static str),
-    /// The endpoint is closed: why.
-    Blocked(String),
-    /// No policy applies to the endpoint.
+    /// The endpoint drops all traffic.
+    Blocked(Blocked),
+    /// No policy selects the endpoint.
     Open,
-    /// An entry matches.
+    /// An entry of the compiled policy matches.
     Entry(Verdict),
-    /// None does: it passes or not.
+    /// No entry matches; the default of the compiled policy is to allow.
     Default(bool),
 }
 
-impl Judgement {
-    /// Whether it passes.
+impl Evaluation {
     #[must_use]
     pub fn allows(&self) -> bool {
         match self {
@@ -95,45 +88,45 @@ impl Judgement {
     }
 }
 
-/// What the policies of endpoint `id` say of a new connection with `peer`; `None`: there is no such endpoint.
+/// Evaluates the policies of endpoint `id` for a new connection with `peer`; `None`: there is no such endpoint.
 #[must_use]
-pub fn judge(
+pub fn evaluate(
     engine: &Engine,
     direction: Direction,
     id: EndpointId,
     peer: &Party,
     protocol: u8,
     port: u16,
-) -> Option<Judgement> {
+) -> Option<Evaluation> {
     let now = engine.endpoint(id)?;
     if peer.endpoint == Some(id) {
-        return Some(Judgement::Exempt("whoever talks to itself is not asked"));
+        return Some(Evaluation::Exempt("traffic of an endpoint to itself is always allowed"));
     }
     let own_node = peer.endpoint == Some(EndpointId::HOST) || peer.identity == Identity::HOST;
     if direction == Direction::Ingress && own_node && id != EndpointId::HOST {
-        return Some(Judgement::Exempt("a pod's own node may always talk to it"));
+        return Some(Evaluation::Exempt("traffic from a pod's own node is always allowed"));
     }
     if direction == Direction::Egress && id == EndpointId::HOST && peer.endpoint.is_some() {
-        return Some(Judgement::Exempt("a node may always talk to its own pods"));
+        return Some(Evaluation::Exempt("traffic from a node to its own pods is always allowed"));
     }
     if let Some(problem) = &now.blocked {
-        return Some(Judgement::Blocked(problem.clone()));
+        return Some(Evaluation::Blocked(problem.clone()));
     }
     let policy = match direction {
         Direction::Ingress => now.ingress,
         Direction::Egress => now.egress,
     };
     if policy == PolicyId::OPEN {
-        return Some(Judgement::Open);
+        return Some(Evaluation::Open);
     }
     let compiled = engine.compiled(policy)?;
     Some(match engine.lookup(compiled, peer.identity, peer.address, protocol, port) {
-        Some(verdict) => Judgement::Entry(verdict),
-        None => Judgement::Default(compiled.default_allow),
+        Some(verdict) => Evaluation::Entry(verdict),
+        None => Evaluation::Default(compiled.default_allow),
     })
 }
 
-/// Answers a question from what is in force.
+/// Explains a connection by the policies in force.
 #[must_use]
 pub fn explain(engine: &Engine, question: &Question) -> Answer {
     let side = |direction: Direction| {
@@ -147,15 +140,17 @@ pub fn explain(engine: &Engine, question: &Question) -> Answer {
 }
 
 fn decide(engine: &Engine, direction: Direction, id: EndpointId, peer: &Party, q: &Question) -> Option<Decision> {
-    let judgement = judge(engine, direction, id, peer, q.protocol, q.port)?;
-    let mut decision = Decision::plain(judgement.allows(), "");
-    match &judgement {
-        Judgement::Exempt(why) => return Some(Decision::plain(true, *why)),
-        Judgement::Blocked(problem) => {
+    let evaluation = evaluate(engine, direction, id, peer, q.protocol, q.port)?;
+    let mut decision = Decision::plain(evaluation.allows(), "");
+    match &evaluation {
+        Evaluation::Exempt(why) => return Some(Decision::plain(true, *why)),
+        Evaluation::Blocked(problem) => {
             return Some(Decision::plain(false, format!("the endpoint is blocked: {problem}")));
         }
-        Judgement::Open => return Some(Decision::plain(true, format!("no policy applies for {direction}"))),
-        Judgement::Entry(_) | Judgement::Default(_) => {}
+        Evaluation::Open => {
+            return Some(Decision::plain(true, format!("no policy selects the endpoint for {direction}")));
+        }
+        Evaluation::Entry(_) | Evaluation::Default(_) => {}
     }
     let isolating = engine.isolating(id, direction).unwrap_or_default();
     decision.isolating = isolating.into_iter().map(|policy| policy.name.clone()).collect();
@@ -164,8 +159,8 @@ fn decide(engine: &Engine, direction: Direction, id: EndpointId, peer: &Party, q
     for (reference, rule) in engine.rules_of(id, direction) {
         match rule::matches(engine, direction, id, &rule.source, peer, q) {
             Err(why) => decision.others.push((reference.clone(), why)),
-            Ok(()) => match &judgement {
-                Judgement::Entry(verdict) if rule.verdict.precedence == verdict.precedence => {
+            Ok(()) => match &evaluation {
+                Evaluation::Entry(verdict) if rule.verdict.precedence == verdict.precedence => {
                     decision.deciding.push(reference.clone());
                 }
                 _ => {
@@ -180,28 +175,31 @@ fn decide(engine: &Engine, direction: Direction, id: EndpointId, peer: &Party, q
             },
         }
     }
-    let left_by = passed_on.map(|(_, rule)| rule);
+    let passed_by = passed_on.map(|(_, rule)| rule);
     for (reference, action) in beaten {
         let what = match action {
             Action::Allow => "would allow it",
             Action::Deny => "would deny it",
-            Action::Pass => "leaves it to the next tier",
+            Action::Pass => "passes it to the next tier",
         };
-        let outdone = if left_by.as_ref() == Some(&reference) { "" } else { ", but does not decide" };
-        decision.others.push((reference, format!("{what}{outdone}")));
+        let overridden =
+            if passed_by.as_ref() == Some(&reference) { "" } else { ", but a rule of higher precedence decides" };
+        decision.others.push((reference, format!("{what}{overridden}")));
     }
-    decision.reason = reason(&decision, &judgement, direction, left_by.as_ref());
+    decision.reason = reason(&decision, &evaluation, direction, passed_by.as_ref());
     Some(decision)
 }
 
-fn reason(decision: &Decision, judgement: &Judgement, direction: Direction, left_by: Option<&RuleRef>) -> String {
+fn reason(decision: &Decision, evaluation: &Evaluation, direction: Direction, passed_by: Option<&RuleRef>) -> String {
     let rules = decision.deciding.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let policies = decision.isolating.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let left = left_by.map(|rule| format!(" (left to the next tier by {rule})")).unwrap_or_default();
-    match judgement {
-        Judgement::Entry(verdict) if verdict.action == Action::Allow => format!("allowed by {rules}{left}"),
-        Judgement::Entry(_) => format!("denied by {rules}{left}"),
-        Judgement::Default(true) => format!("no rule says anything else, and nothing isolates for {direction}{left}"),
-        _ => format!("isolated for {direction} by {policies}, and no rule allows it{left}"),
+    let passed = passed_by.map(|rule| format!(" (passed to the next tier by {rule})")).unwrap_or_default();
+    match evaluation {
+        Evaluation::Entry(verdict) if verdict.action == Action::Allow => format!("allowed by {rules}{passed}"),
+        Evaluation::Entry(_) => format!("denied by {rules}{passed}"),
+        Evaluation::Default(true) => {
+            format!("allowed by default: no rule matches, and no policy isolates the endpoint for {direction}{passed}")
+        }
+        _ => format!("denied by default: isolated for {direction} by {policies}, and no rule allows it{passed}"),
     }
 }

@@ -1,8 +1,8 @@
-//! Which labels make a pod's identity, and which number a label set gets.
+//! Security identities: which labels identify a pod, and which number a label set gets.
 //!
-//! Labels that differ from replica to replica or that tools write for themselves are left out, else every pod would
-//! be an identity of its own. Labels under our own prefix are never taken from a pod: whoever may label a pod must
-//! not be able to claim another namespace.
+//! Labels that differ between replicas or that tools write for themselves are excluded, else every pod would be an
+//! identity of its own. Labels under our own prefix are never taken from a pod, so that the right to label a pod does
+//! not allow claiming another namespace.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -16,18 +16,15 @@ pub use weft_model::label::is_excluded;
 /// Source of labels that come from Kubernetes.
 const SOURCE: &str = "k8s:";
 
-/// What identifies a pod.
+/// The inputs of a pod's identity.
 #[derive(Clone, Copy, Debug)]
 pub struct PodFacts<'a> {
     /// Name of the cluster.
     pub cluster: &'a str,
-    /// Its namespace.
     pub namespace: &'a str,
-    /// Labels of the namespace.
     pub namespace_labels: &'a BTreeMap<String, String>,
-    /// Labels of the pod.
+    /// Labels of the pod itself.
     pub labels: &'a BTreeMap<String, String>,
-    /// Its service account.
     pub service_account: &'a str,
 }
 
@@ -43,7 +40,7 @@ pub fn label_set(pod: &PodFacts<'_>) -> LabelSet {
     for (key, value) in pod.namespace_labels {
         labels.insert(format!("{NAMESPACE_LABELS}{key}"), value.clone());
     }
-    // The API server sets it on every namespace; a namespace that was seen without it has it all the same.
+    // The API server sets it on every namespace. Add it even if the namespace was not seen yet.
     labels.insert(format!("{NAMESPACE_LABELS}kubernetes.io/metadata.name"), pod.namespace.to_owned());
     labels.insert(NAMESPACE.to_owned(), pod.namespace.to_owned());
     labels.insert(CLUSTER.to_owned(), pod.cluster.to_owned());
@@ -51,8 +48,8 @@ pub fn label_set(pod: &PodFacts<'_>) -> LabelSet {
     LabelSet(labels)
 }
 
-/// The labels by which policies select a pod as their subject: all that it has, those that identities leave out
-/// included; but what only the control plane sets is never taken from the pod.
+/// The labels by which policies select a pod as their subject: those of its identity and those that identities exclude.
+/// Labels that only the control plane sets are never taken from the pod.
 #[must_use]
 pub fn subject_labels(identity: &LabelSet, pod: &BTreeMap<String, String>) -> LabelSet {
     let claimed = |key: &str| key.starts_with(OWN_PREFIX) || NAMESPACE.strip_prefix(SOURCE) == Some(key);
@@ -62,11 +59,11 @@ pub fn subject_labels(identity: &LabelSet, pod: &BTreeMap<String, String>) -> La
     LabelSet(labels)
 }
 
-/// A number that is the same everywhere for the same labels.
+/// The same on every node and in every version for the same labels.
 fn stable_hash(labels: &LabelSet) -> u64 {
     let mut hash = Sha256::new();
     for (key, value) in &labels.0 {
-        // Neither can hold a zero byte, so different sets never feed the same bytes.
+        // Neither can hold a zero byte, so different sets never hash the same bytes.
         hash.update(key);
         hash.update([0]);
         hash.update(value);

@@ -1,9 +1,9 @@
-//! Addresses: which node has which prefixes ([`ClusterPool`], [`SharedPools`], [`plan`]: the operator's side), which
-//! endpoint has which address ([`NodePool`], the node's side), and how many a node should hold ([`Growth`]). All are
-//! restored from what exists before they give anything away.
+//! IPAM. The operator's side decides which node has which prefixes ([`ClusterPool`], [`SharedPools`], [`plan`]), the
+//! agent's side which endpoint has which address ([`NodePool`]) and how many addresses the node holds ([`Growth`]). All of
+//! them are restored from what exists before they allocate anything.
 //!
-//! Whatever the mode, a node holds *blocks*: its one prefix, some smaller prefixes of several pools, or single
-//! addresses, which are blocks of one.
+//! In every mode a node holds *blocks*: its one pod CIDR, some smaller prefixes of several pools, or single addresses, which
+//! are blocks of one.
 
 mod cluster;
 mod demand;
@@ -14,14 +14,14 @@ mod node;
 mod operator;
 mod shared;
 
-pub use cluster::{ClusterPool, ClusterPoolError};
+pub use cluster::{AssignError, ClusterPool, PoolConfigError, PrefixConflict};
 pub use demand::{Growth, Watermarks};
-pub use error::{Advice, IpamError};
-pub use exchange::{Exchange, Needed, Outcome, Record, Told};
+pub use error::{Advice, AllocateError, OverlappingBlock, RestoreError};
+pub use exchange::{Allocated, Exchange, Outcome, Record, Requested};
 pub use family::{Block, Edges, State};
 pub use node::{Allocation, Choice, NodePool, Placement, Usage};
 pub use operator::{Needs, Plan, plan};
-pub use shared::{PoolProblem, PoolSpec, SharedPools};
+pub use shared::{AllocatePrefixError, PoolSpec, SetPoolError, SharedPools};
 
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -29,23 +29,19 @@ use std::net::IpAddr;
 /// An address family.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Family {
-    /// IPv4.
     V4,
-    /// IPv6.
     V6,
 }
 
 impl Family {
-    /// Both.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// Of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// Length of a prefix that holds a single address.
+    /// Prefix length of a single address.
     #[must_use]
     pub fn bits(self) -> u8 {
         match self {
@@ -74,7 +70,6 @@ impl std::fmt::Display for Family {
     }
 }
 
-/// The address as a number.
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(u32::from(v4)),
@@ -93,12 +88,11 @@ fn nth(net: &IpNet, offset: u128) -> IpAddr {
     }
 }
 
-/// Offset of `address` in `net`, `None` if it is not inside.
+/// Offset of `address` in `net`; `None` if it is outside.
 fn offset(net: &IpNet, address: IpAddr) -> Option<u128> {
     net.contains(&address).then(|| number(address) - number(net.network()))
 }
 
-/// Prefixes as people list them.
 fn list(nets: &[IpNet]) -> String {
     nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

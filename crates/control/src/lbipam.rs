@@ -1,8 +1,8 @@
-//! Addresses for Services of type LoadBalancer, out of the cluster's pools.
+//! LB IPAM: addresses for Services of type LoadBalancer from CiliumLoadBalancerIPPools.
 //!
-//! A plan is made anew from all pools and all Services, whose status says what they have: so another operator that takes
-//! over, or the same one after a restart, comes to the same plan. Whoever has an address that it may have keeps it;
-//! only then are others served, the older first, from the older pools first.
+//! The plan is a pure function of all pools and all Services, whose status holds what was allocated. So a new leader, or
+//! an operator after a restart, computes the same plan. First every Service keeps the addresses that it holds and may
+//! hold; then the others are served, older Services first, from older pools first.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,48 +14,44 @@ mod share;
 use pools::Pools;
 use share::Shares;
 
-/// What every Service and every pool comes to.
+/// The outcome for every Service and every pool.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
-    /// The Services.
     pub services: BTreeMap<ObjectName, Outcome>,
-    /// The pools.
     pub pools: BTreeMap<String, PoolState>,
 }
 
 /// What a Service gets.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Outcome {
-    /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// What it lacks; `None`: nothing.
+    /// Why it does not have all that it requests; `None`: it does.
     pub refusal: Option<Refusal>,
 }
 
-/// Why a Service does not have all that it asks for.
+/// Why a Service does not have all that it requests.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
-    /// One word for a program.
     pub reason: Reason,
-    /// For people.
+    /// Which address is refused, why, and which object to change.
     pub message: String,
 }
 
-/// Kinds of refusals.
+/// The reason of a Service's condition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
-    /// What it asks for cannot be understood.
+    /// The request itself is invalid.
     InvalidRequest,
-    /// No pool is for it, or none that has the address.
+    /// No pool selects it, or none that has the address.
     NoPool,
     /// Its pools have no free address.
     OutOfAddresses,
-    /// Another has the address that it asks for.
+    /// Another Service holds the requested address.
     AlreadyAllocated,
 }
 
 impl Reason {
-    /// As it is written into conditions.
+    /// The spelling of Cilium, which tools match on.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -67,19 +63,17 @@ impl Reason {
     }
 }
 
-/// How a pool stands.
+/// The state of a pool, for its status.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PoolState {
-    /// What it overlaps, if it does: then nobody gets a new address of it.
+    /// What it overlaps; while it does, no address of it is allocated.
     pub conflict: Option<String>,
-    /// How many addresses it has.
     pub total: u128,
-    /// How many of them Services have.
     pub used: u128,
 }
 
-/// Who gets which addresses. With `incomplete` there are pools that cannot be read: then nobody loses an address because
-/// no pool has it.
+/// Computes which Service gets which addresses. `incomplete`: some pools could not be parsed. Then no Service loses an
+/// address for the reason that no pool contains it.
 #[must_use]
 pub fn plan(
     pools: &BTreeMap<String, IpPool>,
@@ -99,7 +93,7 @@ pub fn plan(
         let outcome = services.entry(request.name.clone()).or_default();
         serve(&mut pools, &mut shares, request, &mut outcome.addresses);
     }
-    // Only now is it known who has what: whoever reads the same statuses later finds the same reasons.
+    // Only now is every holder known. Refusals computed earlier would depend on the order and change with each run.
     for request in order {
         let outcome = services.entry(request.name.clone()).or_default();
         outcome.refusal = lack(&pools, &shares, request, &outcome.addresses);
@@ -108,17 +102,17 @@ pub fn plan(
     Plan { services, pools }
 }
 
-/// The addresses that it has and may keep.
+/// The addresses that the Service holds and may keep.
 fn keep<'a>(pools: &Pools<'_>, shares: &mut Shares<'a>, request: &'a LoadBalancerRequest) -> Vec<IpAddr> {
     let mut kept: Vec<IpAddr> = Vec::new();
     for &address in &request.held {
         let is_asked_for = if request.wanted.is_empty() || request.problem.is_some() {
-            // Of any addresses one of each family is enough.
+            // No particular address is requested: one of each family is enough.
             asks_for(request, address) && !kept.iter().any(|other| other.is_ipv4() == address.is_ipv4())
         } else {
             request.wanted.contains(&address) && asks_for(request, address) && !kept.contains(&address)
         };
-        if is_asked_for && pools.hold(request, address) && shares.take(address, request) {
+        if is_asked_for && pools.may_keep(request, address) && shares.take(address, request) {
             kept.push(address);
         }
     }
@@ -129,13 +123,13 @@ fn asks_for(request: &LoadBalancerRequest, address: IpAddr) -> bool {
     if address.is_ipv4() { request.ipv4 } else { request.ipv6 }
 }
 
-/// It asks for an address of a family and has none.
+/// Whether it requests an address of a family and has none.
 fn lacks(request: &LoadBalancerRequest, addresses: &[IpAddr], v4: bool) -> bool {
     let asked = if v4 { request.ipv4 } else { request.ipv6 };
     asked && !addresses.iter().any(|address| address.is_ipv4() == v4)
 }
 
-/// Gives it what it lacks, as far as that is possible.
+/// Allocates what the Service still lacks, as far as possible.
 fn serve<'a>(
     pools: &mut Pools<'_>,
     shares: &mut Shares<'a>,
@@ -154,16 +148,16 @@ fn serve<'a>(
         return;
     }
     for &address in &request.wanted {
-        let may_have = asks_for(request, address) && pools.may_give(request, address).is_ok();
+        let may_have = asks_for(request, address) && pools.may_allocate(request, address).is_ok();
         if may_have && !addresses.contains(&address) && shares.take(address, request) {
             addresses.push(address);
         }
     }
-    // In the order in which they were asked for.
+    // In the order of the request.
     addresses.sort_by_key(|address| request.wanted.iter().position(|wanted| wanted == address));
 }
 
-/// Any address of a family: one that it can share, or else the first free one.
+/// Any address of a family: one that it can share, else the first free one.
 fn find<'a>(
     pools: &mut Pools<'_>,
     shares: &mut Shares<'a>,
@@ -171,12 +165,12 @@ fn find<'a>(
     v4: bool,
 ) -> Option<IpAddr> {
     let shared =
-        shares.of_key(request).find(|address| address.is_ipv4() == v4 && pools.may_give(request, *address).is_ok());
+        shares.of_key(request).find(|address| address.is_ipv4() == v4 && pools.may_allocate(request, *address).is_ok());
     let found = shared.or_else(|| pools.first_free(request, v4, |address| shares.is_taken(address)));
     found.filter(|address| shares.take(*address, request))
 }
 
-/// What it still lacks when all are served, and why.
+/// What the Service still lacks after all are served, and why.
 fn lack(
     pools: &Pools<'_>,
     shares: &Shares<'_>,
@@ -189,31 +183,30 @@ fn lack(
     if !request.wanted.is_empty() {
         let &address = request.wanted.iter().find(|wanted| !addresses.contains(wanted))?;
         let (reason, why) = if !asks_for(request, address) {
-            (Reason::InvalidRequest, "the Service is not of its family".to_owned())
-        } else if let Err(why) = pools.may_give(request, address) {
-            (Reason::NoPool, why)
+            (Reason::InvalidRequest, "the Service has no such family in spec.ipFamilies".to_owned())
+        } else if let Err(denial) = pools.may_allocate(request, address) {
+            (Reason::NoPool, denial.to_string())
         } else {
-            let holder = shares.hindrance(address, request);
-            (Reason::AlreadyAllocated, holder.unwrap_or_else(|| "another Service has it".to_owned()))
+            let conflict = shares.conflict(address, request);
+            (Reason::AlreadyAllocated, conflict.unwrap_or_else(|| "in use by another Service".to_owned()))
         };
         return Some(Refusal { reason, message: format!("{address}: {why}") });
     }
     let v4 = [true, false].into_iter().find(|&v4| lacks(request, addresses, v4))?;
     if request.either && !addresses.is_empty() {
-        // The other family does.
+        // Either family satisfies it.
         return None;
     }
     let family = if v4 { "IPv4" } else { "IPv6" };
     Some(if pools.has_any(request, v4) {
-        let message = format!("no free {family} address is left in the pools for this Service");
+        let message = format!("no free {family} address in the pools that select this Service");
         Refusal { reason: Reason::OutOfAddresses, message }
     } else {
-        let message = format!("no enabled pool with {family} addresses is for this Service");
+        let message = format!("no enabled pool with {family} addresses selects this Service");
         Refusal { reason: Reason::NoPool, message }
     })
 }
 
-/// Whether a range holds an address.
 fn holds(range: &AddressRange, address: IpAddr) -> bool {
     range.first.is_ipv4() == address.is_ipv4() && range.first <= address && address <= range.last
 }

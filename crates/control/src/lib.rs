@@ -1,6 +1,5 @@
-//! What the node shall enforce, worked out from what the cluster wants: pure functions and state machines over
-//! [`weft_model`]. No I/O, no clocks, no threads: everything that happens is passed in, everything to be done is
-//! returned as data.
+//! The control plane's logic: from intents to desired state, as pure functions and state machines over [`weft_model`].
+//! No I/O, no clocks, no threads: events and time are passed in, actions are returned as data.
 
 pub mod expand;
 pub mod explain;

@@ -1,9 +1,9 @@
-//! Endpoints into slices, as the operator does it: which slice an endpoint goes to, and when a slice is written.
-//! Pure; time is passed in.
+//! Batches CiliumEndpoints into CiliumEndpointSlices, as the operator does: [`Packer`] decides which slice an endpoint goes
+//! to, [`Queue`] when a slice is written.
 //!
-//! An endpoint stays in the slice that it is in; a new one goes to the fullest slice of its namespace that has room,
-//! else to a new one. A change makes its slice due after a fixed delay, in which others of the same slice gather;
-//! writes are held to a rate, slices of priority namespaces first.
+//! An endpoint stays in its slice; a new one goes to the fullest slice of its namespace with room, else to a new slice. A
+//! change enqueues its slice after a fixed delay, so that further changes of it are coalesced. Writes are rate limited,
+//! priority namespaces first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +16,7 @@ struct Slice {
     endpoints: BTreeMap<String, RemoteEndpoint>,
 }
 
-/// What is to be in which slice.
+/// The desired content of every slice.
 #[derive(Debug)]
 pub struct Packer {
     max: usize,
@@ -27,14 +27,14 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// No slices; at most `max` endpoints in one.
+    /// `max`: most endpoints in one slice.
     #[must_use]
     pub fn new(max: usize) -> Self {
         Self { max: max.max(1), slices: BTreeMap::new(), places: BTreeMap::new(), room: BTreeMap::new() }
     }
 
-    /// Takes over a slice that exists. False: it must be written anew, since some of its endpoints are in another slice
-    /// already, or are more than may be in one.
+    /// Adopts an existing slice. `false`: it must be rewritten, since some of its endpoints are already in another slice or
+    /// exceed the maximum.
     pub fn adopt(&mut self, name: &str, namespace: &str, endpoints: Vec<RemoteEndpoint>) -> bool {
         let mut slice = Slice { namespace: namespace.to_owned(), endpoints: BTreeMap::new() };
         let mut whole = true;
@@ -49,65 +49,64 @@ impl Packer {
             whole &= fits;
         }
         self.slices.insert(name.to_owned(), slice);
-        self.note_room(name);
+        self.index_room(name);
         whole
     }
 
-    /// An endpoint is so now. Answers the slice that changes; `fresh` names a slice if a new one is needed.
+    /// Upserts an endpoint. Returns the slice that changes; `fresh` generates a name if a new slice is needed.
     pub fn put(&mut self, endpoint: RemoteEndpoint, fresh: impl FnMut() -> String) -> Option<String> {
         let name = match self.places.get(&endpoint.name) {
             Some(name) => name.clone(),
             None => self.place(&endpoint.name.namespace, fresh),
         };
-        self.forget_room(&name);
+        self.unindex_room(&name);
         let slice = self.slices.get_mut(&name).expect("places and slices agree");
         let differs = slice.endpoints.get(&endpoint.name.name) != Some(&endpoint);
         if differs {
             self.places.insert(endpoint.name.clone(), name.clone());
             slice.endpoints.insert(endpoint.name.name.clone(), endpoint);
         }
-        self.note_room(&name);
+        self.index_room(&name);
         differs.then_some(name)
     }
 
-    /// An endpoint is gone. Answers the slice that changes.
+    /// Deletes an endpoint. Returns the slice that changes.
     pub fn remove(&mut self, endpoint: &ObjectName) -> Option<String> {
         let name = self.places.remove(endpoint)?;
-        self.forget_room(&name);
+        self.unindex_room(&name);
         if let Some(slice) = self.slices.get_mut(&name) {
             slice.endpoints.remove(&endpoint.name);
         }
-        self.note_room(&name);
+        self.index_room(&name);
         Some(name)
     }
 
-    /// Removes every endpoint for which `keep` does not hold. Answers the slices that change.
+    /// Deletes every endpoint for which `keep` does not hold. Returns the slices that change.
     pub fn retain(&mut self, keep: impl Fn(&ObjectName) -> bool) -> BTreeSet<String> {
         let gone: Vec<ObjectName> = self.places.keys().filter(|name| !keep(name)).cloned().collect();
         gone.iter().filter_map(|name| self.remove(name)).collect()
     }
 
-    /// What a slice shall hold: its namespace and endpoints. `None`: there shall be no such slice.
+    /// Desired namespace and endpoints of a slice. `None`: it must not exist.
     #[must_use]
     pub fn content(&self, slice: &str) -> Option<(&str, Vec<&RemoteEndpoint>)> {
         let slice = self.slices.get(slice).filter(|slice| !slice.endpoints.is_empty())?;
         Some((&slice.namespace, slice.endpoints.values().collect()))
     }
 
-    /// An empty slice was deleted: its name is not used again.
+    /// An empty slice was deleted from the API server: its name is not used again.
     pub fn deleted(&mut self, name: &str) {
         if self.slices.get(name).is_some_and(|slice| slice.endpoints.is_empty()) {
-            self.forget_room(name);
+            self.unindex_room(name);
             self.slices.remove(name);
         }
     }
 
-    /// All slices, empty ones included.
+    /// All slices with their sizes, empty ones included.
     pub fn slices(&self) -> impl Iterator<Item = (&str, usize)> {
         self.slices.iter().map(|(name, slice)| (name.as_str(), slice.endpoints.len()))
     }
 
-    /// The namespace of a slice.
     #[must_use]
     pub fn namespace(&self, slice: &str) -> Option<&str> {
         self.slices.get(slice).map(|slice| slice.namespace.as_str())
@@ -125,7 +124,7 @@ impl Packer {
         name
     }
 
-    fn forget_room(&mut self, name: &str) {
+    fn unindex_room(&mut self, name: &str) {
         let Some(slice) = self.slices.get(name) else { return };
         if let Some(room) = self.room.get_mut(&slice.namespace) {
             room.remove(&(slice.endpoints.len(), name.to_owned()));
@@ -135,7 +134,7 @@ impl Packer {
         }
     }
 
-    fn note_room(&mut self, name: &str) {
+    fn index_room(&mut self, name: &str) {
         let Some(slice) = self.slices.get(name) else { return };
         if slice.endpoints.len() < self.max {
             let room = self.room.entry(slice.namespace.clone()).or_default();
@@ -144,18 +143,17 @@ impl Packer {
     }
 }
 
-/// How fast slices may be written.
+/// Rate limit of writes: a token bucket.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Rate {
     /// Writes per second.
     pub limit: f64,
-    /// Writes at once, after a quiet time.
+    /// Capacity of the bucket.
     pub burst: u32,
 }
 
-/// First pause after a write that failed.
+/// Backoff after a failed write; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_secs(1);
-/// Longest.
 const RETRY_MAX: Duration = Duration::from_secs(100);
 
 #[derive(Clone, Copy, Debug)]
@@ -166,7 +164,7 @@ struct Due {
     failures: u32,
 }
 
-/// Which slice is written next, and when.
+/// The work queue of slices to write.
 #[derive(Debug)]
 pub struct Queue {
     delay: Duration,
@@ -176,12 +174,11 @@ pub struct Queue {
     filled: Duration,
 }
 
-/// A slice whose turn it is.
+/// A slice to write now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Turn {
-    /// Its name.
     pub slice: String,
-    /// How long its oldest change has waited.
+    /// Age of its oldest change that is not written.
     pub waited: Duration,
     /// It is of a priority namespace.
     pub priority: bool,
@@ -189,24 +186,24 @@ pub struct Turn {
 }
 
 impl Queue {
-    /// Nothing waits; a change waits for `delay`.
+    /// `delay`: how long changes of a slice are coalesced.
     #[must_use]
     pub fn new(delay: Duration, rate: Rate) -> Self {
         Self { delay, rate, due: BTreeMap::new(), tokens: f64::from(rate.burst), filled: Duration::ZERO }
     }
 
-    /// Another rate, as the cluster has grown or shrunk.
+    /// Changes the rate limit, which depends on the size of the cluster.
     pub fn set_rate(&mut self, rate: Rate) {
         self.rate = rate;
     }
 
-    /// A slice has changed. One that waits already goes on waiting from its first change.
+    /// Enqueues a slice that has changed. The delay counts from the first change that is not written.
     pub fn changed(&mut self, slice: &str, priority: bool, now: Duration) {
         let fresh = Due { at: now + self.delay, since: now, priority, failures: 0 };
         self.due.entry(slice.to_owned()).or_insert(fresh).priority |= priority;
     }
 
-    /// A write failed: it is tried again, later each time.
+    /// Enqueues a slice again whose write failed, with exponential backoff.
     pub fn failed(&mut self, turn: Turn, now: Duration) {
         let pause = RETRY_MIN.saturating_mul(1 << turn.failures.min(7)).min(RETRY_MAX);
         let since = now.saturating_sub(turn.waited);
@@ -214,7 +211,7 @@ impl Queue {
         self.due.insert(turn.slice, due);
     }
 
-    /// The slice whose turn it is, if there is one: it waits no more, and one write is accounted for.
+    /// Dequeues the next slice that is due, within the rate limit.
     pub fn next(&mut self, now: Duration) -> Option<Turn> {
         self.fill(now);
         if self.tokens < 1.0 {
@@ -229,7 +226,7 @@ impl Queue {
         Some(Turn { slice: name, waited, priority: due.priority, failures: due.failures })
     }
 
-    /// When to ask again.
+    /// When to call [`Self::next`] again; `None`: the queue is empty.
     #[must_use]
     pub fn wake(&self, now: Duration) -> Option<Duration> {
         let first = self.due.values().map(|due| due.at).min()?;
@@ -237,13 +234,11 @@ impl Queue {
         Some(first.max(now + Duration::from_secs_f64(missing)))
     }
 
-    /// Slices that wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.due.len()
     }
 
-    /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.due.is_empty()

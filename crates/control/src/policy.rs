@@ -1,7 +1,7 @@
-//! Policies to map contents, change by change.
+//! The incremental policy compiler: from policy objects, identities and endpoints to map contents.
 //!
-//! [`Engine::apply`] takes what changed and returns a [`Plan`]: data, in an order in which no packet is ever judged
-//! by half a change. A new identity costs only the selectors that match it, a rule only the endpoints it selects.
+//! [`Engine::apply`] takes a batch of changes and returns a [`Plan`], ordered so that no packet ever meets half of a
+//! change. A new identity costs only the selectors that match it, a rule only the endpoints that it selects.
 
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,27 +25,26 @@ mod pods;
 pub mod ports;
 mod prefix;
 mod queries;
+mod resolve;
 mod resolved;
 mod rule;
 mod selector;
-mod settle;
 
 pub use engine::Engine;
-pub use limits::{Limits, Overflow};
+pub use limits::{Blocked, Limits, Overflow, Resource};
 pub use lookup::lookup;
 pub(crate) use pods::numbers as pod_numbers;
 pub use rule::RuleRefs;
+pub(crate) use selector::PeerSelector;
 
-/// Number of a selector while somebody uses it. Grows: what came into use later has a higher one.
+/// Number of a selector in use. Numbers grow: a selector that came into use later has a higher one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct SelectorId(u32);
 
-/// Which way, as seen from the pod that a policy applies to.
+/// As seen from the endpoint that a policy selects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Direction {
-    /// Packets to it.
     Ingress,
-    /// Packets from it.
     Egress,
 }
 
@@ -61,13 +60,11 @@ impl fmt::Display for Direction {
 /// The rule that a number stands for: `NetworkPolicy shop/web ingress[0]`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RuleRef {
-    /// The object.
     pub policy: PolicyName,
-    /// Which way.
     pub direction: Direction,
-    /// Where it stands there.
+    /// Field of the object: `ingress[0]`.
     pub place: Arc<str>,
-    /// Copied to flow records that it decided.
+    /// `spec.log.value`, copied to the flows that the rule decides.
     pub log: Option<Arc<str>>,
 }
 
@@ -77,118 +74,95 @@ impl fmt::Display for RuleRef {
     }
 }
 
-/// An endpoint of this node, as far as policy cares.
+/// An endpoint of this node, as the policy engine needs it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LocalEndpoint {
-    /// Number.
     pub id: EndpointId,
-    /// Its pod.
     pub pod: ObjectName,
-    /// All labels of the pod and of its namespace, with their source: those of its identity, and those that identities
-    /// leave out. Of [`EndpointId::HOST`] the labels of the Node, with plain keys.
+    /// All labels of the pod and of its namespace, with source, including those that identities exclude. Of
+    /// [`EndpointId::HOST`] the labels of the Node, with plain keys.
     pub labels: LabelSet,
-    /// Identity.
     pub identity: Identity,
-    /// Addresses.
     pub addresses: Vec<IpAddr>,
-    /// Container ports that have a name.
     pub named_ports: Vec<NamedPort>,
 }
 
-/// News for the engine. Of several about the same thing in one batch the last counts.
+/// An input of the engine. If a batch has several for one key, the last one counts.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A policy object.
     PutPolicy(Arc<Policy>),
-    /// It is gone.
     RemovePolicy(PolicyName),
-    /// Labels of an identity.
     PutIdentity(Identity, Arc<LabelSet>),
-    /// It is gone.
     RemoveIdentity(Identity),
     /// An endpoint of this node.
     PutEndpoint(LocalEndpoint),
-    /// It is gone.
     RemoveEndpoint(EndpointId),
-    /// An endpoint elsewhere; its `pod_uid` is its key.
+    /// An endpoint of another node, keyed by its `pod_uid`.
     PutRemote(Arc<RemoteEndpoint>),
-    /// It is gone.
     RemoveRemote(String),
 }
 
-/// Which policies an endpoint shall have.
+/// The resolved policies of an endpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointPolicy {
-    /// The endpoint.
     pub id: EndpointId,
-    /// For packets to it.
     pub ingress: PolicyId,
-    /// For packets from it.
     pub egress: PolicyId,
-    /// Drop everything, and why.
-    pub blocked: Option<String>,
+    /// Set: the endpoint drops all traffic.
+    pub blocked: Option<Blocked>,
 }
 
-/// What to do so that the kernel matches, in the order of the fields. Whoever carries it out stops at the first
-/// error and tries again from there: what was in force stays in force until the step that replaces it.
+/// The writes that bring the kernel's maps in line, in the order of the fields. On an error, stop and resume at the failed
+/// step: what is in force stays in force until the step that replaces it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
-    /// Numbers that events may name from now on.
+    /// Rule numbers that events may carry from now on.
     pub rules: Vec<(RuleId, RuleRef)>,
-    /// Policies to write that nobody uses yet.
+    /// New policies, which no endpoint uses yet.
     pub put: Vec<(PolicyId, Arc<CompiledPolicy>)>,
-    /// What policies in use must know of classes that are new.
+    /// Rows of new peer classes for policies in use.
     pub patch: Vec<(PolicyId, PolicyPatch)>,
-    /// Peers that are new, or may do more than before.
+    /// Peers that are new, or that are allowed more than before.
     pub put_peers: Vec<(Identity, PeerClass)>,
-    /// Prefixes to write.
     pub add_cidrs: Vec<(IpNet, Identity)>,
-    /// Endpoints to switch. After these, addresses are to point to their new identities.
+    /// Endpoints to switch to other policies. After these, write the ipcache.
     pub switch: Vec<EndpointPolicy>,
-    /// Peers that may not do all that they could; `None`: those that are no more.
+    /// Peers that are allowed less than before; `None`: deleted ones.
     pub narrow: Vec<(Identity, Option<PeerClass>)>,
-    /// Then bump these: their established connections decide again.
+    /// Endpoints whose established connections must be decided again.
     pub touched: BTreeSet<EndpointId>,
-    /// Prefixes to remove.
     pub remove_cidrs: Vec<IpNet>,
-    /// Their numbers, as peers.
+    /// The peer rows of `remove_cidrs`.
     pub del_peers: Vec<Identity>,
-    /// Classes that are no more. Needs no bump.
+    /// Rows of deleted peer classes. Needs no bump.
     pub late_patch: Vec<(PolicyId, PolicyPatch)>,
-    /// Policies to remove.
     pub remove: Vec<PolicyId>,
 }
 
 impl Plan {
-    /// Nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What shall be in the kernel, whole: to compare with after a restart or a failure.
+/// The complete desired state, for a full reconciliation after a restart or a failed write.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Desired {
-    /// Policies.
     pub policies: BTreeMap<PolicyId, Arc<CompiledPolicy>>,
-    /// Peers.
     pub peers: BTreeMap<Identity, PeerClass>,
-    /// Prefixes.
     pub cidrs: BTreeMap<IpNet, Identity>,
-    /// Endpoints.
     pub endpoints: BTreeMap<EndpointId, EndpointPolicy>,
 }
 
-/// A policy object that is not in force as it was written.
+/// A policy object that is not in force as written.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Problem {
-    /// The object.
     pub policy: PolicyName,
-    /// The object's version that has the problem.
+    /// The version of the object that has the problem.
     pub resource_version: String,
-    /// The version was refused: the one before it is in force, if there was one.
+    /// The version was refused as a whole: the previous one is in force, if there was one.
     pub refused: bool,
-    /// What and why.
+    /// For the object's status.
     pub text: String,
 }

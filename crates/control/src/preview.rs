@@ -1,66 +1,63 @@
-//! What a change of policies would do, told before it is made: the engine of now beside one that has the change.
+//! Previews a change of policies: compares the engine in force with a copy that has the change applied.
 //!
-//! Every pair of a local endpoint and a peer is compared at every port at which either version of the endpoint's
-//! policy begins or ends to say something. Peers that no policy tells apart are compared once.
+//! Every pair of a local endpoint and a peer is compared at every port where an entry of either version of the endpoint's
+//! policy begins or ends. Peers that no policy distinguishes are compared once.
 
-use crate::explain::{Judgement, Party, Question, judge, protocol_text};
+use crate::explain::{Evaluation, Party, Question, evaluate, protocol_text};
 use crate::policy::{Direction, Engine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_model::desired::PortPrefix;
 use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId, RuleId};
 
-/// Somebody whom endpoints may talk to.
+/// A pod, node or prefix that local endpoints may talk to.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Peer {
-    /// For people: `namespace/pod`, a node, a prefix.
+pub struct PeerInfo {
+    /// For display: `namespace/pod`, a node, a prefix.
     pub name: String,
-    /// Its number, if it is an endpoint of this node.
+    /// Set for an endpoint of this node.
     pub endpoint: Option<EndpointId>,
-    /// Its identity.
     pub identity: Identity,
-    /// Its addresses.
     pub addresses: Vec<IpAddr>,
 }
 
-/// An endpoint and a peer between whom something would change.
+/// An endpoint and a peer whose verdicts would change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pair {
-    /// As the endpoint sees it.
+    /// From the endpoint's point of view.
     pub direction: Direction,
-    /// The endpoint.
     pub endpoint: EndpointId,
-    /// Which of the peers.
+    /// Index into the peers.
     pub peer: usize,
-    /// Where: protocol, first and last port. Protocol 0: whatever the policies do not mention.
+    /// Protocol, first and last port. Protocol 0: every protocol that no policy mentions.
     pub ports: Vec<(u8, u16, u16)>,
-    /// The rule that would decide, at the first of them.
+    /// The rule that would decide at the first of the ports.
     pub rule: Option<RuleId>,
 }
 
 /// What would change.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Changes {
-    /// Could talk, and could not any more.
+    /// Allowed in force, denied after the change.
     pub denied: Vec<Pair>,
-    /// The other way round.
+    /// Denied in force, allowed after the change.
     pub allowed: Vec<Pair>,
 }
 
-/// What policies can tell apart of a peer, in both engines.
-type Likeness = Vec<[(Option<PeerClass>, Option<Identity>); 2]>;
+/// Everything that policies can distinguish about a peer, per address in both engines.
+type Signature = Vec<[(Option<PeerClass>, Option<Identity>); 2]>;
 
 /// Compares all pairs of local endpoints and `peers`.
 #[must_use]
-pub fn compare(before: &Engine, after: &Engine, peers: &[Peer]) -> Changes {
-    let mut alike: BTreeMap<(Identity, Likeness), Vec<usize>> = BTreeMap::new();
+pub fn compare(before: &Engine, after: &Engine, peers: &[PeerInfo]) -> Changes {
+    let mut alike: BTreeMap<(Identity, Signature), Vec<usize>> = BTreeMap::new();
     for (n, peer) in peers.iter().enumerate() {
         let seen = |engine: &Engine, address: IpAddr| (engine.peer_class(peer.identity), engine.prefix_of(address));
-        let likeness = peer.addresses.iter().map(|address| [seen(before, *address), seen(after, *address)]).collect();
-        // Identities of one class can differ by the ports that have names, which is part of the class; and by what is
-        // exempt, which the identity tells.
+        let signature = peer.addresses.iter().map(|address| [seen(before, *address), seen(after, *address)]).collect();
+        // Named ports are part of the class, so identities of one class differ only in exemptions, which concern reserved
+        // identities.
         let identity = if peer.identity.reserved_name().is_some() { peer.identity } else { Identity::UNKNOWN };
-        alike.entry((identity, likeness)).or_default().push(n);
+        alike.entry((identity, signature)).or_default().push(n);
     }
     let mut changes = Changes::default();
     for id in before.endpoint_ids().filter(|id| after.endpoint(*id).is_some()) {
@@ -68,12 +65,12 @@ pub fn compare(before: &Engine, after: &Engine, peers: &[Peer]) -> Changes {
             if is_same(before, after, id, direction) {
                 continue;
             }
-            let points = points(before, after, id, direction);
+            let ranges = ranges(before, after, id, direction);
             for group in alike.values() {
-                // Whoever is exempt, such as the endpoint itself, says nothing of those that are like it.
+                // An exempt peer, such as the endpoint itself, does not represent others with its signature.
                 let mut asked = group.iter().filter(|n| !is_exempt(direction, id, &peers[**n])).peekable();
                 let Some(model) = asked.peek().map(|n| &peers[**n]) else { continue };
-                let (denied, allowed) = differences(before, after, direction, id, model, &points);
+                let (denied, allowed) = differences(before, after, direction, id, model, &ranges);
                 for (list, (ports, rule)) in [(&mut changes.denied, denied), (&mut changes.allowed, allowed)] {
                     if ports.is_empty() {
                         continue;
@@ -87,14 +84,14 @@ pub fn compare(before: &Engine, after: &Engine, peers: &[Peer]) -> Changes {
     changes
 }
 
-/// One verdict of now and one of then.
+/// Compares the verdicts on one connection: allowed in force, allowed after the change, and the rule that changes it.
 #[must_use]
 pub fn compare_one(before: &Engine, after: &Engine, question: &Question) -> Option<(bool, bool, Option<RuleId>)> {
     let sides = [(Direction::Egress, question.from, question.to), (Direction::Ingress, question.to, question.from)];
     let (mut was, mut will, mut rule, mut ours) = (true, true, None, false);
     for (direction, subject, peer) in sides {
         let Some(id) = subject.endpoint else { continue };
-        let ask = |engine| judge(engine, direction, id, &peer, question.protocol, question.port);
+        let ask = |engine| evaluate(engine, direction, id, &peer, question.protocol, question.port);
         let (Some(then), Some(now)) = (ask(after), ask(before)) else { continue };
         ours = true;
         was &= now.allows();
@@ -114,18 +111,18 @@ fn policy_of(engine: &Engine, id: EndpointId, direction: Direction) -> Option<Po
     })
 }
 
-/// The very same policy, peers of the same classes included: nothing to compare.
+/// Both engines have the same resolved policy: nothing to compare.
 fn is_same(before: &Engine, after: &Engine, id: EndpointId, direction: Direction) -> bool {
     match (policy_of(before, id, direction), policy_of(after, id, direction)) {
         (Some(PolicyId::OPEN), Some(PolicyId::OPEN)) => true,
-        // A resolved policy never changes its rules; peers move only as their labels do.
+        // The rules of a policy number never change, and peers change class only with their labels.
         (Some(old), Some(new)) => old == new,
         (old, new) => old == new,
     }
 }
 
-/// Protocol -> first and last port of each stretch in which neither version changes its mind.
-fn points(before: &Engine, after: &Engine, id: EndpointId, direction: Direction) -> BTreeMap<u8, Vec<(u16, u16)>> {
+/// Per protocol, the port ranges within which neither version changes its verdict.
+fn ranges(before: &Engine, after: &Engine, id: EndpointId, direction: Direction) -> BTreeMap<u8, Vec<(u16, u16)>> {
     let mut starts: BTreeMap<u8, BTreeSet<u32>> = BTreeMap::new();
     for engine in [before, after] {
         let policy = policy_of(engine, id, direction).filter(|policy| *policy != PolicyId::OPEN);
@@ -137,8 +134,8 @@ fn points(before: &Engine, after: &Engine, id: EndpointId, direction: Direction)
         }
     }
     starts.entry(0).or_default();
-    let stretches = |(protocol, mut starts): (u8, BTreeSet<u32>)| {
-        // Of a protocol that nobody mentions one packet says all.
+    let split = |(protocol, mut starts): (u8, BTreeSet<u32>)| {
+        // One probe represents all protocols that no policy mentions.
         if protocol == 0 {
             return (0, vec![(0, u16::MAX)]);
         }
@@ -148,7 +145,7 @@ fn points(before: &Engine, after: &Engine, id: EndpointId, direction: Direction)
         let port = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         (protocol, bounds.windows(2).map(|pair| (port(pair[0]), port(pair[1] - 1))).collect())
     };
-    starts.into_iter().map(stretches).collect()
+    starts.into_iter().map(split).collect()
 }
 
 type Found = (Vec<(u8, u16, u16)>, Option<RuleId>);
@@ -158,18 +155,18 @@ fn differences(
     after: &Engine,
     direction: Direction,
     id: EndpointId,
-    peer: &Peer,
-    points: &BTreeMap<u8, Vec<(u16, u16)>>,
+    peer: &PeerInfo,
+    ranges: &BTreeMap<u8, Vec<(u16, u16)>>,
 ) -> (Found, Found) {
     let (mut denied, mut allowed): (Found, Found) = ((Vec::new(), None), (Vec::new(), None));
     // A protocol that no policy mentions.
-    let unmentioned = (1..=u8::MAX).rev().find(|protocol| !points.contains_key(protocol)).unwrap_or(u8::MAX);
-    for (protocol, stretches) in points {
-        for (first, last) in stretches {
+    let unmentioned = (1..=u8::MAX).rev().find(|protocol| !ranges.contains_key(protocol)).unwrap_or(u8::MAX);
+    for (protocol, ports) in ranges {
+        for (first, last) in ports {
             for address in &peer.addresses {
                 let party = Party { endpoint: peer.endpoint, identity: peer.identity, address: *address };
                 let asked = if *protocol == 0 { unmentioned } else { *protocol };
-                let ask = |engine: &Engine| judge(engine, direction, id, &party, asked, *first);
+                let ask = |engine: &Engine| evaluate(engine, direction, id, &party, asked, *first);
                 let (Some(now), Some(then)) = (ask(before), ask(after)) else { continue };
                 if now.allows() == then.allows() {
                     continue;
@@ -179,7 +176,7 @@ fn differences(
                     *rule = rule_of(&then);
                 }
                 match ports.last_mut() {
-                    // Of another address of the peer.
+                    // The same range at another address of the peer.
                     Some((same, _, end)) if same == protocol && *end == *last => {}
                     Some((same, _, end)) if same == protocol && u32::from(*end) + 1 == u32::from(*first) => {
                         *end = *last
@@ -192,21 +189,21 @@ fn differences(
     (denied, allowed)
 }
 
-fn rule_of(judgement: &Judgement) -> Option<RuleId> {
-    match judgement {
-        Judgement::Entry(verdict) => Some(verdict.rule),
+fn rule_of(evaluation: &Evaluation) -> Option<RuleId> {
+    match evaluation {
+        Evaluation::Entry(verdict) => Some(verdict.rule),
         _ => None,
     }
 }
 
-/// Pairs that no policy is asked about.
-fn is_exempt(direction: Direction, id: EndpointId, peer: &Peer) -> bool {
+/// Whether policies are not consulted for this pair.
+fn is_exempt(direction: Direction, id: EndpointId, peer: &PeerInfo) -> bool {
     peer.endpoint == Some(id)
         || id == EndpointId::HOST && direction == Direction::Egress && peer.endpoint.is_some()
         || id != EndpointId::HOST && direction == Direction::Ingress && peer.endpoint == Some(EndpointId::HOST)
 }
 
-/// Ports, for people: `80/TCP`, `8000-8100/UDP`, `TCP`, `anything else`.
+/// `80/TCP`, `8000-8100/UDP`, `TCP`, `anything else`.
 #[must_use]
 pub fn ports_text((protocol, first, last): (u8, u16, u16)) -> String {
     if protocol == 0 {

@@ -1,41 +1,40 @@
-//! What several sources say of one remote endpoint, merged. Pure.
+//! Merges what several sources publish about remote endpoints.
 //!
-//! An endpoint is a pod's UID: a late word about an old pod never touches a new one with the same name or address. A
-//! source is a slice (or a CiliumEndpoint, which is told as a slice of one). The source that spoke last of an endpoint
-//! is believed; when it takes its word back, the one before it is, and only when none is left the endpoint is gone. So
-//! an endpoint that moves between slices, or from one way of propagation to another, is never gone in between,
-//! whatever the order of the news.
+//! Endpoints are keyed by pod UID, so a late event about an old pod never affects a new one with the same name or address.
+//! A source is a slice (a CiliumEndpoint counts as a slice of one). The source that changed an endpoint last wins; when it
+//! drops the endpoint, the source before it wins again, and the endpoint is deleted when no source has it any more. So an
+//! endpoint that moves between slices, or from one way of propagation to another, is never deleted in between, whatever
+//! the order of the events.
 
 use foldhash::HashMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_model::intent::{EndpointSlice, RemoteEndpoint};
 
-/// What a word changed.
+/// A change of a merged endpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Merged {
-    /// The endpoint is so now.
-    Put(Arc<RemoteEndpoint>),
-    /// No source has this UID any more.
-    Gone(String),
+pub enum RemoteChange {
+    Upsert(Arc<RemoteEndpoint>),
+    /// By UID: no source has it any more.
+    Delete(String),
 }
 
-/// Of one endpoint, the sources in the order in which they spoke; the last one holds.
-type Words = Vec<(Arc<str>, Arc<RemoteEndpoint>)>;
+/// The versions of one endpoint with their sources, in the order of their last change. The last one wins.
+type Versions = Vec<(Arc<str>, Arc<RemoteEndpoint>)>;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Remotes {
     /// By UID.
-    rows: HashMap<Arc<str>, Words>,
-    /// What each source says. An endpoint of which it says the same as before costs no look at anything else: a slice
-    /// comes anew as a whole for one endpoint that changed.
+    rows: HashMap<Arc<str>, Versions>,
+    /// The last content of each source. A slice arrives whole for each endpoint that changed in it: endpoints that equal
+    /// their last version are skipped by comparing with this alone.
     sources: HashMap<Arc<str>, Box<[Arc<RemoteEndpoint>]>>,
 }
 
 impl Remotes {
-    /// Everything a source says, in place of what it said before. Endpoints for which `skip` holds are left out.
-    pub fn set(&mut self, slice: &EndpointSlice, skip: impl Fn(&RemoteEndpoint) -> bool) -> Vec<Merged> {
+    /// Replaces the content of a source. Endpoints for which `skip` holds are ignored.
+    pub fn set(&mut self, slice: &EndpointSlice, skip: impl Fn(&RemoteEndpoint) -> bool) -> Vec<RemoteChange> {
         let (name, before) = match self.sources.remove_entry(slice.name.as_str()) {
             Some(known) => known,
             None => (slice.name.as_str().into(), Box::default()),
@@ -44,7 +43,7 @@ impl Remotes {
         let mut uids: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.pod_uid.as_str()).collect();
         uids.sort_unstable();
         if uids.windows(2).any(|pair| pair[0] == pair[1]) {
-            // Of two words of one source about one endpoint the last counts.
+            // If a source lists an endpoint twice, the last one counts.
             let last: BTreeMap<&str, &RemoteEndpoint> =
                 endpoints.iter().map(|endpoint| (endpoint.pod_uid.as_str(), *endpoint)).collect();
             endpoints = last.into_values().collect();
@@ -52,27 +51,27 @@ impl Remotes {
         let mut merged = Vec::new();
         let mut after: Vec<Arc<RemoteEndpoint>> = Vec::with_capacity(endpoints.len());
         for (n, endpoint) in endpoints.into_iter().enumerate() {
-            // Mostly it is where it was.
-            let there = before.get(n).filter(|said| ***said == *endpoint);
-            if let Some(said) = there.or_else(|| before.iter().find(|said| ***said == *endpoint)) {
-                after.push(said.clone());
+            // Usually it is at the same position as before.
+            let same_place = before.get(n).filter(|known| ***known == *endpoint);
+            if let Some(known) = same_place.or_else(|| before.iter().find(|known| ***known == *endpoint)) {
+                after.push(known.clone());
                 continue;
             }
-            let word = Arc::new(endpoint.clone());
-            after.push(word.clone());
-            let words = match self.rows.get_mut(endpoint.pod_uid.as_str()) {
-                Some(words) => words,
+            let version = Arc::new(endpoint.clone());
+            after.push(version.clone());
+            let versions = match self.rows.get_mut(endpoint.pod_uid.as_str()) {
+                Some(versions) => versions,
                 None => self.rows.entry(endpoint.pod_uid.as_str().into()).or_insert_with(|| Vec::with_capacity(1)),
             };
-            let news = words.last().is_none_or(|(_, held)| **held != *endpoint);
-            words.retain(|(source, _)| *source != name);
-            words.push((name.clone(), word.clone()));
-            if news {
-                merged.push(Merged::Put(word));
+            let is_new = versions.last().is_none_or(|(_, current)| **current != *endpoint);
+            versions.retain(|(source, _)| *source != name);
+            versions.push((name.clone(), version.clone()));
+            if is_new {
+                merged.push(RemoteChange::Upsert(version));
             }
         }
-        for said in before.iter().filter(|said| uids.binary_search(&said.pod_uid.as_str()).is_err()) {
-            merged.extend(self.take_back(&name, &said.pod_uid));
+        for dropped in before.iter().filter(|known| uids.binary_search(&known.pod_uid.as_str()).is_err()) {
+            merged.extend(self.drop_version(&name, &dropped.pod_uid));
         }
         if !after.is_empty() {
             self.sources.insert(name, after.into_boxed_slice());
@@ -80,43 +79,43 @@ impl Remotes {
         merged
     }
 
-    /// A source is gone.
-    pub fn remove(&mut self, name: &str) -> Vec<Merged> {
-        let Some((name, said)) = self.sources.remove_entry(name) else { return Vec::new() };
-        said.iter().filter_map(|endpoint| self.take_back(&name, &endpoint.pod_uid)).collect()
+    /// Deletes a source.
+    pub fn remove(&mut self, name: &str) -> Vec<RemoteChange> {
+        let Some((name, endpoints)) = self.sources.remove_entry(name) else { return Vec::new() };
+        endpoints.iter().filter_map(|endpoint| self.drop_version(&name, &endpoint.pod_uid)).collect()
     }
 
-    fn take_back(&mut self, source: &Arc<str>, uid: &str) -> Option<Merged> {
-        let words = self.rows.get_mut(uid)?;
-        let at = words.iter().position(|(held, _)| held == source)?;
-        let was_last = at + 1 == words.len();
-        let (_, gone) = words.remove(at);
-        match words.last() {
+    fn drop_version(&mut self, source: &Arc<str>, uid: &str) -> Option<RemoteChange> {
+        let versions = self.rows.get_mut(uid)?;
+        let at = versions.iter().position(|(other, _)| other == source)?;
+        let was_last = at + 1 == versions.len();
+        let (_, gone) = versions.remove(at);
+        match versions.last() {
             None => {
                 self.rows.remove(uid);
-                Some(Merged::Gone(uid.to_owned()))
+                Some(RemoteChange::Delete(uid.to_owned()))
             }
-            Some((_, now)) if was_last && **now != *gone => Some(Merged::Put(now.clone())),
+            Some((_, now)) if was_last && **now != *gone => Some(RemoteChange::Upsert(now.clone())),
             Some(_) => None,
         }
     }
 
-    /// Whether an endpoint of this UID is told by a source for which `of` holds.
+    /// Whether a source that matches `of` has this endpoint.
     #[must_use]
-    pub fn is_told(&self, uid: &str, of: impl Fn(&str) -> bool) -> bool {
-        self.rows.get(uid).is_some_and(|words| words.iter().any(|(source, _)| of(source)))
+    pub fn has_source(&self, uid: &str, of: impl Fn(&str) -> bool) -> bool {
+        self.rows.get(uid).is_some_and(|versions| versions.iter().any(|(source, _)| of(source)))
     }
 
-    /// UIDs of which some source for which `of` holds tells.
-    pub fn told_by<'a>(&'a self, of: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = &'a str> {
-        let told = move |words: &Words| words.iter().any(|(source, _)| of(source));
-        self.rows.iter().filter(move |(_, words)| told(words)).map(|(uid, _)| &**uid)
+    /// UIDs of the endpoints that a source that matches `of` has.
+    pub fn uids_from<'a>(&'a self, of: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = &'a str> {
+        let has = move |versions: &Versions| versions.iter().any(|(source, _)| of(source));
+        self.rows.iter().filter(move |(_, versions)| has(versions)).map(|(uid, _)| &**uid)
     }
 
-    /// UIDs of which some source for which `of` holds tells, and no other.
-    pub fn told_only<'a>(&'a self, of: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = &'a str> {
-        let only = move |words: &Words| !words.is_empty() && words.iter().all(|(source, _)| of(source));
-        self.rows.iter().filter(move |(_, words)| only(words)).map(|(uid, _)| &**uid)
+    /// UIDs of the endpoints that only sources that match `of` have.
+    pub fn uids_only_from<'a>(&'a self, of: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = &'a str> {
+        let only = move |versions: &Versions| !versions.is_empty() && versions.iter().all(|(source, _)| of(source));
+        self.rows.iter().filter(move |(_, versions)| only(versions)).map(|(uid, _)| &**uid)
     }
 }
 

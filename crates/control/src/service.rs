@@ -1,8 +1,8 @@
-//! Services to what the kernel holds of them, change by change.
+//! The incremental Service compiler: from Services, EndpointSlices, hostPorts and local redirects to map rows.
 //!
-//! [`Engine::plan`] compares what is wanted of the objects that changed with what is in force and returns a patch;
-//! [`Engine::done`] tells what became of it. A change costs its own objects. What does not fit is refused object by
-//! object: the others go through, and what was in force of the refused one stays in force.
+//! [`Engine::apply`] enqueues the objects that a change concerns, [`Engine::plan`] diffs their desired rows with those in
+//! force and returns a patch, and [`Engine::done`] reports its outcome. A change costs only its own objects. If something
+//! does not fit, it is refused per object: the others are written, and the previous version of the refused one stays.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,20 +24,18 @@ mod wanted;
 pub use engine::{Engine, Outcome};
 pub use events::Event;
 
-/// What the engine must know of the node.
+/// Configuration of the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
-    /// The node's name, by which backends are local.
+    /// Backends of this node are local.
     pub node_name: String,
-    /// Frontends and backends of IPv4.
     pub ipv4: bool,
-    /// Frontends and backends of IPv6.
     pub ipv6: bool,
-    /// Ports that Services may have at the nodes' addresses.
+    /// The range of NodePorts.
     pub node_ports: RangeInclusive<u16>,
-    /// How packets of clients outside reach backends of other nodes, where a Service says nothing.
+    /// The default for Services without an annotation.
     pub forwarding: Forwarding,
-    /// Entries of Maglev's tables: a prime.
+    /// Size of Maglev lookup tables, a prime.
     pub table_size: u32,
 }
 
@@ -47,34 +45,27 @@ impl Settings {
     }
 }
 
-/// A pod of this node, as far as Services care.
+/// A pod of this node, as the engine needs it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LocalPod {
-    /// Namespace and name.
     pub name: ObjectName,
-    /// Labels as written.
     pub labels: BTreeMap<String, String>,
-    /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Its condition `Ready` is true.
     pub ready: bool,
-    /// Ports of the node that it asks for.
     pub host_ports: Vec<HostPort>,
 }
 
-/// Whose frontends they are. Of two that want the same one, neither having it, the lesser gets it.
+/// The owner of frontends. If two new owners claim the same one, the lesser in this order gets it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Object {
-    /// A Service.
     Service(ObjectName),
-    /// A pod of this node, with its hostPorts.
+    /// A pod of this node, for its hostPorts.
     Pod(ObjectName),
     /// A CiliumLocalRedirectPolicy.
     Redirect(ObjectName),
 }
 
 impl Object {
-    /// Its namespace and name.
     #[must_use]
     pub const fn name(&self) -> &ObjectName {
         match self {
@@ -93,23 +84,22 @@ impl fmt::Display for Object {
     }
 }
 
-/// Why something of an object is not in force as it was written.
+/// Why something of an object is not in force as written. The spelling is that of the Events.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Reason {
-    /// Another object has the frontend.
+    /// Another object owns the frontend.
     FrontendConflict,
     /// A NodePort outside the node's range.
     NodePortOutOfRange,
-    /// The kernel's maps are full. What was in force before is in force still.
+    /// The maps are full. The previous version stays in force.
     NoRoom,
-    /// More backends than a set holds: the first ones are used.
+    /// More backends than a set holds; the first ones are used.
     TooManyBackends,
-    /// A CiliumLocalRedirectPolicy that does not fit what it redirects.
+    /// A CiliumLocalRedirectPolicy does not match its Service or its own ports.
     RedirectNotApplicable,
 }
 
 impl Reason {
-    /// As an Event's reason.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -122,39 +112,31 @@ impl Reason {
     }
 }
 
-/// What is not in force, and why.
+/// Part of an object that is not in force as written.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Problem {
-    /// Why.
     pub reason: Reason,
-    /// In words.
+    /// For Events and the status.
     pub text: String,
 }
 
-/// One port of an object, as it is in force.
+/// One port of an object, as in force.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListedPort {
-    /// The object.
     pub object: Object,
-    /// The port.
     pub port: u16,
-    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// Where clients send to.
     pub frontends: Vec<(Frontend, FrontendEntry)>,
-    /// What is behind it.
     pub backends: Vec<ListedBackend>,
-    /// How one of them is chosen.
     pub algorithm: Algorithm,
 }
 
-/// A backend, as it is in force.
+/// A backend, as in force.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ListedBackend {
-    /// It.
     pub entry: BackendEntry,
-    /// New connections of this node's clients may go to it.
+    /// It takes new connections of clients of this node.
     pub internal: bool,
-    /// New connections of clients outside may go to it.
+    /// It takes new connections of external clients.
     pub external: bool,
 }

@@ -4,8 +4,8 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_control::ipam::{
-    Advice, Block, Choice, ClusterPool, Edges, Family, IpamError, NodePool, Placement, PoolProblem, PoolSpec,
-    SharedPools, State,
+    Advice, AllocateError, AllocatePrefixError, Block, Choice, ClusterPool, Edges, Family, NodePool, Placement,
+    PoolSpec, RestoreError, SharedPools, State,
 };
 use weft_oracle::Random;
 
@@ -60,7 +60,7 @@ fn the_first_and_the_last_address_are_never_given() {
         let family = if given[0].is_ipv4() { Family::V4 } else { Family::V6 };
         let prefixes = vec![block(prefix).net.trunc()];
         let expected =
-            IpamError::Exhausted { pool: "p".to_owned(), prefixes, family, capacity, advice: Advice::Prefix };
+            AllocateError::Exhausted { pool: "p".to_owned(), prefixes, family, capacity, advice: Advice::Prefix };
         assert_eq!(full, expected);
     }
     for tiny in ["10.0.0.0/31", "10.0.0.0/32"] {
@@ -87,7 +87,7 @@ fn an_exhausted_pool_says_what_would_help_and_recovers() {
     }
     let text = pool.allocate("x", &both()).unwrap_err().to_string();
     assert!(
-        text.starts_with("no free IPv4 address in pool p (10.0.0.8/29): all 6 of this node are in use; fewer"),
+        text.starts_with("no free IPv4 address in pool p (10.0.0.8/29): all 6 of this node are in use; run fewer"),
         "{text}"
     );
     assert_eq!(pool.iter().count(), 12, "the IPv6 address was not kept");
@@ -129,9 +129,9 @@ fn what_exists_is_restored() {
     pool.restore("a", ip("fd00::77")).unwrap();
     assert_eq!(pool.allocate("a", &both()).unwrap().addresses(), [ip("10.0.0.1"), ip("fd00::77")]);
     assert_eq!(pool.allocate("b", &both()).unwrap().addresses(), [ip("10.0.0.2"), ip("fd00::1")]);
-    let taken = IpamError::Taken { address: ip("10.0.0.1"), owner: "a".to_owned() };
+    let taken = RestoreError::Taken { address: ip("10.0.0.1"), owner: "c".to_owned(), holder: "a".to_owned() };
     assert_eq!(pool.restore("c", ip("10.0.0.1")), Err(taken));
-    let another = IpamError::HasAnother { owner: "a".to_owned(), address: ip("10.0.0.1") };
+    let another = RestoreError::HasAnother { owner: "a".to_owned(), address: ip("10.0.0.9"), held: ip("10.0.0.1") };
     assert_eq!(pool.restore("a", ip("10.0.0.9")), Err(another));
     for (n, foreign) in ["10.0.1.1", "10.0.0.0", "10.0.0.255", "fd00::", "fd01::1"].into_iter().enumerate() {
         assert_eq!(pool.restore(&format!("stray {n}"), ip(foreign)), Ok(Placement::Stray));
@@ -144,7 +144,7 @@ fn an_address_that_was_restored_before_its_block_came_is_never_given() {
     assert_eq!(pool.restore("old", ip("10.0.0.5")), Ok(Placement::Stray));
     pool.set_blocks("p", &[single("10.0.0.5/32"), single("10.0.0.6/32")]);
     assert_eq!(pool.allocate("new", &v4()).unwrap().v4, Some(ip("10.0.0.6")));
-    assert!(matches!(pool.allocate("more", &v4()), Err(IpamError::Exhausted { capacity: 2, .. })));
+    assert!(matches!(pool.allocate("more", &v4()), Err(AllocateError::Exhausted { capacity: 2, .. })));
     pool.release("old");
     assert_eq!(pool.allocate("more", &v4()).unwrap().v4, Some(ip("10.0.0.5")));
 }
@@ -185,16 +185,16 @@ fn only_idle_blocks_retire_and_give_nothing_meanwhile() {
     );
     assert_eq!(pool.state(ip("10.0.0.2")), Some(State::PendingProgramming));
     // First the one that is not programmed, then the last.
-    assert_eq!(pool.retire("p", Family::V4, 2), [net("10.0.0.2/32"), net("10.0.0.5/32")]);
-    assert_eq!((pool.held("p", Family::V4), pool.retired().len()), (4, 2));
+    assert_eq!(pool.release_idle("p", Family::V4, 2), [net("10.0.0.2/32"), net("10.0.0.5/32")]);
+    assert_eq!((pool.held("p", Family::V4), pool.releasing().len()), (4, 2));
     pool.allocate("d", &v4()).unwrap();
     assert!(pool.allocate("e", &v4()).is_err());
     // The write failed: it stays after all. The other one is gone.
-    pool.keep("p", &net("10.0.0.5/32"));
+    pool.cancel_release("p", &net("10.0.0.5/32"));
     blocks.remove(2);
     pool.set_blocks("p", &blocks);
     assert_eq!(pool.allocate("e", &v4()).unwrap().v4, Some(ip("10.0.0.5")));
-    assert!(pool.retired().is_empty());
+    assert!(pool.releasing().is_empty());
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn blocks_that_overlap_are_refused() {
     let mut pool = node(&["10.0.0.0/24"]);
     let problems = pool.set_blocks("q", &[single("10.0.0.7/32"), single("10.0.1.7/32")]);
     let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    assert_eq!(texts, ["block 10.0.0.7/32 of pool q overlaps 10.0.0.0/24 of pool p"]);
+    assert_eq!(texts, ["block 10.0.0.7/32 of pool q is ignored: it overlaps 10.0.0.0/24 of pool p"]);
     assert_eq!(pool.allocate("a", &Choice { v4: Some("q".into()), v6: None }).unwrap().v4, Some(ip("10.0.1.7")));
 }
 
@@ -278,11 +278,11 @@ fn shared_pools_give_each_prefix_once_and_say_what_is_wrong() {
     assert!(pools.allocate("n2", "blue", Family::V4).is_err(), "it was not n2's");
     pools.release("n1", "blue", &net("10.1.0.32/27"));
     assert_eq!(pools.allocate("n2", "blue", Family::V4).unwrap(), net("10.1.0.32/27"));
-    assert_eq!(pools.allocate("n2", "red", Family::V4), Err(PoolProblem::Unknown("red".into())));
+    assert_eq!(pools.allocate("n2", "red", Family::V4), Err(AllocatePrefixError::UnknownPool("red".into())));
     // The pool grows at its end; what was given stays.
     pools.set("blue", &spec(&["10.1.0.0/25", "10.2.0.0/26"], 27, 112)).unwrap();
     assert_eq!(pools.allocate("n2", "blue", Family::V4).unwrap(), net("10.2.0.0/27"));
-    assert!(matches!(pools.allocate("n2", "blue", Family::V6), Err(PoolProblem::NoFamily { .. })));
+    assert!(matches!(pools.allocate("n2", "blue", Family::V6), Err(AllocatePrefixError::NoFamily { .. })));
     // It goes; nodes keep what they have, and another pool of that name or prefix cannot give it again.
     pools.remove("blue");
     assert_eq!(pools.of_node("n2").len(), 2);
@@ -300,8 +300,8 @@ fn pools_that_make_no_sense_are_refused() {
         ClusterPool::new(&pools, v4, v6).unwrap_err().to_string()
     };
     assert_eq!(refused(&["10.0.0.0/16", "10.0.3.0/24"], 24, 64), "pools 10.0.0.0/16 and 10.0.3.0/24 overlap");
-    assert_eq!(refused(&["10.0.0.0/26"], 24, 64), "pool 10.0.0.0/26 is smaller than a node's share, /24");
-    assert_eq!(refused(&["fd44::/48"], 24, 127), "a node's share must be at most /126, not /127");
+    assert_eq!(refused(&["10.0.0.0/26"], 24, 64), "pool 10.0.0.0/26 is too small for a node's /24");
+    assert_eq!(refused(&["fd44::/48"], 24, 127), "a node's prefix length is /127, expected at most /126");
 }
 
 #[test]
@@ -325,7 +325,10 @@ fn a_restored_prefix_is_nobody_elses() {
     assert!(pool.restore("new", net("192.168.3.0/24")).is_err());
     let given: Vec<String> = (0..3).map(|n| pool.assign(&format!("n{n}")).unwrap()[0].to_string()).collect();
     assert_eq!(given, ["10.244.2.0/24", "10.244.3.0/24", "10.244.0.0/24"]);
-    assert_eq!(pool.assign("n9").unwrap_err().to_string(), "no free /24 for node n9 in 10.244.0.0/22");
+    assert_eq!(
+        pool.assign("n9").unwrap_err().to_string(),
+        "no free /24 for node n9 in 10.244.0.0/22: remove nodes or add a pool"
+    );
     assert_eq!(pool.assign("old").unwrap(), [net("10.244.1.0/24")]);
 }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_control::ipam::{
-    Advice, Block, Choice, Edges, Exchange, Family, Growth, Needed, Needs, NodePool, Outcome, PoolSpec, Record,
+    Advice, Block, Choice, Edges, Exchange, Family, Growth, Needs, NodePool, Outcome, PoolSpec, Record, Requested,
     SharedPools, Watermarks, plan,
 };
 use weft_oracle::Random;
@@ -64,12 +64,12 @@ struct Object {
 }
 
 impl Object {
-    fn told(&self) -> BTreeSet<IpNet> {
-        self.record.told.get(POOL).cloned().unwrap_or_default()
+    fn allocated(&self) -> BTreeSet<IpNet> {
+        self.record.allocated.get(POOL).cloned().unwrap_or_default()
     }
 
     fn add(&mut self, blocks: Vec<IpNet>) {
-        self.record.told.entry(POOL.to_owned()).or_default().extend(blocks);
+        self.record.allocated.entry(POOL.to_owned()).or_default().extend(blocks);
         self.version += 1;
     }
 }
@@ -162,7 +162,7 @@ impl World {
             return;
         }
         for (subnet, length) in self.mode.subnets.clone().into_values() {
-            let others: BTreeSet<IpNet> = self.objects.iter().flat_map(Object::told).collect();
+            let others: BTreeSet<IpNet> = self.objects.iter().flat_map(Object::allocated).collect();
             let free: Vec<IpNet> = parts(subnet, length).filter(|net| !others.contains(net)).collect();
             let net = free[self.random.below(free.len())];
             self.objects[n].add(vec![net]);
@@ -256,7 +256,7 @@ impl World {
         }
         if self.mode.decider == Decider::Controller {
             let block = |net| Block { net, edges: self.mode.edges, programmed: true };
-            let blocks: Vec<Block> = self.objects[n].told().into_iter().map(block).collect();
+            let blocks: Vec<Block> = self.objects[n].allocated().into_iter().map(block).collect();
             assert_eq!(self.nodes[n].pool.set_blocks(POOL, &blocks), []);
             return;
         }
@@ -281,7 +281,7 @@ impl World {
             return;
         }
         let families = self.mode.subnets.keys();
-        let demand: Needed = families.map(|family| ((POOL.to_owned(), *family), demand)).collect();
+        let demand: Requested = families.map(|family| ((POOL.to_owned(), *family), demand)).collect();
         let object = self.objects[n].clone();
         let node = &mut self.nodes[n];
         let (write, problems) = node.exchange.begin(&mut node.pool, &object.record, &demand, false);
@@ -318,7 +318,7 @@ impl World {
             operator.pools.set(POOL, &spec).unwrap();
         }
         for (n, object) in self.objects.iter().enumerate() {
-            for net in &object.told() {
+            for net in &object.allocated() {
                 operator.pools.restore(&n.to_string(), POOL, *net).unwrap();
             }
         }
@@ -354,32 +354,32 @@ impl World {
         let mut tell = Vec::new();
         let node = n.to_string();
         for (_, net) in operator.pools.of_node(&node) {
-            if !object.told().contains(&net) {
+            if !object.allocated().contains(&net) {
                 operator.pools.release(&node, POOL, &net);
             }
         }
         for (family, (subnet, length)) in self.mode.subnets.clone() {
-            let told = object.told().iter().filter(|net| Family::of(net.addr()) == family).copied().collect();
-            let needed = object.record.needed.get(&(POOL.to_owned(), family)).copied().unwrap_or(0).into();
+            let allocated = object.allocated().iter().filter(|net| Family::of(net.addr()) == family).copied().collect();
+            let requested = object.record.requested.get(&(POOL.to_owned(), family)).copied().unwrap_or(0).into();
             match self.mode.decider {
                 Decider::Cloud => {
                     let of_family = self.cloud[n].iter().filter(|net| Family::of(net.addr()) == family);
-                    let needs = Needs { needed, told, assigned: of_family.copied().collect(), length };
+                    let needs = Needs { requested, allocated, assigned: of_family.copied().collect(), length };
                     let plan = plan(family, &needs);
-                    assert_eq!(plan.repair, [], "the cloud lost what it had assigned");
+                    assert_eq!(plan.reassign, [], "the cloud lost what it had assigned");
                     for net in plan.unassign {
                         self.cloud[n].remove(&net);
                     }
-                    tell.extend(plan.tell);
+                    tell.extend(plan.allocate);
                     for _ in 0..plan.assign {
                         tell.extend(self.assign(n, subnet, length));
                     }
                 }
                 Decider::Controller => unreachable!("it has no part in it"),
                 Decider::Operator => {
-                    let told: BTreeSet<IpNet> = told;
-                    let mut have: u128 = told.iter().map(host_count).sum();
-                    while have < needed {
+                    let allocated: BTreeSet<IpNet> = allocated;
+                    let mut have: u128 = allocated.iter().map(host_count).sum();
+                    while have < requested {
                         let Ok(net) = operator.pools.allocate(&node, POOL, family) else { break };
                         have += host_count(&net);
                         tell.push(net);
@@ -439,7 +439,7 @@ impl World {
             for address in node.pods.values().flatten() {
                 assert!(all.insert(*address), "{address} has two pods ({})", self.mode.name);
                 assert!(
-                    self.objects[n].told().iter().any(|net| net.contains(address)),
+                    self.objects[n].allocated().iter().any(|net| net.contains(address)),
                     "{address} is in use and not in the node's object ({})",
                     self.mode.name
                 );
@@ -487,11 +487,11 @@ fn never_two_pods_with_one_address_and_none_leaked() {
             }
             world.settle(|node| u32::try_from(node.pods.len()).unwrap());
             for (n, node) in world.nodes.iter().enumerate() {
-                let told = &world.objects[n].told();
+                let allocated = &world.objects[n].allocated();
                 let held: BTreeSet<IpNet> = node.pool.usage().iter().map(|usage| usage.block.net).collect();
-                assert_eq!(held, *told, "{} seed {seed}: the agent and its object disagree", mode.name);
+                assert_eq!(held, *allocated, "{} seed {seed}: the agent and its object disagree", mode.name);
                 if mode.decider == Decider::Cloud {
-                    assert_eq!(world.cloud[n], *told, "{} seed {seed}: something leaked in the cloud", mode.name);
+                    assert_eq!(world.cloud[n], *allocated, "{} seed {seed}: something leaked in the cloud", mode.name);
                 }
             }
             // All pods go: every node shrinks to what it keeps at rest.
@@ -504,8 +504,8 @@ fn never_two_pods_with_one_address_and_none_leaked() {
             assert!(world.holders.is_empty());
             for object in &world.objects {
                 for (family, (_, length)) in &mode.subnets {
-                    let told = object.told();
-                    let of_family = told.iter().filter(|net| Family::of(net.addr()) == *family);
+                    let allocated = object.allocated();
+                    let of_family = allocated.iter().filter(|net| Family::of(net.addr()) == *family);
                     let held: u128 = of_family.map(host_count).sum();
                     let block = 1_u128 << (family.bits() - length);
                     // In whole blocks; between the marks nothing moves.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_control::identity::{PodFacts, label_set};
-use weft_control::policy::{Change, Direction, Engine, Limits, LocalEndpoint, Plan};
+use weft_control::policy::{Blocked, Change, Direction, Engine, Limits, LocalEndpoint, Overflow, Plan, Resource};
 use weft_model::id::{EndpointId, Identity, PolicyId};
 use weft_model::intent::{
     Covers, EndpointSelector, ObjectName, Peer, Policy, PolicyKind, PolicyName, PortMatch, PortRule, Protocol, Rule,
@@ -103,7 +103,7 @@ fn number(n: u32) -> Identity {
     Identity::allocated(n).unwrap()
 }
 
-fn ingress(engine: &Engine, id: u16) -> (PolicyId, Option<String>) {
+fn ingress(engine: &Engine, id: u16) -> (PolicyId, Option<Blocked>) {
     let now = engine.endpoint(EndpointId::new(id).unwrap()).unwrap();
     (now.ingress, now.blocked.clone())
 }
@@ -129,8 +129,8 @@ fn a_policy_that_does_not_fit_is_refused_and_its_old_version_stays() {
     assert_eq!((problems.len(), problems[0].refused, problems[0].resource_version.as_str()), (1, true, "2"));
     assert_eq!(
         problems[0].text,
-        "refused: needs 51 entries in one resolved policy, of which 50 fit; what was in force stays, new endpoints are \
-         blocked"
+        "refused, does not fit: needs 51 entries in one resolved policy, the limit is 50; the previous version stays in \
+         force, traffic of new endpoints that this version selects is dropped"
     );
 }
 
@@ -142,8 +142,13 @@ fn a_new_endpoint_of_a_refused_policy_is_blocked_until_the_policy_is_mended() {
     assert_eq!(ingress(&engine, 1), (PolicyId::OPEN, None), "it was there before: nothing changes for it");
     let plan = engine.apply([endpoint(2, "web"), endpoint(3, "db")]);
     let (_, blocked) = ingress(&engine, 2);
-    let problem = "NetworkPolicy shop/web: needs 51 entries in one resolved policy, of which 50 fit";
-    assert_eq!(blocked.as_deref(), Some(problem));
+    let cause = Overflow { resource: Resource::EntriesPerPolicy, wanted: 51, limit: 50 };
+    let blocked = blocked.unwrap();
+    assert_eq!(blocked, Blocked::PolicyRefused { policy: policy_name("web"), cause });
+    assert_eq!(
+        blocked.to_string(),
+        "NetworkPolicy shop/web does not fit: needs 51 entries in one resolved policy, the limit is 50"
+    );
     assert!(plan.switch.iter().any(|endpoint| endpoint.blocked.is_some()));
     assert_eq!(ingress(&engine, 3).1, None, "the policy does not select it");
     assert_eq!(ingress(&engine, 1).1, None);
@@ -189,12 +194,12 @@ fn a_refused_policy_is_tried_again_when_there_is_room() {
     engine.apply([endpoint(1, "web"), endpoint(2, "db"), policy("web", "1", app("web"), open_ports(90))]);
     engine.apply([policy("db", "1", app("db"), open_ports(60))]);
     assert_eq!(in_force(&engine).len(), 1);
-    assert!(engine.problems()[0].text.contains("120 fit"), "{:?}", engine.problems());
+    assert!(engine.problems()[0].text.contains("the limit is 120"), "{:?}", engine.problems());
     // Until the plan is carried out the kernel holds the old one still.
     engine.apply([Change::RemovePolicy(policy_name("web"))]);
-    assert!(in_force(&engine).is_empty() && engine.wants_another());
+    assert!(in_force(&engine).is_empty() && engine.needs_retry());
     engine.apply([]);
-    assert!(!engine.wants_another());
+    assert!(!engine.needs_retry());
     assert_eq!(in_force(&engine), [("db".to_owned(), "1".to_owned())]);
     assert!(engine.problems().is_empty());
     assert_ne!(ingress(&engine, 2).0, PolicyId::OPEN);
@@ -209,7 +214,7 @@ fn too_many_prefixes_are_refused() {
     assert_eq!(engine.desired(), before);
     assert_eq!(before.cidrs.len(), 10);
     let text = &engine.problems()[0].text;
-    assert!(text.contains("21 address prefixes on this node, of which 20 fit"), "{text}");
+    assert!(text.contains("21 CIDR prefixes in policies on this node, the limit is 20"), "{text}");
 }
 
 #[test]
@@ -228,7 +233,7 @@ fn prefixes_of_one_policy_are_rows_of_others() {
     };
     engine.apply([policy("cache", "1", app("cache"), many(4))]);
     assert_eq!(engine.desired(), before);
-    assert!(engine.problems()[0].text.contains("of which 10 fit"), "{:?}", engine.problems());
+    assert!(engine.problems()[0].text.contains("the limit is 10"), "{:?}", engine.problems());
     let plan = engine.apply([policy("cache", "2", app("cache"), many(2))]);
     assert_eq!((plan.add_cidrs.len(), plan.patch.len(), plan.put.len()), (2, 2, 1));
     assert_eq!(plan.put_peers.len(), 6, "each in three scopes");
@@ -245,7 +250,7 @@ fn a_peer_that_does_not_fit_is_denied_until_there_is_room() {
     assert!(engine.problems().is_empty());
     let plan = engine.apply([identity(303, "c")]);
     assert!(plan.is_empty(), "{plan:?}");
-    assert!(engine.problems()[0].text.starts_with("1 peers are denied"), "{:?}", engine.problems());
+    assert!(engine.problems()[0].text.starts_with("traffic of 1 peers is denied"), "{:?}", engine.problems());
     assert_eq!(engine.peer_class(number(303)), None);
     engine.apply([Change::RemoveIdentity(number(301))]);
     engine.apply([]);
@@ -264,7 +269,11 @@ fn where_a_missing_peer_would_let_more_pass_the_endpoint_is_blocked() {
     engine.apply([identity(301, "a"), endpoint(1, "web"), endpoint(2, "db"), policy("web", "1", app("web"), rules)]);
     assert_eq!(ingress(&engine, 1).1, None);
     let plan = engine.apply([identity(302, "b")]);
-    assert!(ingress(&engine, 1).1.is_some_and(|why| why.contains("peers on this node")));
+    assert!(
+        ingress(&engine, 1)
+            .1
+            .is_some_and(|why| matches!(why, Blocked::Incomplete(ref cause) if cause.resource == Resource::Peers))
+    );
     assert_eq!((plan.switch.len(), ingress(&engine, 2).1), (1, None));
     engine.apply([Change::RemoveIdentity(number(301))]);
     engine.apply([]);
@@ -449,7 +458,7 @@ fn too_many_resolved_policies_are_refused() {
         engine.apply([policy(&format!("p{n}"), "1", app(&format!("app-{n}")), open_ports(1))]);
     }
     assert_eq!(in_force(&engine).len(), 3);
-    assert!(engine.problems()[0].text.contains("4 resolved policies on this node, of which 3 fit"));
+    assert!(engine.problems()[0].text.contains("4 resolved policies on this node, the limit is 3"));
 }
 
 #[test]

@@ -276,31 +276,31 @@ impl Maker {
                 let service = name(&format!("svc{n}"));
                 if gone {
                     world.services.remove(&service);
-                    engine.hear(&Change::ServiceGone(service));
+                    engine.apply(&Change::ServiceGone(service));
                 } else {
                     let routing = Some(self.routing(n + 1));
                     world.services.insert(service.clone(), routing.clone().unwrap());
-                    engine.hear(&Change::Service(Service { name: service, routing, ..Service::default() }));
+                    engine.apply(&Change::Service(Service { name: service, routing, ..Service::default() }));
                 }
             }
             3..7 => {
                 let slice = self.slice(self.0.clone().below(6));
                 if gone {
                     world.slices.remove(&slice.slice);
-                    engine.hear(&Change::BackendsGone(slice.slice));
+                    engine.apply(&Change::BackendsGone(slice.slice));
                 } else {
                     world.slices.insert(slice.slice.clone(), slice.clone());
-                    engine.hear(&Change::Backends(slice));
+                    engine.apply(&Change::Backends(slice));
                 }
             }
             7 => {
                 let redirect = self.redirect(n);
                 if gone {
                     world.redirects.remove(&redirect.name);
-                    engine.hear(&Change::LocalRedirectGone(redirect.name));
+                    engine.apply(&Change::LocalRedirectGone(redirect.name));
                 } else {
                     world.redirects.insert(redirect.name.clone(), redirect.clone());
-                    engine.hear(&Change::LocalRedirect(redirect));
+                    engine.apply(&Change::LocalRedirect(redirect));
                 }
             }
             8 => {
@@ -315,7 +315,7 @@ impl Maker {
             }
             _ => {
                 world.zone = self.0.pick(&[None, Some("a"), Some("b")]).map(str::to_owned);
-                engine.hear(&Change::Node(node(world.zone.as_deref())));
+                engine.apply(&Change::Node(node(world.zone.as_deref())));
             }
         }
     }
@@ -412,7 +412,7 @@ fn retell(world: &World, random: &mut Random, settings: &Settings) -> Engine {
     changes.extend(world.redirects.values().cloned().map(Change::LocalRedirect));
     while !changes.is_empty() {
         let at = random.below(changes.len());
-        engine.hear(&changes.swap_remove(at));
+        engine.apply(&changes.swap_remove(at));
     }
     world.pods.values().for_each(|pod| engine.put_pod(pod.clone()));
     engine
@@ -543,7 +543,7 @@ fn what_does_not_fit_keeps_what_it_had_and_the_others_go_through() {
         kernel.slots_max = 0;
         for n in 0..4 {
             world.services.remove(&name(&format!("svc{n}")));
-            engine.hear(&Change::ServiceGone(name(&format!("svc{n}"))));
+            engine.apply(&Change::ServiceGone(name(&format!("svc{n}"))));
         }
         kernel.follow(&mut engine);
         let routing = Routing {
@@ -552,9 +552,9 @@ fn what_does_not_fit_keeps_what_it_had_and_the_others_go_through() {
             ..Routing::default()
         };
         let service = Service { name: name("last"), routing: Some(routing), ..Service::default() };
-        engine.hear(&Change::Service(service));
+        engine.apply(&Change::Service(service));
         kernel.follow(&mut engine);
-        engine.hear(&Change::ServiceGone(name("last")));
+        engine.apply(&Change::ServiceGone(name("last")));
         kernel.follow(&mut engine);
         let wanted = decide(&mut owners, &world.wishes(&settings));
         assert_eq!(meaning(&kernel.tables, TABLE), wanted, "seed {seed}");

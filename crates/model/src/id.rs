@@ -1,4 +1,4 @@
-//! Numbers with a meaning. None crosses a function border as a bare integer.
+//! Typed ids. No id crosses a function border as a bare integer.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -10,13 +10,13 @@ use std::num::NonZeroU16;
 pub struct Identity(u32);
 
 impl Identity {
-    /// Not known.
+    /// The identity of an address that is not in the ipcache.
     pub const UNKNOWN: Self = Self(0);
     /// This node.
     pub const HOST: Self = Self(1);
     /// Outside the cluster.
     pub const WORLD: Self = Self(2);
-    /// Labels not known yet.
+    /// An endpoint whose labels are not known yet.
     pub const INIT: Self = Self(5);
     /// Another node.
     pub const REMOTE_NODE: Self = Self(6);
@@ -24,9 +24,9 @@ impl Identity {
     pub const WORLD_IPV4: Self = Self(9);
     /// Outside the cluster, IPv6 (dual stack).
     pub const WORLD_IPV6: Self = Self(10);
-    /// First and last number given to label sets.
+    /// The numbers for label sets.
     pub const ALLOCATED: std::ops::RangeInclusive<u32> = 256..=65_535;
-    /// Scope bit of the numbers given to CIDR prefixes; such numbers never leave their node.
+    /// Scope bit of the numbers for CIDR prefixes, which are local to a node.
     pub const CIDR_SCOPE: u32 = 0x0100_0000;
 
     /// An identity of a label set; `None` outside [`Self::ALLOCATED`].
@@ -38,20 +38,19 @@ impl Identity {
     /// Largest number of a CIDR prefix.
     pub const CIDR_MAX: u32 = 0x003f_ffff;
 
-    /// The number `n` (1..=[`Self::CIDR_MAX`]) for a CIDR prefix, as it counts for peers outside the cluster. The two
-    /// numbers behind it are the same prefix for peers inside: see [`Self::in_scope`].
+    /// The number of CIDR prefix `n` (1..=[`Self::CIDR_MAX`]) in scope [`PeerScope::World`]; see [`Self::in_scope`].
     #[must_use]
     pub fn cidr(n: u32) -> Option<Self> {
         (1..=Self::CIDR_MAX).contains(&n).then_some(Self(Self::CIDR_SCOPE | n << 2))
     }
 
-    /// The number of the same prefix for peers of a scope.
+    /// The number of the same CIDR prefix in another scope.
     #[must_use]
     pub const fn in_scope(self, scope: PeerScope) -> Self {
         Self(self.0 & !3 | scope as u32)
     }
 
-    /// How prefixes apply to a peer with this identity.
+    /// The scope in which CIDR prefixes apply to a peer with this identity.
     #[must_use]
     pub const fn scope(self) -> PeerScope {
         match self.0 {
@@ -61,19 +60,18 @@ impl Identity {
         }
     }
 
-    /// The number of a CIDR prefix.
+    /// Whether this is the number of a CIDR prefix.
     #[must_use]
     pub const fn is_cidr(self) -> bool {
         self.0 & !0x00ff_ffff == Self::CIDR_SCOPE && self.0 != Self::CIDR_SCOPE
     }
 
-    /// Whatever number came from a map or an object.
+    /// From a map or an API object, unchecked.
     #[must_use]
     pub const fn from_raw(n: u32) -> Self {
         Self(n)
     }
 
-    /// The number.
     #[must_use]
     pub const fn raw(self) -> u32 {
         self.0
@@ -99,13 +97,11 @@ impl Identity {
     }
 }
 
-/// What a peer is, where that decides whether a prefix applies to it.
+/// The kind of a peer, which decides whether a CIDR rule applies to its address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u32)]
 pub enum PeerScope {
-    /// Outside the cluster.
     World = 0,
-    /// A node.
     Node = 1,
     /// A pod, or unknown.
     Pod = 2,
@@ -125,16 +121,14 @@ pub struct EndpointId(NonZeroU16);
 impl EndpointId {
     /// Largest number.
     pub const MAX: u16 = 4095;
-    /// The node itself, as a subject of policies. Never a pod's.
+    /// The node itself, as a subject of policies.
     pub const HOST: Self = Self(NonZeroU16::new(Self::MAX).expect("not zero"));
 
-    /// Checked.
     #[must_use]
     pub fn new(n: u16) -> Option<Self> {
         if n > Self::MAX { None } else { NonZeroU16::new(n).map(Self) }
     }
 
-    /// The number.
     #[must_use]
     pub const fn raw(self) -> u16 {
         self.0.get()
@@ -147,14 +141,13 @@ impl fmt::Display for EndpointId {
     }
 }
 
-/// Number of a resolved policy of one direction. Endpoints whose resolved policy is equal share it.
-/// [`PolicyId::OPEN`] stands for "not isolated".
+/// Number of a resolved policy of one direction, shared by endpoints whose resolved policies are equal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PolicyId(pub u32);
 
 impl PolicyId {
-    /// Not isolated: everything passes.
+    /// No policy: everything is allowed.
     pub const OPEN: Self = Self(0);
 }
 
@@ -168,36 +161,37 @@ impl RuleId {
     pub const NONE: Self = Self(0);
 }
 
-/// A set of peers that the same selectors of the node's policies select. 0: none, not in use.
+/// A peer class: peers that the same selectors of all policies of the node select. 0: no selector selects them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PeerClass(pub u32);
 
-/// A set of peers that the same rules select, within one policy. Class 0 is "any peer".
+/// A policy class: within one resolved policy, the peers to which the same entries (verdicts by port) apply. Every
+/// [`PeerClass`] belongs to one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PolicyClass(pub u32);
 
 impl PolicyClass {
-    /// Any peer.
+    /// The entries that apply to every peer.
     pub const ANY: Self = Self(0);
     const ADMIN: u32 = 1 << 31;
 
-    /// The class under which the entries of the Admin tier stand for the same peers. They stand apart, since where one
-    /// of them passes on to the tiers below, an entry for the same port there must still be found.
+    /// The class under which the Admin tier's entries for the same peers are kept. They are kept apart, so that after a
+    /// `Pass` an entry of a lower tier on the same port is still found.
     #[must_use]
     pub const fn admin(self) -> Self {
         Self(self.0 | Self::ADMIN)
     }
 
-    /// Whether this is such a class.
+    /// Whether this is a class of the Admin tier.
     #[must_use]
     pub const fn is_admin(self) -> bool {
         self.0 & Self::ADMIN != 0
     }
 }
 
-/// Version of the node's tables: grows with every committed change.
+/// Revision of the node's tables; grows with every committed change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Revision(pub u64);

@@ -1,4 +1,4 @@
-//! What the cluster wants, free of Kubernetes types. Written by the watchers and by CNI calls, read by control.
+//! The declared state of the cluster, free of Kubernetes types. Produced by watchers and CNI calls, consumed by control.
 
 use crate::id::Identity;
 use crate::label::LabelSet;
@@ -25,9 +25,7 @@ pub use service::{
 /// `namespace/name`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct ObjectName {
-    /// Namespace.
     pub namespace: String,
-    /// Name.
     pub name: String,
 }
 
@@ -37,129 +35,101 @@ impl std::fmt::Display for ObjectName {
     }
 }
 
-/// A container port with a name.
+/// A named container port.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct NamedPort {
-    /// Its name.
     pub name: String,
-    /// Protocol.
     pub protocol: Protocol,
-    /// Number.
     pub port: u16,
 }
 
-/// A pod, as far as the network cares.
+/// The parts of a Pod that matter to the network.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pod {
-    /// Namespace and name.
     pub name: ObjectName,
-    /// UID.
     pub uid: String,
-    /// The node it is bound to.
+    /// The node that it is bound to.
     pub node: Option<String>,
-    /// Labels as written.
     pub labels: BTreeMap<String, String>,
-    /// Service account.
     pub service_account: String,
-    /// Uses its node's network.
     pub host_network: bool,
-    /// Container ports that have a name.
     pub named_ports: Vec<NamedPort>,
-    /// Where its addresses are to come from.
-    pub address_pools: PoolWish,
-    /// Ports of the node that its containers ask for.
+    /// The address pools that its annotations select.
+    pub address_pools: PoolRequest,
     pub host_ports: Vec<HostPort>,
-    /// Its condition `Ready` is true.
+    /// Condition `Ready` is true.
     pub ready: bool,
-    /// Succeeded or Failed.
+    /// Phase is Succeeded or Failed.
     pub finished: bool,
 }
 
-/// How the operator's words begin when a subnet has no address left: agents stop asking ahead of demand then.
+/// Prefix of the error in `status.ipam.operator-status` of a CiliumNode when its subnet has no free address. Agents then
+/// stop requesting ahead of demand. It is a text, since this API has no field for a reason.
 pub const SUBNET_FULL: &str = "the subnet is full";
 
-/// Which pools of addresses a pod, or all pods of a namespace, ask for.
+/// The address pools that a pod, or the pods of a namespace, select by annotation.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub struct PoolWish {
-    /// For IPv4.
+pub struct PoolRequest {
     pub v4: Option<String>,
-    /// For IPv6.
     pub v6: Option<String>,
-    /// No address rather than one of the default pool.
+    /// Fail rather than fall back to the default pool.
     pub required: bool,
 }
 
-/// A namespace.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Namespace {
-    /// Name.
     pub name: String,
-    /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Where its pods' addresses are to come from, unless they say otherwise.
-    pub address_pools: PoolWish,
+    /// The default for its pods.
+    pub address_pools: PoolRequest,
 }
 
-/// A node.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Node {
-    /// Name.
     pub name: String,
     /// Addresses by which other nodes reach it, at most one per family.
     pub addresses: Vec<IpAddr>,
-    /// Its pods' prefixes, at most one per family.
+    /// At most one per family.
     pub pod_cidrs: Vec<IpNet>,
-    /// Labels.
     pub labels: BTreeMap<String, String>,
 }
 
 /// A CiliumIdentity.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct IdentityLabels {
-    /// The number.
     pub identity: Identity,
-    /// The labels.
     pub labels: LabelSet,
-    /// Marked as used by nobody: it may be removed at any moment, unless who takes it up says so first.
+    /// Marked for garbage collection: it may be deleted at any moment, unless an agent that uses it removes the mark first.
     pub unused: bool,
 }
 
-/// An endpoint as its own node announces it.
+/// An endpoint as its own node publishes it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct RemoteEndpoint {
-    /// The pod.
     pub name: ObjectName,
-    /// Its UID.
     pub pod_uid: String,
-    /// Its identity.
     pub identity: Identity,
-    /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Its node's address.
+    /// Address of its node.
     pub node: IpAddr,
-    /// Its named ports.
     pub named_ports: Vec<NamedPort>,
 }
 
-/// A CiliumEndpointSlice.
+/// A CiliumEndpointSlice, or a CiliumEndpoint as a slice of one. Not to be confused with the EndpointSlice of a Service,
+/// which is [`Backends`].
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct EndpointSlice {
-    /// Name of the slice.
     pub name: String,
-    /// What it holds.
     pub endpoints: Vec<RemoteEndpoint>,
-    /// When it was last written.
     pub written: Written,
 }
 
-/// When an object was written, as the API server counts writes: of two objects the one with the higher number was
-/// written later. 0: not known. It is no part of what the object says: two that say the same at different times are
-/// equal.
+/// The resource version of an object as a number, to compare which of two objects was written later. 0: not known. It is
+/// not part of the content: objects that differ in nothing else are equal.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Written(pub u64);
 
 impl Written {
-    /// From an object's resource version.
     #[must_use]
     pub fn read(resource_version: &str) -> Self {
         Self(resource_version.parse().unwrap_or(0))
@@ -181,11 +151,8 @@ impl Hash for Written {
 /// A CiliumCIDRGroup.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct CidrGroup {
-    /// Its name.
     pub name: String,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its prefixes.
     pub cidrs: Vec<IpNet>,
 }
 

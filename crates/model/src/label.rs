@@ -16,9 +16,9 @@ pub const SERVICE_ACCOUNT: &str = "k8s:io.cilium.k8s.policy.serviceaccount";
 
 /// Prefix of the keys that only the control plane sets.
 pub const OWN_PREFIX: &str = "io.cilium.k8s.";
-/// Keys that are kept although an exclusion matches.
+/// Prefixes of keys that identities keep although an exclusion matches.
 const INCLUDED: &[&str] = &["app.kubernetes.io"];
-/// Keys that start like this are left out.
+/// Prefixes of keys that identities exclude.
 const EXCLUDED: &[&str] = &[
     OWN_PREFIX,
     "io.kubernetes",
@@ -30,19 +30,19 @@ const EXCLUDED: &[&str] = &[
     "controller-uid",
     "etcd_node",
 ];
-/// Keys that contain this are left out.
+/// Keys that contain this are excluded.
 const EXCLUDED_FAMILY: &str = "kubernetes.io";
 
-/// Whether the pod label `key` (without source) is no part of identities: it differs from replica to replica, or tools
-/// write it for themselves.
+/// Whether identities exclude the pod label `key` (without source), since it differs between replicas or tools write it for
+/// themselves.
 #[must_use]
 pub fn is_excluded(key: &str) -> bool {
     !INCLUDED.iter().any(|prefix| key.starts_with(prefix))
         && (key.contains(EXCLUDED_FAMILY) || EXCLUDED.iter().any(|prefix| key.starts_with(prefix)))
 }
 
-/// Whether identities carry labels under `key`, which has its source: those that a pod brings, but for the excluded, and
-/// those that the control plane adds. A selector of peers that asks for any other can not be judged.
+/// Whether identities can have the label `key` (with source): labels of pods that are not excluded, and labels that the
+/// control plane adds. A selector of peers on any other label cannot be evaluated.
 #[must_use]
 pub fn is_carried(key: &str) -> bool {
     let Some((source, bare)) = key.split_once(':') else { return !is_excluded(key) };
@@ -67,7 +67,7 @@ impl LabelSet {
         self.0.get(key).map(String::as_str)
     }
 
-    /// Whether `key` is there with a value that passes; the source of `key` may be `any:`.
+    /// Whether a label `key` exists whose value passes; the source of `key` may be `any:`.
     #[must_use]
     pub fn any(&self, key: &str, passes: impl Fn(&str) -> bool) -> bool {
         match key.strip_prefix("any:") {
@@ -79,7 +79,7 @@ impl LabelSet {
         }
     }
 
-    /// The labels of a reserved identity; empty for any other. The worlds of dual stack are worlds as well.
+    /// The labels of a reserved identity; empty for any other. `world-ipv4` and `world-ipv6` also have the label `world`.
     #[must_use]
     pub fn reserved(identity: Identity) -> Self {
         let names: &[&str] = match identity.reserved_name() {

@@ -1,5 +1,5 @@
-//! The domain: ids, labels, selectors, what users want ([`intent`]), what the kernel shall hold ([`desired`]).
-//! Typed tables ([`table`]) and what reconcilers keep per row ([`reconcile`]). No I/O, no clocks.
+//! The domain model: ids, labels, selectors, what the cluster declares ([`intent`]) and the desired state of the kernel
+//! ([`desired`]); typed tables ([`table`]) and the state of reconcilers per row ([`reconcile`]). No I/O, no clocks.
 
 pub mod desired;
 pub mod id;

@@ -10,21 +10,16 @@ pub struct Selector {
     pub requirements: Vec<Requirement>,
 }
 
-/// One requirement on one key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Requirement {
-    /// The key is there and its value is one of these.
     In(String, BTreeSet<String>),
     /// The key is absent or its value is none of these.
     NotIn(String, BTreeSet<String>),
-    /// The key is there.
     Exists(String),
-    /// The key is absent.
     DoesNotExist(String),
 }
 
 impl Requirement {
-    /// The key that it is about.
     #[must_use]
     pub fn key(&self) -> &str {
         match self {
@@ -40,7 +35,7 @@ impl Selector {
         self.matches_with(|key| labels.get(key).map(String::as_str))
     }
 
-    /// The same with any way to look up a label.
+    /// The same with a lookup function.
     #[must_use]
     pub fn matches_with<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
         self.requirements.iter().all(|requirement| match requirement {

@@ -94,8 +94,8 @@ impl<'a> State<'a> {
                     Ok(content) => {
                         self.invalid.remove(&key);
                         match content {
-                            Content::Service(service) => self.engine.hear(&Change::Service(service.clone())),
-                            Content::LocalRedirect(policy) => self.engine.hear(&Change::LocalRedirect(policy.clone())),
+                            Content::Service(service) => self.engine.apply(&Change::Service(service.clone())),
+                            Content::LocalRedirect(policy) => self.engine.apply(&Change::LocalRedirect(policy.clone())),
                             Content::EndpointSlice | Content::IpPool(_) => {}
                         }
                     }
@@ -119,9 +119,9 @@ impl<'a> State<'a> {
                 match part {
                     Part::Service => {
                         self.addresses.service_gone(&name);
-                        self.engine.hear(&Change::ServiceGone(name.clone()));
+                        self.engine.apply(&Change::ServiceGone(name.clone()));
                     }
-                    Part::LocalRedirect => self.engine.hear(&Change::LocalRedirectGone(name.clone())),
+                    Part::LocalRedirect => self.engine.apply(&Change::LocalRedirectGone(name.clone())),
                     Part::IpPool => self.addresses.pool_gone(&name.name),
                     Part::EndpointSlice => {}
                 }

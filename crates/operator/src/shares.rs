@@ -332,11 +332,12 @@ async fn from_cloud(client: &Client, cloud: &dyn Cloud, lengths: [u8; 2], node: 
                 nets.iter().copied().filter(|net| Family::of(net.addr()) == family).collect()
             };
             let told = share.map(|share| of(&share.cidrs)).unwrap_or_default();
-            let needs = Needs { needed: needed(share, family).into(), told, assigned: of(&assigned), length };
+            let needs =
+                Needs { requested: needed(share, family).into(), allocated: told, assigned: of(&assigned), length };
             let plan = plan(family, &needs);
-            tell.extend(plan.tell);
+            tell.extend(plan.allocate);
             unassign.extend(plan.unassign);
-            repair.extend(plan.repair);
+            repair.extend(plan.reassign);
             if plan.assign > 0 {
                 wanted.push(Wanted { ipv6: family == Family::V6, length, count: plan.assign });
             }

@@ -270,7 +270,7 @@ async fn services_that_want_the_same_are_told_and_others_are_not() {
         of.map(|event| (text(event, "reason"), text(event, "message"))).collect()
     };
     fake.until("b and d are told", |fake| ["b", "d"].iter().all(|name| said(fake, name).len() == 1)).await;
-    let conflict = "[2001:db8::1]:80/TCP: Service n/a has it".to_owned();
+    let conflict = "[2001:db8::1]:80/TCP: already in use by Service n/a".to_owned();
     assert_eq!(said(&fake, "b"), [("FrontendConflict".to_owned(), conflict)]);
     let (reason, text) = &said(&fake, "d")[0];
     assert!(reason == "NodePortOutOfRange" && text.contains("80"), "{reason}: {text}");

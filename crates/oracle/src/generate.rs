@@ -19,7 +19,7 @@ const KEYS: &[&str] = &["app", "tier", "app.kubernetes.io/name"];
 const VALUES: &[&str] = &["x", "y", "z"];
 /// No parts of identities, so only good for choosing subjects.
 const OWN_KEYS: &[&str] = &["pod-template-hash", "statefulset.kubernetes.io/pod-name"];
-/// What pods may say of themselves and nobody must believe.
+/// Labels that a pod may set but that must be ignored.
 const FORGED_KEYS: &[&str] =
     &["io.kubernetes.pod.namespace", "io.cilium.k8s.policy.serviceaccount", "io.cilium.k8s.namespace.labels.team"];
 /// Labels of namespaces, nodes, Services and CIDR groups.
@@ -192,7 +192,7 @@ fn cidr_group(random: &mut Random, world: &World, n: usize) -> CidrGroup {
     CidrGroup { name: format!("group-{n}"), labels: labels(random, OTHER_KEYS, 50), cidrs }
 }
 
-/// A prefix that somebody in or outside the world may have.
+/// A prefix around an address in or outside the world.
 fn cidr(random: &mut Random, world: &World) -> IpNet {
     let address = any_address(random, world);
     let bits = if address.is_ipv4() { 32 } else { 128 };
@@ -211,7 +211,7 @@ fn net(address: IpAddr, len: usize) -> IpNet {
     IpNet::new(address, len).expect("at most the family's bits").trunc()
 }
 
-/// The address of somebody in or outside the world.
+/// An address in or outside the world.
 pub fn any_address(random: &mut Random, world: &World) -> IpAddr {
     let inside: Vec<IpAddr> = world
         .pods

@@ -1,4 +1,4 @@
-//! Whether packets pass, and which rules say so.
+//! Evaluates packets: the verdict, and the rules that decide.
 
 use crate::labels::{PodLabels, selects, selects_pod};
 use crate::peers::{Match, Other, matches};
@@ -12,9 +12,8 @@ use weft_model::intent::{
 /// A rule, by its object and its place in it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RuleRef<'a> {
-    /// Its object.
     pub policy: &'a PolicyName,
-    /// Where it stands there.
+    /// Field of the object: `ingress[0]`.
     pub place: &'a str,
 }
 
@@ -24,25 +23,23 @@ impl fmt::Display for RuleRef<'_> {
     }
 }
 
-/// Why a packet passes or not.
+/// The reason of a verdict.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reason<'a> {
-    /// No policy is asked: the end is no subject, or the packet always passes.
+    /// No policy applies: the end is no subject, or such packets always pass.
     Exempt,
-    /// These, each of which would be enough: no other rule stands above them.
+    /// The matching rules of the highest precedence; each of them alone would decide the same.
     Rules(Vec<RuleRef<'a>>),
-    /// No rule matches, and some policy isolates the subject.
+    /// No rule matches, and a policy isolates the subject.
     Isolated,
-    /// No rule matches, and nothing isolates the subject.
+    /// No rule matches, and no policy isolates the subject.
     Open,
 }
 
-/// What one end of a packet decides.
+/// The verdict at one end of a packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Decision<'a> {
-    /// The packet passes.
     pub allowed: bool,
-    /// Why.
     pub reason: Reason<'a>,
 }
 
@@ -54,7 +51,7 @@ impl fmt::Display for Decision<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.allowed { "allowed" } else { "denied" })?;
         match &self.reason {
-            Reason::Exempt => f.write_str(", no policy is asked"),
+            Reason::Exempt => f.write_str(", no policy applies"),
             Reason::Isolated => f.write_str(" by default"),
             Reason::Open => f.write_str(" by default"),
             Reason::Rules(rules) => {
@@ -73,26 +70,26 @@ pub fn verdict(world: &World, packet: &Packet) -> bool {
     Judge::new(world).verdict(packet)
 }
 
-/// Whether its sender may send it.
+/// Whether the policies of the sender allow it.
 #[must_use]
 pub fn may_leave(world: &World, packet: &Packet) -> bool {
     Judge::new(world).may_leave(packet).allowed
 }
 
-/// Whether its receiver may receive it.
+/// Whether the policies of the receiver allow it.
 #[must_use]
 pub fn may_enter(world: &World, packet: &Packet) -> bool {
     Judge::new(world).may_enter(packet).allowed
 }
 
-/// Judges packets of one world.
+/// Evaluates packets of one world.
 #[derive(Clone, Debug)]
 pub struct Judge<'a> {
     world: &'a World,
     labels: Vec<PodLabels>,
 }
 
-/// Whose policies are asked.
+/// The subject whose policies are evaluated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Who {
     Pod(usize),
@@ -105,17 +102,16 @@ enum Way {
     Egress,
 }
 
-/// A rule that matches, and how it stands among others: what is smaller comes first.
+/// A matching rule with its order; the smaller one comes first.
 type Found<'a> = ((u16, usize, RuleAction), RuleRef<'a>);
 
-/// What no policy may cut.
+/// The implicit rules that keep nodes and the API server connected.
 static GUARD: LazyLock<PolicyName> = LazyLock::new(|| PolicyName {
     kind: PolicyKind::CiliumClusterwideNetworkPolicy,
     object: ObjectName { namespace: String::new(), name: "weft:node-guard".to_owned() },
 });
 
 impl<'a> Judge<'a> {
-    /// For a world.
     #[must_use]
     pub fn new(world: &'a World) -> Self {
         Self { world, labels: world.pods.iter().map(|pod| PodLabels::of(world, pod)).collect() }
@@ -132,7 +128,7 @@ impl<'a> Judge<'a> {
         self.may_leave(packet).allowed && self.may_enter(packet).allowed
     }
 
-    /// Whether its sender may send it.
+    /// The verdict of the sender's policies.
     #[must_use]
     pub fn may_leave(&self, packet: &Packet) -> Decision<'a> {
         let world = self.world;
@@ -148,7 +144,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Whether its receiver may receive it.
+    /// The verdict of the receiver's policies.
     #[must_use]
     pub fn may_enter(&self, packet: &Packet) -> Decision<'a> {
         let world = self.world;
@@ -164,7 +160,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// A pod may talk to itself, and so may a node.
+    /// Traffic of a pod or node to itself is exempt.
     fn is_same(&self, packet: &Packet) -> bool {
         let nodes = (self.world.node(packet.from), self.world.node(packet.to));
         packet.from == packet.to || matches!(nodes, (Some(from), Some(to)) if from == to)
@@ -251,7 +247,7 @@ impl<'a> Judge<'a> {
     }
 
     fn applies(&self, rule: &Rule, subject: Who, packet: &Packet, other: &Other, way: Way) -> bool {
-        // Whose ports have the names that the rule uses.
+        // The pod in which named ports are resolved.
         let named = |matched: Match| -> &[NamedPort] {
             let pod = match (way, subject) {
                 (Way::Ingress, Who::Pod(n)) => Some(n),
@@ -274,7 +270,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// What the first of the rules of an ordered tier says; `None`: no rule, or it leaves it to the next tier.
+/// The verdict of an ordered tier; `None`: no rule matches, or the first one passes to the next tier.
 fn first<'a>(found: &[Found<'a>]) -> Option<Decision<'a>> {
     let rank = |(priority, index, action): (u16, usize, RuleAction)| {
         let action = match action {

@@ -1,16 +1,15 @@
-//! Labels of pods as policies see them, and selectors over them.
+//! Labels of pods as policies see them, and matching of selectors.
 
 use crate::world::{Labels, Pod, World};
 use weft_model::id::Identity;
 use weft_model::intent::EndpointSelector;
 use weft_model::selector::{Requirement, Selector};
 
-/// Keys of labels that the cluster itself gives.
+/// Keys of labels that the control plane sets.
 const NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const NAMESPACE_LABEL: &str = "io.cilium.k8s.namespace.labels.";
 const CLUSTER: &str = "io.cilium.k8s.policy.cluster";
 const SERVICE_ACCOUNT: &str = "io.cilium.k8s.policy.serviceaccount";
-/// The name of every cluster here.
 pub const CLUSTER_NAME: &str = "weft";
 
 /// A label with its source.
@@ -32,8 +31,7 @@ impl Label {
     }
 }
 
-/// What a pod's labels say about who it is, to others (`identity`) and to the policies that it may be a subject of
-/// (all of them).
+/// The labels by which a pod is selected as a peer (`identity`) and as a subject (`all`).
 #[derive(Clone, Debug, Default)]
 pub struct PodLabels {
     pub identity: Vec<Label>,
@@ -46,7 +44,7 @@ impl PodLabels {
             let identity: Vec<Label> = reserved_names(identity).iter().map(|name| Label::reserved(name)).collect();
             return Self { all: Vec::new(), identity };
         }
-        let mut given = vec![
+        let mut from_cluster = vec![
             Label::k8s(NAMESPACE, &pod.namespace),
             Label::k8s(CLUSTER, CLUSTER_NAME),
             Label::k8s(SERVICE_ACCOUNT, &pod.service_account),
@@ -54,18 +52,18 @@ impl PodLabels {
         ];
         for (key, value) in &world.namespaces[&pod.namespace] {
             if key != "kubernetes.io/metadata.name" {
-                given.push(Label::k8s(format!("{NAMESPACE_LABEL}{key}"), value));
+                from_cluster.push(Label::k8s(format!("{NAMESPACE_LABEL}{key}"), value));
             }
         }
-        // Nobody may claim by a label what only the cluster says.
+        // A pod must not claim by a label what only the control plane sets.
         let own = pod.labels.iter().filter(|(key, _)| !key.starts_with("io.cilium.k8s.") && *key != NAMESPACE);
         let own: Vec<Label> = own.map(|(key, value)| Label::k8s(key, value)).collect();
-        let identity = given.iter().chain(own.iter().filter(|label| identifies(&label.key))).cloned().collect();
-        Self { identity, all: given.into_iter().chain(own).collect() }
+        let identity = from_cluster.iter().chain(own.iter().filter(|label| identifies(&label.key))).cloned().collect();
+        Self { identity, all: from_cluster.into_iter().chain(own).collect() }
     }
 }
 
-/// Whether a pod's label is part of its identity: not those that tools write or that differ from replica to replica.
+/// Whether a pod's label is part of its identity: not if tools write it, or if it differs between replicas.
 fn identifies(key: &str) -> bool {
     if key.starts_with("app.kubernetes.io") {
         return true;
@@ -99,15 +97,15 @@ pub fn selects_pod(selector: &EndpointSelector, namespace: &str, labels: &[Label
     in_scope && selector.requirements.iter().all(|requirement| fulfilled(requirement, labels))
 }
 
-/// Whether the selector selects something else: only if it asks for it by a reserved label.
+/// Whether the selector selects a peer that is not a pod: only if it requires a reserved label.
 pub fn selects_reserved(selector: &EndpointSelector, labels: &[Label]) -> bool {
-    let mut asked = false;
+    let mut names_reserved = false;
     for requirement in &selector.requirements {
         if let Requirement::In(key, _) | Requirement::Exists(key) = requirement {
-            asked |= key.starts_with("reserved:");
+            names_reserved |= key.starts_with("reserved:");
         }
     }
-    asked
+    names_reserved
         && selector.namespace.is_none()
         && selector.requirements.iter().all(|requirement| fulfilled(requirement, labels))
 }

@@ -1,20 +1,18 @@
-//! What policy documents say, evaluated naively: the judge of the compiler and of the kernel programs.
+//! The reference model of policies: a naive evaluator that the compiler and the kernel programs are tested against.
 //!
-//! Written from the documents alone, packet by packet and rule by rule, without identities, classes, entries or any
-//! other notion of the compiler. It must stay that way: this crate knows the form in which policies are written
-//! ([`weft_model::intent`]) and nothing of what is made of them, and it reads labels and selectors with code of its own.
+//! Written from the specifications alone, packet by packet and rule by rule, without identities, classes, entries or any
+//! other notion of the compiler. It must stay that way: this crate knows policies as written ([`weft_model::intent`]) and
+//! nothing of their compiled form, and it matches labels and selectors with code of its own.
 //!
-//! Where the documents leave a choice, this is ours:
-//! - Packets between a node and its own pods: those to the pod are always allowed, those from the pod are up to the
-//!   policies of both.
-//! - A pod with its node's network is the node: never a subject and never selected as a pod.
-//! - A prefix means addresses, whoever has them; [`weft_model::intent::Covers`] says whose in the cluster count.
-//! - A port's name is one of a pod that the rule selects as a pod; behind a prefix no address has named ports, and a node
-//!   has none.
-//! - Labels that are no part of identities choose subjects but never peers.
-//! - Of rules of equal priority and place in the tiers of the administrator deny comes first, then pass.
+//! Where the specifications leave a choice, Weft's is:
+//! - Traffic from a node to its own pods is always allowed; traffic from a pod to its node is subject to the policies of both.
+//! - A pod with `hostNetwork` is its node: never a subject and never selected as a pod.
+//! - A CIDR matches addresses, whoever has them; [`weft_model::intent::Covers`] limits it within the cluster.
+//! - A named port is resolved in a pod that the rule selects by labels. Peers matched by CIDR, and nodes, have none.
+//! - Labels that identities exclude select subjects but never peers.
+//! - For rules of equal priority and index in the Admin and Baseline tiers, deny comes before pass, and pass before allow.
 //! - A Service without a selector stands for its addresses outside and on nodes, never for pods.
-//! - Policies for nodes leave the way between nodes and the API server open, unless a rule denies it.
+//! - Host policies leave the connections between nodes and the API server open, unless a rule denies them.
 
 mod labels;
 mod peers;

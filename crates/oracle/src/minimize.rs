@@ -1,11 +1,11 @@
-//! The smallest world that still shows something.
+//! Shrinks a world that shows a failure.
 
 use crate::world::{End, Labels, Packet, World};
 use weft_model::intent::{Peer, Rule, Spec, Subject};
 use weft_model::selector::Requirement;
 
-/// Takes away from `world` whatever is not needed for `shows` to hold of it and the packet. Both may change: pods and
-/// nodes are numbered by their places.
+/// Removes everything from `world` that is not needed for `shows` to hold. The packet changes with it, since it refers to
+/// pods and nodes by index.
 pub fn minimize(
     mut world: World,
     mut packet: Packet,
@@ -15,7 +15,7 @@ pub fn minimize(
         let mut smaller = false;
         for step in STEPS {
             let mut n = 0;
-            // What was tried in vain stays; behind it comes the next.
+            // What cannot be removed stays; try the next.
             while let Some((less, moved)) = step(&world, packet, n) {
                 if shows(&less, &moved) {
                     (world, packet, smaller) = (less, moved, true);
@@ -30,7 +30,7 @@ pub fn minimize(
     }
 }
 
-/// The world without the `n`th thing of a kind; `None`: there are no more of that kind.
+/// The world without the `n`th item of a kind; `None`: there is none.
 type Step = fn(&World, Packet, usize) -> Option<(World, Packet)>;
 
 /// Coarse ones first.
@@ -164,7 +164,7 @@ fn pod(world: &World, packet: Packet, n: usize) -> Option<(World, Packet)> {
     Some((less, Packet { from: moved(packet.from), to: moved(packet.to), ..packet }))
 }
 
-/// Without the `n`th of the nodes that nobody needs.
+/// Without the `n`th of the nodes that nothing refers to.
 fn node(world: &World, packet: Packet, n: usize) -> Option<(World, Packet)> {
     let used = |n: usize| {
         packet.from == End::Node(n) || packet.to == End::Node(n) || world.pods.iter().any(|pod| pod.node == n)

@@ -1,20 +1,19 @@
-//! Whether a peer of a rule is the one at the other end.
+//! Matches a peer of a rule against the other end of a packet.
 
 use crate::labels::{Label, PodLabels, selects, selects_pod, selects_reserved};
 use crate::world::{End, World};
 use std::net::IpAddr;
 use weft_model::intent::{CidrGroups, Covers, EndpointSelector, Entity, Peer, Services};
 
-/// The other end, as the subject's node sees it.
+/// The kind of the other end, from the point of view of the subject's node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Who {
-    /// A pod with a network of its own, by index.
+    /// A pod without `hostNetwork`, by index.
     Pod(usize),
     /// The subject's own node.
     Host,
     /// Another node.
     RemoteNode,
-    /// Outside.
     World,
 }
 
@@ -26,7 +25,7 @@ pub struct Other {
 }
 
 impl Other {
-    /// What `end` is for a subject on `node`.
+    /// `end` from the point of view of `node`.
     pub fn new(world: &World, node: usize, end: End, address: IpAddr) -> Self {
         let who = match (world.pod(end), world.node(end)) {
             (Some(pod), _) => Who::Pod(pod),
@@ -42,9 +41,9 @@ impl Other {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Match {
     No,
-    /// By its address alone: the rule does not know whose ports have which names.
+    /// By its address alone, so named ports do not apply.
     ByAddress,
-    /// As who it is.
+    /// By its labels or kind.
     AsItself,
 }
 
@@ -64,7 +63,7 @@ pub fn matches(world: &World, labels: &[PodLabels], peer: &Peer, other: &Other) 
         Peer::Entity(Entity::KubeApiserver) => Match::by_address(world.api_server.contains(&other.address)),
         Peer::Entity(entity) => Match::as_itself(is_entity(world, *entity, other)),
         Peer::Cidr { cidr, except, covers } => Match::by_address(
-            counts(other, *covers)
+            covered(other, *covers)
                 && cidr.contains(&other.address)
                 && !except.iter().any(|except| except.contains(&other.address)),
         ),
@@ -74,7 +73,7 @@ pub fn matches(world: &World, labels: &[PodLabels], peer: &Peer, other: &Other) 
                 CidrGroups::Selector(selector) => selects(selector, &group.labels),
             });
             let mut cidrs = named.flat_map(|group| &group.cidrs);
-            Match::by_address(counts(other, *covers) && cidrs.any(|cidr| cidr.contains(&other.address)))
+            Match::by_address(covered(other, *covers) && cidrs.any(|cidr| cidr.contains(&other.address)))
         }
         Peer::Nodes(selector) => {
             let mut named = world.nodes.iter().filter(|node| selects(selector, &node.labels));
@@ -85,8 +84,8 @@ pub fn matches(world: &World, labels: &[PodLabels], peer: &Peer, other: &Other) 
     }
 }
 
-/// Whether prefixes apply to it.
-fn counts(other: &Other, covers: Covers) -> bool {
+/// Whether CIDRs apply to it.
+fn covered(other: &Other, covers: Covers) -> bool {
     match other.who {
         Who::Pod(_) => covers.pods,
         Who::Host | Who::RemoteNode => covers.nodes,
@@ -132,7 +131,7 @@ fn is_entity(world: &World, entity: Entity, other: &Other) -> bool {
         Entity::Health => reserved == Some(4),
         Entity::Init => reserved == Some(5),
         Entity::Ingress => reserved == Some(8),
-        // Whose labels and place nobody knows may be anybody.
+        // An unknown identity may be anything, also outside the cluster.
         Entity::Cluster => other.who != Who::World && reserved != Some(0),
         Entity::None => false,
     }

@@ -1,17 +1,15 @@
-//! Numbers from a seed.
+//! A deterministic random generator.
 
-/// A small generator of pseudo-random numbers (splitmix64): the same seed gives the same numbers everywhere.
+/// splitmix64: the same seed gives the same numbers on every platform.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// From a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number.
     pub const fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -30,12 +28,12 @@ impl Random {
         self.below(100) < percent
     }
 
-    /// One of `items`, which are some.
+    /// One of `items`, which must not be empty.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }
 
-    /// Any of `items`, each with `percent` of 100.
+    /// A subset of `items`, each taken with a chance of `percent`.
     pub fn some<T: Clone>(&mut self, items: &[T], percent: usize) -> Vec<T> {
         items.iter().filter(|_| self.chance(percent)).cloned().collect()
     }

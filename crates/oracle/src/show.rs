@@ -1,4 +1,4 @@
-//! Worlds and packets for people to read: what matters of them, near to YAML.
+//! Prints worlds and packets for people, close to YAML.
 
 use crate::world::{End, Packet, World};
 use std::collections::BTreeMap;
@@ -8,11 +8,9 @@ use weft_model::intent::{
 };
 use weft_model::selector::{Requirement, Selector};
 
-/// A world, to be printed.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(pub &'a World);
 
-/// A packet in its world, to be printed.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownPacket<'a>(pub &'a World, pub &'a Packet);
 
@@ -49,7 +47,7 @@ impl fmt::Display for Shown<'_> {
                 write!(f, " hostNetwork")?;
             }
             if let Some(identity) = pod.reserved {
-                write!(f, " known as {}", identity.reserved_name().unwrap_or("?"))?;
+                write!(f, " identity {}", identity.reserved_name().unwrap_or("?"))?;
             }
             for NamedPort { name, protocol, port } in &pod.named_ports {
                 write!(f, " {name}={protocol:?}/{port}")?;

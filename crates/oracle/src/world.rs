@@ -8,32 +8,24 @@ use weft_model::intent::{self, CidrGroup, NamedPort, ObjectName, Policy};
 /// Labels as objects carry them.
 pub type Labels = BTreeMap<String, String>;
 
-/// A pod.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Pod {
-    /// Name of its namespace.
     pub namespace: String,
-    /// Its own.
     pub name: String,
-    /// Labels.
     pub labels: Labels,
-    /// Service account.
     pub service_account: String,
     /// Index of its node.
     pub node: usize,
-    /// At most one per family; of a pod with its node's network: the node's.
+    /// At most one per family; with `host_network` those of the node.
     pub addresses: Vec<IpAddr>,
-    /// Has its node's network.
     pub host_network: bool,
-    /// Container ports with names.
     pub named_ports: Vec<NamedPort>,
-    /// What stands for it where its labels are not known or it has none: one of the reserved identities unknown,
-    /// unmanaged, health, init, ingress. Such a pod is no subject of policies.
+    /// Set if its labels are not known: unknown, unmanaged, health, init or ingress. Such a pod is no subject of policies.
     pub reserved: Option<Identity>,
 }
 
 impl Pod {
-    /// Whether labels say who it is: it has a network of its own and is managed.
+    /// Whether its labels identify it.
     #[must_use]
     pub const fn is_managed(&self) -> bool {
         !self.host_network && self.reserved.is_none()
@@ -46,32 +38,26 @@ impl Pod {
     }
 }
 
-/// A node.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Node {
-    /// Name.
     pub name: String,
-    /// Labels.
     pub labels: Labels,
     /// At most one per family.
     pub addresses: Vec<IpAddr>,
 }
 
-/// A Service and the addresses in its slices.
+/// A Service and the addresses in its EndpointSlices.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
-    /// The object.
     pub object: intent::Service,
-    /// Addresses.
     pub addresses: Vec<IpAddr>,
 }
 
-/// How the cluster is set up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// Nodes are subjects of policies.
     pub host_firewall: bool,
-    /// Both families are in use; the world outside is known by family.
+    /// Both families are in use, and the world has an identity per family.
     pub dual_stack: bool,
 }
 
@@ -84,49 +70,40 @@ impl Default for Settings {
 /// A cluster and its policies.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct World {
-    /// How it is set up.
     pub settings: Settings,
     /// Name -> labels.
     pub namespaces: BTreeMap<String, Labels>,
-    /// Nodes.
     pub nodes: Vec<Node>,
-    /// Pods.
     pub pods: Vec<Pod>,
-    /// Addresses outside that packets come from and go to.
+    /// External addresses.
     pub outside: Vec<IpAddr>,
-    /// Services.
     pub services: Vec<Service>,
-    /// CIDR groups.
     pub cidr_groups: Vec<CidrGroup>,
-    /// Addresses of the API server: of nodes, or outside.
+    /// Addresses of the API server: of nodes, or external.
     pub api_server: Vec<IpAddr>,
-    /// Policies.
     pub policies: Vec<Policy>,
 }
 
-/// Who sends or receives.
+/// A sender or receiver of packets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum End {
     /// A pod, by index.
     Pod(usize),
     /// A node, by index.
     Node(usize),
-    /// Somebody outside.
+    /// An external address.
     World(IpAddr),
 }
 
 /// The first packet of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Packet {
-    /// Sender.
     pub from: End,
-    /// Receiver.
     pub to: End,
-    /// Family.
     pub v6: bool,
-    /// IP protocol.
+    /// IP protocol number.
     pub protocol: u8,
-    /// Destination port; of ICMP the type; 0 where the protocol has none.
+    /// Destination port or ICMP type; 0 for other protocols.
     pub port: u16,
 }
 
@@ -142,7 +119,7 @@ impl World {
         }
     }
 
-    /// The node that an end is: a node, or a pod with its network.
+    /// The index of the node, if the end is a node or a pod with `hostNetwork`.
     #[must_use]
     pub fn node(&self, end: End) -> Option<usize> {
         match end {
@@ -152,7 +129,7 @@ impl World {
         }
     }
 
-    /// The pod that an end is, by index, if it has a network of its own.
+    /// The index of the pod, if the end is a pod without `hostNetwork`.
     #[must_use]
     pub fn pod(&self, end: End) -> Option<usize> {
         match end {
@@ -161,7 +138,6 @@ impl World {
         }
     }
 
-    /// Everybody who can send or receive.
     #[must_use]
     pub fn ends(&self) -> Vec<End> {
         let pods = (0..self.pods.len()).map(End::Pod);

@@ -1,6 +1,6 @@
-//! Agents of a world as far as policy goes: each with its engine, and with the kernel's way to ask what it compiled.
+//! The agents of a world, reduced to policy: an engine each, and the kernel's lookup in what it compiled.
 
-use crate::feed::{self, News, Numbers, View};
+use crate::feed::{self, Input, Numbers, View};
 use std::collections::BTreeMap;
 use weft_control::expand::Expander;
 use weft_control::explain::Party;
@@ -15,18 +15,17 @@ pub struct Agent {
     node: usize,
     view: View,
     expander: Expander,
-    /// What compiles.
     pub engine: Engine,
 }
 
-/// What one end of a packet decides.
+/// The verdict at one end of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
-    /// No policy is asked.
+    /// No policy applies to such packets.
     Exempt,
-    /// No policy is there that could object.
+    /// No policy selects the endpoint.
     Open,
-    /// The endpoint's policy was asked; `None`: it has no entry, and this is what happens then.
+    /// The matching entry of the endpoint's policy; `None`: none matches, and this default applies.
     Asked(Option<Verdict>, bool),
 }
 
@@ -43,50 +42,49 @@ impl Decision {
 }
 
 impl Agent {
-    /// One that knows nothing yet.
     #[must_use]
     pub fn new(node: usize) -> Self {
         Self { node, view: View::default(), expander: Expander::default(), engine: Engine::new(Limits::default()) }
     }
 
-    /// Hears at once of all that has changed since it last heard of the world.
-    pub fn hear(&mut self, world: &World, numbers: &mut Numbers) {
+    /// Applies all changes since the last update in one batch.
+    pub fn update(&mut self, world: &World, numbers: &mut Numbers) {
         let view = View::of(world, self.node, numbers);
-        let news = view.since(&self.view);
+        let inputs = view.since(&self.view);
         self.view = view;
-        let changes = self.changes(news);
+        let changes = self.changes(inputs);
         self.engine.apply(changes);
     }
 
-    /// Hears of it in random order, a few things at a time.
-    pub fn hear_bit_by_bit(&mut self, world: &World, numbers: &mut Numbers, random: &mut Random) {
+    /// The same in random order and small batches.
+    pub fn update_in_pieces(&mut self, world: &World, numbers: &mut Numbers, random: &mut Random) {
         let view = View::of(world, self.node, numbers);
-        let mut news = view.since(&self.view);
+        let mut inputs = view.since(&self.view);
         self.view = view;
-        for n in (1..news.len()).rev() {
-            news.swap(n, random.below(n + 1));
+        for n in (1..inputs.len()).rev() {
+            inputs.swap(n, random.below(n + 1));
         }
-        while !news.is_empty() {
-            let rest = news.split_off(1 + random.below(news.len()));
-            let changes = self.changes(std::mem::replace(&mut news, rest));
+        while !inputs.is_empty() {
+            let rest = inputs.split_off(1 + random.below(inputs.len()));
+            let changes = self.changes(std::mem::replace(&mut inputs, rest));
             self.engine.apply(changes);
         }
     }
 
-    fn changes(&mut self, news: Vec<News>) -> Vec<Change> {
+    fn changes(&mut self, inputs: Vec<Input>) -> Vec<Change> {
         let mut direct = Vec::new();
-        for news in news {
-            match news {
-                News::Object(change) => self.expander.hear(&change),
-                News::Direct(change) => direct.push(change),
+        for inputs in inputs {
+            match inputs {
+                Input::Object(change) => self.expander.apply(&change),
+                Input::Direct(change) => direct.push(change),
             }
         }
-        let mut changes = self.expander.take();
+        let mut changes = self.expander.take_changes();
         changes.append(&mut direct);
         changes
     }
 
-    /// An end of a packet, as this node would ask about it.
+    /// An end of a packet, from the point of view of this node.
     #[must_use]
     pub fn party(&self, world: &World, identities: &BTreeMap<usize, Identity>, end: End, v6: bool) -> Option<Party> {
         let (identity, address) = feed::peer(world, self.node, end, v6, identities)?;
@@ -97,7 +95,7 @@ impl Agent {
         Some(Party { endpoint, identity, address })
     }
 
-    /// What this node decides about the packet at one of its ends, as the kernel programs do.
+    /// The verdict at one end of the packet, looked up as the kernel programs do.
     #[must_use]
     pub fn decide(
         &self,
@@ -155,20 +153,20 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Everything compiled from nothing.
+    /// Compiles everything from scratch.
     #[must_use]
     pub fn new(world: &World) -> Self {
         let mut numbers = Numbers::default();
         let mut agents = Vec::new();
         for node in 0..world.nodes.len() {
             let mut agent = Agent::new(node);
-            agent.hear(world, &mut numbers);
+            agent.update(world, &mut numbers);
             agents.push(agent);
         }
         Self { agents, identities: numbers.identities(world) }
     }
 
-    /// What one end decides about the packet.
+    /// The verdict at one end of the packet.
     #[must_use]
     pub fn decide(&self, world: &World, packet: &Packet, direction: Direction) -> Decision {
         let subject = if direction == Direction::Ingress { packet.to } else { packet.from };

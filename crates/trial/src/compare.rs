@@ -1,4 +1,4 @@
-//! Random worlds, each judged by the oracle and by an engine that heard of it in random order and bit by bit.
+//! Compares the oracle with an engine that receives each random world in random order and small batches.
 
 use crate::cluster::{Agent, Decision};
 use crate::feed::Numbers;
@@ -15,22 +15,22 @@ use weft_oracle::minimize::minimize;
 use weft_oracle::show::{Shown, ShownPacket};
 use weft_oracle::{End, Judge, Packet, Random, Reason, World, generate};
 
-/// The node whose engine is compared.
+/// The node whose engine is tested.
 const NODE: usize = 0;
 /// Packets for each pair and direction.
 const PACKETS: usize = 2;
 const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
 
-/// How much was compared.
+/// Counts of what was compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
-    /// Worlds. One that a change made of another counts: everything is compared again.
+    /// Worlds, counted again after each change.
     pub worlds: u64,
-    /// Decisions of policies.
+    /// Verdicts of policies.
     pub decisions: u64,
-    /// Those that let the packet pass.
+    /// Verdicts that allow.
     pub allowed: u64,
-    /// Those for which the oracle names rules.
+    /// Verdicts for which the oracle names rules.
     pub by_rule: u64,
 }
 
@@ -43,12 +43,12 @@ impl Tally {
     }
 }
 
-/// The two do not say the same.
+/// The engine and the oracle differ.
 #[derive(Clone, Debug)]
 pub struct Difference {
-    /// The world and the packet can be made from it.
+    /// Reproduces it.
     pub seed: u64,
-    /// What differs, in a small world.
+    /// The difference, in a minimal world.
     pub text: String,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// What the two say about a packet at one end, if it is not the same.
+/// The difference between the verdicts at one end of a packet, if any.
 fn difference(
     agent: &Agent,
     judge: &Judge<'_>,
@@ -82,7 +82,7 @@ fn difference(
     if compiled.allowed() != expected.allowed {
         return said(&format!("{compiled:?}"));
     }
-    // The rule that the engine names is one of those that decide.
+    // The rule that the engine names must be one of the deciding ones.
     let Reason::Rules(rules) = &expected.reason else { return None };
     tally.by_rule += 1;
     let named = match compiled {
@@ -96,7 +96,7 @@ fn difference(
     }
 }
 
-/// The first difference between all pairs that the node decides about.
+/// The first difference for any pair of a local subject and another end.
 fn check(
     agent: &Agent,
     world: &World,
@@ -133,15 +133,15 @@ fn check(
     None
 }
 
-/// What differs between the oracle and an engine that hears of `before` and then of `world`, about the packet.
+/// The difference for a packet, with an engine that receives `before` and then `world`.
 fn differs(before: Option<&World>, world: &World, packet: &Packet) -> Option<String> {
     let differs_in = |order: u64| {
         let mut random = Random::new(order);
         let (mut agent, mut numbers) = (Agent::new(NODE), Numbers::scarce());
         if let Some(before) = before {
-            agent.hear_bit_by_bit(before, &mut numbers, &mut random);
+            agent.update_in_pieces(before, &mut numbers, &mut random);
         }
-        agent.hear_bit_by_bit(world, &mut numbers, &mut random);
+        agent.update_in_pieces(world, &mut numbers, &mut random);
         let (judge, identities) = (Judge::new(world), numbers.identities(world));
         let tally = &mut Tally::default();
         DIRECTIONS.iter().find_map(|way| difference(&agent, &judge, world, &identities, packet, *way, tally))
@@ -152,7 +152,7 @@ fn differs(before: Option<&World>, world: &World, packet: &Packet) -> Option<Str
     })
 }
 
-/// The same in the smallest world that shows it.
+/// Describes the difference in a minimal world.
 fn explain(history: &[World], packet: Packet, text: &str) -> String {
     let Some(world) = history.last() else { return text.to_owned() };
     let fresh = |less: &World, packet: &Packet| differs(None, less, packet).is_some();
@@ -162,7 +162,7 @@ fn explain(history: &[World], packet: Packet, text: &str) -> String {
         return format!("{}\n{text}\n{}", ShownPacket(&world, &packet), Shown(&world));
     }
     for before in history.iter().rev().skip(1) {
-        // Without pods or nodes left out: their places are what joins the two worlds.
+        // Keep all pods and nodes: their indexes relate the two worlds.
         let after = |less: &World, moved: &Packet| {
             *moved == packet
                 && less.pods.len() == world.pods.len()
@@ -177,13 +177,13 @@ fn explain(history: &[World], packet: Packet, text: &str) -> String {
         }
     }
     let shown = ShownPacket(world, &packet);
-    format!("{shown}\n{text}\nonly after all the changes of the seed\n{}", Shown(world))
+    format!("{shown}\n{text}\nonly after all changes of the seed\n{}", Shown(world))
 }
 
-/// Compares everything about the world of a seed, and about what some changes make of it.
+/// Compares the world of a seed, and again after some random changes of it.
 ///
 /// # Errors
-/// What differs.
+/// The first difference.
 pub fn seed(seed: u64) -> Result<Tally, Difference> {
     let mut history = Vec::new();
     let run = AssertUnwindSafe(|| follow(seed, &mut history));
@@ -191,7 +191,7 @@ pub fn seed(seed: u64) -> Result<Tally, Difference> {
         Ok(Ok(tally)) => Ok(tally),
         Ok(Err((packet, text))) => Err(Difference { seed, text: explain(&history, packet, &text) }),
         Err(_) => {
-            // Any packet will do.
+            // The packet does not matter.
             let node = End::Node(NODE);
             let packet = Packet { from: node, to: node, v6: false, protocol: 6, port: 80 };
             Err(Difference { seed, text: explain(&history, packet, "the engine panics") })
@@ -210,7 +210,7 @@ fn follow(seed: u64, history: &mut Vec<World>) -> Result<Tally, (Packet, String)
             }
         }
         history.push(world.clone());
-        agent.hear_bit_by_bit(&world, &mut numbers, &mut random);
+        agent.update_in_pieces(&world, &mut numbers, &mut random);
         if let Some(difference) = check(&agent, &world, &mut numbers, &mut random, &mut tally) {
             return Err(difference);
         }
@@ -218,26 +218,24 @@ fn follow(seed: u64, history: &mut Vec<World>) -> Result<Tally, (Packet, String)
     Ok(tally)
 }
 
-/// Until when to compare.
+/// When to stop.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// So many worlds were compared.
     Worlds(u64),
-    /// So much time has passed.
     Passed(Duration),
 }
 
-/// Compares the worlds of seeds from `first` on, on all cores. Tells `progress` now and then.
+/// Compares the worlds of seeds from `first` on, on all cores, and reports every ten seconds.
 ///
 /// # Errors
-/// What differs first.
+/// The first difference.
 pub fn run(first: u64, until: Until, progress: impl Fn(Tally, Duration) + Sync) -> Result<Tally, Difference> {
     let (start, next, stop) = (Instant::now(), AtomicU64::new(first), AtomicBool::new(false));
     let state: Mutex<(Tally, Option<Difference>, Duration)> = Mutex::default();
     let work = || {
         while !stop.load(Ordering::Relaxed) {
             let compared = seed(next.fetch_add(1, Ordering::Relaxed));
-            let mut state = state.lock().expect("nobody panics with it");
+            let mut state = state.lock().expect("no panic while it is locked");
             match compared {
                 Ok(tally) => state.0.add(tally),
                 Err(difference) => {
@@ -265,6 +263,6 @@ pub fn run(first: u64, until: Until, progress: impl Fn(Tally, Duration) + Sync) 
             scope.spawn(work);
         }
     });
-    let (tally, difference, _) = state.into_inner().expect("nobody panics with it");
+    let (tally, difference, _) = state.into_inner().expect("no panic while it is locked");
     difference.map_or(Ok(tally), Err)
 }

@@ -1,5 +1,5 @@
-//! From a [`World`] to what the agent of one of its nodes hears: objects as watchers deliver them, endpoints,
-//! identities. Changes are differences of two such views.
+//! Converts a [`World`] to the inputs of one node's agent: objects as watchers deliver them, endpoints, identities. Changes
+//! are the difference of two such views.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use weft_model::intent::{self, Backends, CidrGroup, Node, ObjectName, Policy, Po
 use weft_model::label::LabelSet;
 use weft_oracle::{End, Judge, World};
 
-/// Numbers for the label sets of a world's pods, kept as the world changes.
+/// Identity numbers for the label sets of a world's pods, stable while the world changes.
 #[derive(Clone, Debug, Default)]
 pub struct Numbers {
     by_labels: BTreeMap<Arc<LabelSet>, Identity>,
@@ -19,13 +19,13 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// Numbers that are given again as soon as no pod has them.
+    /// Numbers are reused as soon as no pod has them.
     #[must_use]
     pub fn scarce() -> Self {
         Self { reuse: true, ..Self::default() }
     }
 
-    /// The identity of each pod with a network of its own. Label sets that are new get numbers.
+    /// The identity of each pod without `hostNetwork`. New label sets get numbers.
     pub fn identities(&mut self, world: &World) -> BTreeMap<usize, Identity> {
         let judge = Judge::new(world);
         if self.reuse {
@@ -45,14 +45,14 @@ impl Numbers {
         if let Some(identity) = self.by_labels.get(&labels) {
             return *identity;
         }
-        let given: BTreeSet<Identity> = self.by_labels.values().copied().collect();
-        let mut free = Identity::ALLOCATED.filter_map(Identity::allocated).filter(|number| !given.contains(number));
+        let taken: BTreeSet<Identity> = self.by_labels.values().copied().collect();
+        let mut free = Identity::ALLOCATED.filter_map(Identity::allocated).filter(|number| !taken.contains(number));
         let identity = free.next().expect("worlds are small");
         self.by_labels.insert(Arc::new(labels), identity);
         identity
     }
 
-    /// The labels of all numbers given so far.
+    /// The labels of all numbers allocated so far.
     pub fn iter(&self) -> impl Iterator<Item = (Identity, &Arc<LabelSet>)> {
         self.by_labels.iter().map(|(labels, identity)| (*identity, labels))
     }
@@ -65,13 +65,12 @@ pub fn endpoint_id(pod: usize) -> EndpointId {
     EndpointId::new(n).expect("worlds are small")
 }
 
-/// The UID of a pod.
 #[must_use]
 pub fn uid(pod: usize) -> String {
     format!("pod-uid-{pod}")
 }
 
-/// What the agent of a node knows of a world.
+/// The inputs of one node's agent.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     policies: BTreeMap<PolicyName, Policy>,
@@ -84,17 +83,16 @@ pub struct View {
     remotes: BTreeMap<String, Arc<RemoteEndpoint>>,
 }
 
-/// News of one thing: for the stage that writes out names of other objects, or for the engine itself.
+/// A change of one input: for the expander, or for the engine directly.
 #[derive(Clone, Debug)]
-pub enum News {
-    /// Of an object.
+pub enum Input {
     Object(intent::Change),
     /// Of an endpoint or an identity.
     Direct(Change),
 }
 
 impl View {
-    /// What the agent of `node` knows when it has heard of everything.
+    /// The inputs of `node` when all sources have synced.
     #[must_use]
     pub fn of(world: &World, node: usize, numbers: &mut Numbers) -> Self {
         let identities = numbers.identities(world);
@@ -164,64 +162,64 @@ impl View {
         }
     }
 
-    /// What makes `self` of `old`.
+    /// The changes from `old` to `self`.
     #[must_use]
-    pub fn since(&self, old: &Self) -> Vec<News> {
+    pub fn since(&self, old: &Self) -> Vec<Input> {
         use intent::Change as Object;
-        let mut news = Vec::new();
+        let mut inputs = Vec::new();
         difference(&old.policies, &self.policies, |name, new| {
-            news.push(News::Object(match new {
+            inputs.push(Input::Object(match new {
                 Some(policy) => Object::Policy(policy.clone()),
                 None => Object::PolicyGone(name.clone()),
             }));
         });
         difference(&old.groups, &self.groups, |name, new| {
-            news.push(News::Object(match new {
+            inputs.push(Input::Object(match new {
                 Some(group) => Object::CidrGroup(group.clone()),
                 None => Object::CidrGroupGone(name.clone()),
             }));
         });
         difference(&old.services, &self.services, |name, new| {
-            news.push(News::Object(match new {
+            inputs.push(Input::Object(match new {
                 Some(service) => Object::Service(service.clone()),
                 None => Object::ServiceGone(name.clone()),
             }));
         });
         difference(&old.backends, &self.backends, |name, new| {
-            news.push(News::Object(match new {
+            inputs.push(Input::Object(match new {
                 Some(backends) => Object::Backends(backends.clone()),
                 None => Object::BackendsGone(name.clone()),
             }));
         });
         difference(&old.nodes, &self.nodes, |name, new| {
-            news.push(News::Object(match new {
+            inputs.push(Input::Object(match new {
                 Some(node) => Object::Node(node.clone()),
                 None => Object::NodeGone(name.clone()),
             }));
         });
         difference(&old.identities, &self.identities, |identity, new| {
-            news.push(News::Direct(match new {
+            inputs.push(Input::Direct(match new {
                 Some(labels) => Change::PutIdentity(*identity, Arc::clone(labels)),
                 None => Change::RemoveIdentity(*identity),
             }));
         });
         difference(&old.locals, &self.locals, |id, new| {
-            news.push(News::Direct(match new {
+            inputs.push(Input::Direct(match new {
                 Some(endpoint) => Change::PutEndpoint(endpoint.clone()),
                 None => Change::RemoveEndpoint(*id),
             }));
         });
         difference(&old.remotes, &self.remotes, |uid, new| {
-            news.push(News::Direct(match new {
+            inputs.push(Input::Direct(match new {
                 Some(endpoint) => Change::PutRemote(Arc::clone(endpoint)),
                 None => Change::RemoveRemote(uid.clone()),
             }));
         });
-        news
+        inputs
     }
 }
 
-/// Calls `each` for every row that is not the same.
+/// Calls `each` for every row that differs.
 fn difference<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, mut each: impl FnMut(&K, Option<&V>)) {
     for (key, row) in new {
         if old.get(key) != Some(row) {
@@ -233,7 +231,7 @@ fn difference<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, 
     }
 }
 
-/// What the kernel of `node` knows of an end: its identity and its address.
+/// Identity and address of an end in the ipcache of `node`.
 #[must_use]
 pub fn peer(
     world: &World,
@@ -254,7 +252,6 @@ pub fn peer(
     world.address(end, v6).map(|address| (identity, address))
 }
 
-/// A slice of these addresses.
 fn backends(name: ObjectName, addresses: &[std::net::IpAddr]) -> Backends {
     let endpoints = addresses.iter().copied().map(intent::Backend::ready).collect();
     Backends { slice: name.clone(), service: name, ports: Vec::new(), endpoints }

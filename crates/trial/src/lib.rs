@@ -1,8 +1,7 @@
-//! The compiler on trial: worlds of the oracle become what agents would tell their policy engines, and what the
-//! engines make of them is compared with what the oracle says.
+//! Tests the policy compiler against the oracle: feeds random worlds to policy engines as an agent would, and compares the
+//! compiled verdicts with those of the oracle.
 //!
-//! Neither side knows the other, only this crate knows both. Tests use it, and `fuzz-policy` runs it for as long as
-//! one likes.
+//! Only this crate depends on both. Its tests use it, and `fuzz-policy` runs it for any length of time.
 
 pub mod cluster;
 pub mod compare;

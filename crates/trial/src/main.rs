@@ -1,4 +1,4 @@
-//! `fuzz-policy`: compares random worlds for as long as one likes.
+//! `fuzz-policy`: compares the policy compiler with the oracle on random worlds.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,8 +7,8 @@ use weft_trial::compare::{self, Tally, Until};
 const USAGE: &str = "fuzz-policy [--seconds N] [--first SEED]
 fuzz-policy --seed SEED
 
-Compares what the policy engine makes of random worlds with what the oracle says, for N seconds (60) on all cores.
-With --seed: of that world alone. Exits with 1 and shows the smallest such world if the two differ.";
+Compares the verdicts of the policy engine with those of the oracle on random worlds, for N seconds (60) on all cores.
+With --seed only the world of that seed. If the two differ, prints a minimal world and exits with 1.";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     let compared = match single {
         Some(seed) => compare::seed(seed),
         None => {
-            println!("from seed {first} on");
+            println!("seeds from {first}");
             compare::run(first, Until::Passed(Duration::from_secs(seconds)), report)
         }
     };
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         }
         Err(difference) => {
             println!("found after {:.1} s, {difference}", start.elapsed().as_secs_f64());
-            println!("again: fuzz-policy --seed {}", difference.seed);
+            println!("to repeat: fuzz-policy --seed {}", difference.seed);
             ExitCode::FAILURE
         }
     }

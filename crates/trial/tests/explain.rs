@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use weft_control::explain::{self, Question};
 use weft_control::policy::Direction;
-use weft_control::preview::{self, Pair, Peer};
+use weft_control::preview::{self, Pair, PeerInfo};
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::{PortMatch, PortRule};
 use weft_oracle::show::{Shown, ShownPacket};
@@ -21,7 +21,7 @@ fn answers_name_the_rules_that_decide() {
         let mut random = Random::new(seed);
         let world = generate::world(&mut random);
         let (mut agent, mut numbers) = (Agent::new(NODE), Numbers::default());
-        agent.hear(&world, &mut numbers);
+        agent.update(&world, &mut numbers);
         let (judge, identities) = (Judge::new(&world), numbers.identities(&world));
         for _ in 0..100 {
             let Some(packet) = generate::packet(&mut random, &world) else { continue };
@@ -123,10 +123,10 @@ fn expected(before: &World, after: &World) -> (Pairs, Pairs) {
     (denied, allowed)
 }
 
-fn peers(world: &World, agent: &Agent, identities: &BTreeMap<usize, Identity>) -> Vec<Peer> {
+fn peers(world: &World, agent: &Agent, identities: &BTreeMap<usize, Identity>) -> Vec<PeerInfo> {
     let peer = |end: &End| {
         let parties: Vec<_> = [false, true].iter().filter_map(|v6| agent.party(world, identities, *end, *v6)).collect();
-        Peer {
+        PeerInfo {
             name: format!("{end:?}"),
             endpoint: parties[0].endpoint,
             identity: parties[0].identity,
@@ -153,9 +153,9 @@ fn previews_foretell_what_changes() {
             }
         }
         let (mut agent, mut numbers) = (Agent::new(NODE), Numbers::default());
-        agent.hear(&before, &mut numbers);
+        agent.update(&before, &mut numbers);
         let mut then = agent.clone();
-        then.hear(&after, &mut numbers);
+        then.update(&after, &mut numbers);
         let ends = before.ends();
         let peers = peers(&before, &agent, &numbers.identities(&before));
         let changes = preview::compare(&agent.engine, &then.engine, &peers);

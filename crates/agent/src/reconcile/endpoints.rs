@@ -67,8 +67,9 @@ impl EndpointLinks {
         };
         let Some(target) = cx.tables.targets.get(&id).cloned() else { return Ok(()) };
         let audit = cx.settings.audit;
+        let blocked = target.blocked.as_ref().map(|blocked| format!("all its traffic is dropped: {blocked}"));
         if endpoint.is_written(&target, audit) {
-            cx.tables.endpoints.update(id, |endpoint| endpoint.problem.clone_from(&target.blocked));
+            cx.tables.endpoints.update(id, |endpoint| endpoint.problem = blocked);
             return Ok(());
         }
         let wanted = endpoint.desired(&target, audit);
@@ -81,7 +82,7 @@ impl EndpointLinks {
         }
         cx.stale.endpoints.insert(id);
         cx.tables.endpoints.update(id, |endpoint| {
-            endpoint.problem.clone_from(&target.blocked);
+            endpoint.problem = blocked;
             endpoint.in_kernel = Some(wanted);
             endpoint.restoring = false;
         });
@@ -91,7 +92,8 @@ impl EndpointLinks {
     /// The node itself. Policies that do not fit must not cut it off: what was in force stays.
     fn write_host(&mut self, cx: &mut Context<'_>) -> Result<(), DataplaneError> {
         let target = cx.tables.targets.get(&EndpointId::HOST);
-        self.host_problem = target.and_then(|target| target.blocked.clone());
+        let blocked = target.and_then(|target| target.blocked.as_ref());
+        self.host_problem = blocked.map(|blocked| format!("{blocked}; the previous policy stays in force"));
         if self.host_problem.is_some() {
             return Ok(());
         }

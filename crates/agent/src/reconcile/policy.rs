@@ -21,7 +21,7 @@ use weft_abi::map_name;
 use weft_control::expand::Expander;
 use weft_control::identity::subject_labels;
 use weft_control::policy::{self as engine, Engine, Limits, LocalEndpoint, Plan};
-use weft_control::remotes::{Merged, Remotes};
+use weft_control::remotes::{RemoteChange, Remotes};
 use weft_model::desired::{CompiledPolicy, DataplaneError, PolicyPatch, Touched};
 use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId, Revision};
 use weft_model::intent::{Change, IdentityLabels, Node, ObjectName, PolicyName};
@@ -97,10 +97,10 @@ impl Policy {
         self.own_node = addresses.iter().copied().collect();
     }
 
-    fn enqueue_merged(&mut self, merged: Vec<Merged>) {
+    fn enqueue_merged(&mut self, merged: Vec<RemoteChange>) {
         self.pending.extend(merged.into_iter().map(|change| match change {
-            Merged::Put(endpoint) => engine::Change::PutRemote(endpoint),
-            Merged::Gone(uid) => engine::Change::RemoveRemote(uid),
+            RemoteChange::Upsert(endpoint) => engine::Change::PutRemote(endpoint),
+            RemoteChange::Delete(uid) => engine::Change::RemoveRemote(uid),
         }));
     }
 
@@ -152,7 +152,7 @@ impl Policy {
             rules: self.engine.rules(),
             cidrs: self.cidrs.clone(),
             problems: self.problems.clone(),
-            missing: self.expander.missing().clone(),
+            dangling: self.expander.dangling().clone(),
         }
     }
 
@@ -164,7 +164,7 @@ impl Policy {
     }
 
     fn compile(&mut self) -> Option<Plan> {
-        let mut changes = self.expander.take();
+        let mut changes = self.expander.take_changes();
         changes.append(&mut self.pending);
         let again = std::mem::take(&mut self.again);
         if changes.is_empty() && !again {
@@ -349,7 +349,7 @@ impl Reconciler for Policy {
     }
 
     fn observe(&mut self, change: &Change) {
-        self.expander.hear(change);
+        self.expander.apply(change);
         match change {
             Change::Policy(policy) => self.set_invalid(&policy.name, None),
             Change::PolicyInvalid { name, resource_version, problem } => {
@@ -424,7 +424,7 @@ impl Reconciler for Policy {
     }
 
     fn wants_another_pass(&mut self) -> bool {
-        self.again = self.engine.wants_another();
+        self.again = self.engine.needs_retry();
         self.again
     }
 

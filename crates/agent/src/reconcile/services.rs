@@ -186,7 +186,7 @@ impl Reconciler for Services {
     }
 
     fn observe(&mut self, change: &Change) {
-        self.engine.hear(change);
+        self.engine.apply(change);
         let service = match change {
             Change::Service(service) => Some(&service.name),
             Change::ServiceGone(name) => Some(name),

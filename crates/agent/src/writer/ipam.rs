@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_control::ipam::{
-    Advice, Block, Choice, Edges, Exchange, Family, Growth, IpamError, Needed, NodePool, Outcome, Placement, Record,
-    Told, Watermarks,
+    Advice, Allocated, Block, Choice, Edges, Exchange, Family, Growth, NodePool, Outcome, OverlappingBlock, Placement,
+    Record, Requested, Watermarks,
 };
 use weft_model::id::EndpointId;
 use weft_model::intent::{Namespace, Pod};
@@ -168,7 +168,7 @@ impl Writer {
             return Ok(DEFAULT_POOL.to_owned());
         }
         let wishes = [Some(&pod.address_pools), namespace.map(|namespace| &namespace.address_pools)];
-        let wished = |wish: &weft_model::intent::PoolWish| match family {
+        let wished = |wish: &weft_model::intent::PoolRequest| match family {
             Family::V4 => wish.v4.clone(),
             Family::V6 => wish.v6.clone(),
         };
@@ -272,7 +272,7 @@ impl Writer {
         if cidr.addr().is_ipv4() { self.settings.ipv4 } else { self.settings.ipv6 }
     }
 
-    fn blocks_changed(&mut self, before: &BTreeSet<IpNet>, problems: &[IpamError]) {
+    fn blocks_changed(&mut self, before: &BTreeSet<IpNet>, problems: &[OverlappingBlock]) {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         self.set_problem(Part::Blocks, (!problems.is_empty()).then(|| problems.join("; ")));
         let now = self.own_pool.blocks();
@@ -348,8 +348,8 @@ impl Writer {
     }
 
     /// By pool and family: the pods of this node that have an address or will want one.
-    fn demand(&self) -> Needed {
-        let mut demand = Needed::new();
+    fn demand(&self) -> Requested {
+        let mut demand = Requested::new();
         let default =
             (self.settings.ipv4.then_some(Family::V4)).into_iter().chain(self.settings.ipv6.then_some(Family::V6));
         demand.extend(default.map(|family| ((DEFAULT_POOL.to_owned(), family), 0)));
@@ -397,7 +397,7 @@ impl Writer {
         let (demand, exhausted) = (self.demand(), self.own_pool.exhausted);
         let before: BTreeSet<IpNet> = self.own_pool.blocks().into_iter().collect();
         let mut exchange = self.own_pool.exchange.take()?;
-        let now = Record { told: self.of_families(&now.told), needed: now.needed.clone() };
+        let now = Record { allocated: self.of_families(&now.allocated), requested: now.requested.clone() };
         let (write, problems) = exchange.begin(self.own_pool.pool(), &now, &demand, exhausted);
         self.own_pool.exchange = Some(exchange);
         self.blocks_changed(&before, &problems);
@@ -418,9 +418,9 @@ impl Writer {
         }
     }
 
-    fn of_families(&self, told: &Told) -> Told {
+    fn of_families(&self, allocated: &Allocated) -> Allocated {
         let of = |nets: &BTreeSet<IpNet>| nets.iter().copied().filter(|net| self.has_family(net)).collect();
-        told.iter().map(|(pool, nets)| (pool.clone(), of(nets))).collect()
+        allocated.iter().map(|(pool, nets)| (pool.clone(), of(nets))).collect()
     }
 
     /// Shared pools, as they are now.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use weft_api::agent::{Preview, PreviewChange, PreviewExample};
 use weft_control::explain::{Party, Question};
 use weft_control::policy::{Direction, Engine};
-use weft_control::preview::{self, Pair, Peer};
+use weft_control::preview::{self, Pair, PeerInfo};
 use weft_model::id::{EndpointId, RuleId};
 use weft_model::intent::Change;
 
@@ -33,7 +33,7 @@ pub struct Seen {
 pub struct Comparison {
     before: Engine,
     after: Engine,
-    peers: Vec<Peer>,
+    peers: Vec<PeerInfo>,
     names: BTreeMap<EndpointId, String>,
     live: Vec<(Question, String)>,
     dropped: Vec<(Question, String)>,
@@ -45,8 +45,8 @@ impl Writer {
     pub fn compare(&self, changes: &[Change], live: &[Seen], dropped: &[Seen]) -> Comparison {
         let before = self.reconcilers.policy.engine.clone();
         let (mut after, mut expander) = (before.clone(), self.reconcilers.policy.expander.clone());
-        changes.iter().for_each(|change| expander.hear(change));
-        after.apply(expander.take());
+        changes.iter().for_each(|change| expander.apply(change));
+        after.apply(expander.take_changes());
         let mut names: BTreeMap<EndpointId, String> =
             self.tables.endpoints.values().map(|row| (row.record.id, row.record.pod.to_string())).collect();
         names.insert(EndpointId::HOST, format!("node {}", self.settings.node_name));
@@ -73,10 +73,10 @@ impl Writer {
     }
 
     /// Everybody whom endpoints may talk to: pods, nodes, the prefixes that policies name, and the rest of the world.
-    fn peers(&self, before: &Engine, after: &Engine) -> Vec<Peer> {
-        let mut by_name: BTreeMap<String, Peer> = BTreeMap::new();
+    fn peers(&self, before: &Engine, after: &Engine) -> Vec<PeerInfo> {
+        let mut by_name: BTreeMap<String, PeerInfo> = BTreeMap::new();
         let mut add = |name: String, party: Party| {
-            let empty = || Peer {
+            let empty = || PeerInfo {
                 name: name.clone(),
                 endpoint: party.endpoint,
                 identity: party.identity,

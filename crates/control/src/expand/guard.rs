@@ -1,5 +1,5 @@
-//! Policies for nodes must not cut the node off from what rules it: whatever isolates a node, it still reaches the API
-//! server, and the API server its kubelet. An explicit deny still counts: whoever writes one means it.
+//! Host policies must not cut a node off from the control plane: even an isolated node reaches the API server, and the API
+//! server reaches the kubelet. An explicit deny still wins, since it is deliberate.
 
 use super::{Expander, host};
 use crate::policy::Change as EngineChange;
@@ -11,10 +11,10 @@ use weft_model::intent::{
 };
 use weft_model::selector::Selector;
 
-/// Where kubelets listen.
+/// Port of the kubelet.
 const KUBELET: u16 = 10250;
 
-/// The name under which flows and answers show the guard. No object can have it.
+/// The policy name of the guard in flows and explanations. No object can have it, because of the colon.
 #[must_use]
 pub fn guard_name() -> PolicyName {
     PolicyName {
@@ -24,8 +24,8 @@ pub fn guard_name() -> PolicyName {
 }
 
 impl Expander {
-    /// Brings the guard in line with the policies and the API server's addresses.
-    pub(super) fn guard(&mut self) {
+    /// Recomputes the guard from the policies and the addresses of the API server.
+    pub(super) fn update_guard(&mut self) {
         let wanted = self.has_host_policy().then(|| Arc::new(policy(self.api_server().into_iter())));
         if wanted == self.guard {
             return;

@@ -1,19 +1,20 @@
-//! One rule, judged from what was written: does it match, and if not, what does not fit?
+//! Evaluates one rule as written: whether it matches a connection, and if not, which part of it does not.
 
 use super::{Party, Question};
-use crate::policy::{Direction, Engine, pod_numbers};
+use crate::policy::{Direction, Engine, PeerSelector, pod_numbers};
+use ipnet::IpNet;
 use weft_model::id::{EndpointId, Identity, PeerScope};
-use weft_model::intent::{EndpointSelector, Entity, Peer, PortMatch, PortRule, Protocol, Rule};
-use weft_model::label::{LabelSet, is_carried};
+use weft_model::intent::{Peer, PortMatch, PortRule, Protocol, Rule};
+use weft_model::label::LabelSet;
 
-/// How a peer was found.
+/// What of a peer a rule matched.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     Labels,
     Address,
 }
 
-/// Whether the rule matches; if not, what does not fit.
+/// Whether the rule matches; if not, a text on what does not.
 pub(super) fn matches(
     engine: &Engine,
     direction: Direction,
@@ -28,7 +29,7 @@ pub(super) fn matches(
             let labels = labels_of(engine, peer.identity);
             let found: Vec<By> = peers.iter().filter_map(|written| selects(written, &labels, peer)).collect();
             if found.is_empty() {
-                return Err(nobody(peers, peer, direction));
+                return Err(no_peer_matches(peers, peer, direction));
             }
             found.contains(&By::Labels)
         }
@@ -57,7 +58,7 @@ pub(super) fn matches(
     }
     let names = ports.iter().any(|port| matches!(port.port, PortMatch::Name(_)));
     let hint = if direction == Direction::Egress && !by_labels && names {
-        " (named ports mean nothing behind an address)"
+        " (named ports do not apply to peers that are matched by CIDR)"
     } else {
         ""
     };
@@ -72,61 +73,32 @@ fn labels_of(engine: &Engine, identity: Identity) -> LabelSet {
 }
 
 fn selects(written: &Peer, labels: &LabelSet, peer: &Party) -> Option<By> {
-    match written {
-        Peer::Endpoints(selector) => (can_be_judged(selector) && selector.matches(labels)).then_some(By::Labels),
-        Peer::Entity(entity) => is_of(*entity, labels).then_some(By::Labels),
-        Peer::Cidr { cidr, except, covers } => {
-            let in_scope = match peer.identity.scope() {
-                PeerScope::World => true,
-                PeerScope::Node => covers.nodes,
-                PeerScope::Pod => covers.pods,
-            };
-            let there = cidr.contains(&peer.address) && !except.iter().any(|except| except.contains(&peer.address));
-            (in_scope && there).then_some(By::Address)
-        }
-        // Written out before policies are compiled.
-        Peer::CidrGroups { .. } | Peer::Services(_) | Peer::Nodes(_) => None,
+    // `Err`: the peer matches nothing, which is a problem of the policy object and reported there.
+    let selector = PeerSelector::new(written).ok().flatten()?;
+    if selector.matches(labels) {
+        return Some(By::Labels);
     }
+    selector.holds(&IpNet::from(peer.address), peer.identity.scope()).then_some(By::Address)
 }
 
-/// Identities do not carry every label of their pods.
-fn can_be_judged(selector: &EndpointSelector) -> bool {
-    selector.requirements.iter().all(|requirement| is_carried(requirement.key()))
-}
-
-fn is_of(entity: Entity, labels: &LabelSet) -> bool {
-    let has = |name: &str| labels.get(&format!("reserved:{name}")).is_some();
-    match entity {
-        Entity::All => true,
-        Entity::None | Entity::KubeApiserver => false,
-        Entity::World => has("world"),
-        Entity::WorldIpv4 => has("world-ipv4"),
-        Entity::WorldIpv6 => has("world-ipv6"),
-        Entity::Host => has("host"),
-        Entity::RemoteNode => has("remote-node"),
-        Entity::Ingress => has("ingress"),
-        Entity::Health => has("health"),
-        Entity::Init => has("init"),
-        Entity::Unmanaged => has("unmanaged"),
-        Entity::Cluster => !labels.0.is_empty() && !has("world"),
-    }
-}
-
-fn nobody(peers: &[Peer], peer: &Party, direction: Direction) -> String {
+fn no_peer_matches(peers: &[Peer], peer: &Party, direction: Direction) -> String {
     let verb = match direction {
         Direction::Ingress => "from",
         Direction::Egress => "to",
     };
     if peers.is_empty() {
-        return format!("its `{verb}` selects nobody");
+        return format!("its `{verb}` selects no peer");
     }
     for written in peers {
         if let Peer::Cidr { cidr, except, .. } = written
             && cidr.contains(&peer.address)
         {
             return match except.iter().find(|except| except.contains(&peer.address)) {
-                Some(except) => format!("{} is in {cidr} but left out by except {except}", peer.address),
-                None => format!("{} is in {cidr}, but prefixes do not match addresses of the cluster", peer.address),
+                Some(except) => format!("{} is in {cidr}, but excluded by except {except}", peer.address),
+                None => {
+                    let kind = if peer.identity.scope() == PeerScope::Node { "nodes" } else { "pods" };
+                    format!("{} is in {cidr}, but this CIDR rule does not match {kind} of the cluster", peer.address)
+                }
             };
         }
     }
@@ -137,7 +109,7 @@ fn nobody(peers: &[Peer], peer: &Party, direction: Direction) -> String {
     format!("its `{verb}` does not select {who}")
 }
 
-/// A protocol's name, or number.
+/// `TCP`, `ICMPv6`, `protocol 99`.
 #[must_use]
 pub fn protocol_text(protocol: u8) -> String {
     let known = [

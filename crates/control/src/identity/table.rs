@@ -1,4 +1,4 @@
-//! The known identities: number -> labels and back.
+//! The CiliumIdentities in the cluster, by number and by label set.
 
 use super::stable_hash;
 use foldhash::{HashMap, HashMapExt};
@@ -11,40 +11,38 @@ use weft_model::label::LabelSet;
 /// The number of a label set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NumberOf {
-    /// There is an object for it.
+    /// An object exists.
     Known(Identity),
-    /// There is none, or one that may be gone at any moment: this is the number to create it or to take it up under.
-    /// Everybody who knows the same objects tries the same number.
+    /// No object exists, or one that is marked for garbage collection: create or claim it under this number. All nodes
+    /// that have seen the same objects propose the same number.
     Proposed(Identity),
 }
 
 /// Labels by number. Persistent: a clone costs nothing and never changes.
 pub type Labels = RedBlackTreeMapSync<Identity, Arc<LabelSet>>;
 
-/// All numbers are taken.
+/// All numbers are in use; retry when identities were garbage collected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("all {} identities are in use", Identity::ALLOCATED.clone().count())]
 pub struct Exhausted;
 
-/// The objects that are known. Several may carry the same labels (two nodes raced): the lowest number is the one
-/// to use, the others stay valid until their objects are gone.
+/// The known objects. Several may carry the same labels, if two nodes raced to create one: new pods get the lowest number,
+/// the others stay valid until their objects are deleted.
 #[derive(Clone, Debug, Default)]
 pub struct IdentityTable {
     labels: Labels,
     numbers: HashMap<Arc<LabelSet>, BTreeSet<Identity>>,
-    /// Marked as used by nobody, so that they may be gone at any moment.
+    /// Marked for garbage collection: they may be deleted at any moment.
     unused: BTreeSet<Identity>,
 }
 
 impl IdentityTable {
-    /// Empty.
     #[must_use]
     pub fn new() -> Self {
         Self { labels: Labels::new_sync(), numbers: HashMap::new(), unused: BTreeSet::new() }
     }
 
-    /// An object was seen. Returns the labels now known under the number, shared with all objects of equal labels,
-    /// and whether that is news.
+    /// Upserts an object. Returns its labels, shared with all objects of equal labels, and whether anything changed.
     pub fn insert(&mut self, identity: Identity, labels: LabelSet) -> (Arc<LabelSet>, bool) {
         if let Some(known) = self.labels.get(&identity) {
             if **known == labels {
@@ -61,7 +59,7 @@ impl IdentityTable {
         (shared, true)
     }
 
-    /// An object is gone. Returns its labels.
+    /// Deletes an object. Returns its labels.
     pub fn remove(&mut self, identity: Identity) -> Option<Arc<LabelSet>> {
         let labels = self.labels.get(&identity).cloned()?;
         self.labels.remove_mut(&identity);
@@ -75,7 +73,7 @@ impl IdentityTable {
         Some(labels)
     }
 
-    /// A known object is marked as used by nobody, or no longer.
+    /// The mark for garbage collection was set on, or removed from, a known object.
     pub fn set_unused(&mut self, identity: Identity, unused: bool) {
         if unused && self.labels.contains_key(&identity) {
             self.unused.insert(identity);
@@ -84,7 +82,6 @@ impl IdentityTable {
         }
     }
 
-    /// The labels of a number.
     #[must_use]
     pub fn labels(&self, identity: Identity) -> Option<&Arc<LabelSet>> {
         self.labels.get(&identity)
@@ -113,24 +110,22 @@ impl IdentityTable {
             .ok_or(Exhausted)
     }
 
-    /// All, by number.
+    /// All, ordered by number.
     pub fn iter(&self) -> impl Iterator<Item = (Identity, &Arc<LabelSet>)> {
         self.labels.iter().map(|(identity, labels)| (*identity, labels))
     }
 
-    /// All as they are now.
+    /// Labels by number, as they are now.
     #[must_use]
     pub fn snapshot(&self) -> Labels {
         self.labels.clone()
     }
 
-    /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
         self.labels.size()
     }
 
-    /// None at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()

@@ -1,102 +1,96 @@
-//! The prefixes of the cluster's nodes, out of the cluster's pools.
+//! Assigns pod CIDRs to nodes from the pools of the cluster.
 
 use super::{list, nth, number, offset};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 
-/// A prefix was not given, or the pools make no sense.
+/// The configured pools cannot be used. The configuration must be corrected.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum ClusterPoolError {
+pub enum PoolConfigError {
     /// A node's prefix would not fit into a pool.
-    #[error("pool {pool} is smaller than a node's share, /{mask}")]
+    #[error("pool {pool} is too small for a node's /{mask}")]
     TooSmall {
-        /// The pool.
         pool: IpNet,
-        /// Length of a node's prefix.
+        /// Prefix length of what a node gets.
         mask: u8,
     },
     /// A node's prefix must hold at least one address beside the two reserved ones.
-    #[error("a node's share must be at most /{max}, not /{mask}")]
-    Mask {
-        /// What was asked for.
-        mask: u8,
-        /// The longest possible.
-        max: u8,
-    },
+    #[error("a node's prefix length is /{mask}, expected at most /{max}")]
+    Mask { mask: u8, max: u8 },
     /// Two pools overlap.
     #[error("pools {0} and {1} overlap")]
     Overlap(IpNet, IpNet),
-    /// All are taken.
-    #[error("no free /{mask} for node {node} in {}", list(pools))]
-    Exhausted {
-        /// Who asked.
-        node: String,
-        /// Length of a node's prefix.
-        mask: u8,
-        /// The pools of that family.
-        pools: Vec<IpNet>,
-    },
-    /// Two nodes claim the same addresses.
-    #[error("{cidr} of node {node} overlaps {other_cidr} of node {other}")]
-    Conflict {
-        /// Who asked.
-        node: String,
-        /// For what.
-        cidr: IpNet,
-        /// Who has it.
-        other: String,
-        /// What that one has.
-        other_cidr: IpNet,
-    },
 }
 
-/// The prefixes that nodes have of some pools of one family, all of the same length.
+/// No prefix is free for a node. Retry after a node is gone, or add a pool.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no free /{mask} for node {node} in {}: remove nodes or add a pool", list(pools))]
+pub struct AssignError {
+    pub node: String,
+    /// Prefix length of what a node gets.
+    pub mask: u8,
+    /// The pools of that family.
+    pub pools: Vec<IpNet>,
+}
+
+/// Two nodes claim the same addresses. One of the two objects must be corrected.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{cidr} of node {node} overlaps {other_cidr} of node {other}")]
+pub struct PrefixConflict {
+    pub node: String,
+    pub cidr: IpNet,
+    /// The node that holds `other_cidr`.
+    pub other: String,
+    pub other_cidr: IpNet,
+}
+
+/// The prefixes that nodes have of some pools of one family. New ones are all of one length.
 #[derive(Clone, Debug)]
 pub(super) struct Prefixes {
     pools: Vec<IpNet>,
     mask: u8,
-    /// Prefixes given, with their nodes, by their first address. None overlaps another.
-    given: BTreeMap<u128, (IpNet, String)>,
-    /// Where to look next: number of the pool and of the share in it.
+    /// Prefixes with their nodes, by first address. They do not overlap.
+    assigned: BTreeMap<u128, (IpNet, String)>,
+    /// Where to search next: index of the pool, and of the prefix in it.
     next: (usize, u128),
 }
 
 impl Prefixes {
-    /// All of `pools` is free; `None`: there are none.
-    pub(super) fn new(pools: Vec<IpNet>, mask: u8, max: u8) -> Result<Option<Self>, ClusterPoolError> {
+    /// With all of `pools` free; `None`: there are none.
+    pub(super) fn new(pools: Vec<IpNet>, mask: u8, max: u8) -> Result<Option<Self>, PoolConfigError> {
         for (n, pool) in pools.iter().enumerate() {
             if let Some(other) = pools[..n].iter().find(|other| other.contains(pool) || pool.contains(*other)) {
-                return Err(ClusterPoolError::Overlap(*other, *pool));
+                return Err(PoolConfigError::Overlap(*other, *pool));
             }
         }
         if pools.is_empty() {
             return Ok(None);
         }
         if mask > max {
-            return Err(ClusterPoolError::Mask { mask, max });
+            return Err(PoolConfigError::Mask { mask, max });
         }
         match pools.iter().find(|pool| pool.prefix_len() > mask) {
-            Some(pool) => Err(ClusterPoolError::TooSmall { pool: *pool, mask }),
+            Some(pool) => Err(PoolConfigError::TooSmall { pool: *pool, mask }),
             None => Ok(Some(Self { pools, mask, ..Self::empty() })),
         }
     }
 
-    /// Without pools: it only remembers who has what.
+    /// Without pools: it only records what nodes have.
     pub(super) fn empty() -> Self {
-        Self { pools: Vec::new(), mask: 0, given: BTreeMap::new(), next: (0, 0) }
+        Self { pools: Vec::new(), mask: 0, assigned: BTreeMap::new(), next: (0, 0) }
     }
 
-    /// What was given stays given; nothing more is.
+    /// Keeps what is assigned, and assigns nothing more.
     pub(super) fn without_pools(self) -> Self {
-        Self { given: self.given, ..Self::empty() }
+        Self { assigned: self.assigned, ..Self::empty() }
     }
 
-    fn shares(&self, pool: usize) -> u128 {
+    fn slots(&self, pool: usize) -> u128 {
         let bits = u32::from(self.mask - self.pools[pool].prefix_len());
         1u128.checked_shl(bits).unwrap_or(u128::MAX)
     }
 
-    fn share(&self, pool: usize, n: u128) -> IpNet {
+    fn slot(&self, pool: usize, n: u128) -> IpNet {
         let net = &self.pools[pool];
         let bits = u32::from(net.max_prefix_len() - self.mask);
         let first = nth(net, n.checked_shl(bits).unwrap_or(0));
@@ -104,85 +98,84 @@ impl Prefixes {
     }
 
     pub(super) fn overlapping(&self, cidr: &IpNet) -> Option<&(IpNet, String)> {
-        // None overlap, so the last one that starts before our end is the only one that can reach into us.
-        let (_, last) = self.given.range(..=number(cidr.broadcast())).next_back()?;
+        // Prefixes do not overlap, so only the last one that starts before the end of `cidr` can intersect it.
+        let (_, last) = self.assigned.range(..=number(cidr.broadcast())).next_back()?;
         (last.0.contains(cidr) || cidr.contains(&last.0)).then_some(last)
     }
 
-    fn give(&mut self, cidr: IpNet, node: &str) {
-        self.given.insert(number(cidr.network()), (cidr, node.to_owned()));
+    fn insert(&mut self, cidr: IpNet, node: &str) {
+        self.assigned.insert(number(cidr.network()), (cidr, node.to_owned()));
     }
 
-    /// One more for a node.
-    pub(super) fn assign(&mut self, node: &str) -> Result<IpNet, ClusterPoolError> {
+    /// Assigns one more prefix to a node.
+    pub(super) fn assign(&mut self, node: &str) -> Result<IpNet, AssignError> {
         let count = self.pools.len();
-        let (start_pool, start_share) = self.next;
+        let (start_pool, start_slot) = self.next;
         for step in 0..=count {
             let pool = (start_pool + step) % count.max(1);
             if pool >= count {
                 break;
             }
-            let first = if step == 0 { start_share } else { 0 };
-            let shares = self.shares(pool);
+            let first = if step == 0 { start_slot } else { 0 };
+            let slots = self.slots(pool);
             let mut n = first;
-            // At most as many are taken as were given: the search ends after that many and one.
-            while n < shares && n - first <= self.given.len() as u128 {
-                let cidr = self.share(pool, n);
+            // At most as many slots are taken as prefixes are assigned, so one more step suffices.
+            while n < slots && n - first <= self.assigned.len() as u128 {
+                let cidr = self.slot(pool, n);
                 n += 1;
                 if self.overlapping(&cidr).is_none() {
-                    self.give(cidr, node);
+                    self.insert(cidr, node);
                     self.next = (pool, n);
                     return Ok(cidr);
                 }
             }
         }
-        Err(ClusterPoolError::Exhausted { node: node.to_owned(), mask: self.mask, pools: self.pools.clone() })
+        Err(AssignError { node: node.to_owned(), mask: self.mask, pools: self.pools.clone() })
     }
 
-    /// A node has this one already, wherever it lies.
-    pub(super) fn restore(&mut self, node: &str, cidr: IpNet) -> Result<(), ClusterPoolError> {
+    /// Records a prefix that a node already has, inside the pools or not.
+    pub(super) fn restore(&mut self, node: &str, cidr: IpNet) -> Result<(), PrefixConflict> {
         let cidr = cidr.trunc();
         if let Some((net, other)) = self.overlapping(&cidr) {
             if other == node && *net == cidr {
                 return Ok(());
             }
             let (other, other_cidr) = (other.clone(), *net);
-            return Err(ClusterPoolError::Conflict { node: node.to_owned(), cidr, other, other_cidr });
+            return Err(PrefixConflict { node: node.to_owned(), cidr, other, other_cidr });
         }
-        self.give(cidr, node);
-        // Go on after it: what a node that is gone had just before a restart is not given at once.
+        self.insert(cidr, node);
+        // Continue after it, so that the prefix of a node deleted just before a restart is not reassigned at once.
         if cidr.prefix_len() == self.mask
             && let Some((pool, start)) =
                 self.pools.iter().enumerate().find_map(|(n, pool)| Some((n, offset(pool, cidr.addr())?)))
         {
             let bits = u32::from(cidr.max_prefix_len() - self.mask);
-            let share = start.checked_shr(bits).unwrap_or(0) + 1;
-            self.next = self.next.max((pool, share));
+            let slot = start.checked_shr(bits).unwrap_or(0) + 1;
+            self.next = self.next.max((pool, slot));
         }
         Ok(())
     }
 
-    /// A node let go of one.
+    /// A node released a prefix.
     pub(super) fn release(&mut self, node: &str, cidr: &IpNet) {
         let first = number(cidr.network());
-        if self.given.get(&first).is_some_and(|(net, owner)| net == cidr && owner == node) {
-            self.given.remove(&first);
+        if self.assigned.get(&first).is_some_and(|(net, owner)| net == cidr && owner == node) {
+            self.assigned.remove(&first);
         }
     }
 
-    /// A node is gone.
+    /// A node was deleted.
     pub(super) fn release_owner(&mut self, node: &str) {
-        self.given.retain(|_, (_, owner)| owner != node);
+        self.assigned.retain(|_, (_, owner)| owner != node);
     }
 
-    /// Prefixes and nodes.
     pub(super) fn iter(&self) -> impl Iterator<Item = (IpNet, &str)> {
-        self.given.values().map(|(cidr, node)| (*cidr, node.as_str()))
+        self.assigned.values().map(|(cidr, node)| (*cidr, node.as_str()))
     }
 }
 
-/// Gives every node a prefix per family. A node keeps what it has; nothing is given twice; a prefix that comes free
-/// is given again only after all others.
+/// Assigns every node one prefix per family. A node keeps what it has, and a prefix that becomes free is reassigned only
+/// after all others.
 #[derive(Clone, Debug)]
 pub struct ClusterPool {
     v4: Option<Prefixes>,
@@ -190,11 +183,11 @@ pub struct ClusterPool {
 }
 
 impl ClusterPool {
-    /// All of `pools` is free.
+    /// With all of `pools` free.
     ///
     /// # Errors
-    /// The pools make no sense.
-    pub fn new(pools: &[IpNet], mask_v4: u8, mask_v6: u8) -> Result<Self, ClusterPoolError> {
+    /// The pools overlap, or a node's prefix does not fit into one.
+    pub fn new(pools: &[IpNet], mask_v4: u8, mask_v6: u8) -> Result<Self, PoolConfigError> {
         let pools: Vec<IpNet> = pools.iter().map(IpNet::trunc).collect();
         let family = |v4: bool, mask: u8, max: u8| {
             let pools: Vec<IpNet> = pools.iter().copied().filter(|pool| pool.addr().is_ipv4() == v4).collect();
@@ -207,30 +200,30 @@ impl ClusterPool {
         if cidr.addr().is_ipv4() { self.v4.as_mut() } else { self.v6.as_mut() }
     }
 
-    /// A node has this prefix already. It is kept even if it lies outside the pools, which may have been smaller or
-    /// larger when it was given.
+    /// Records a prefix that a node already has. It is kept even outside the pools, which may have been configured
+    /// differently when it was assigned.
     ///
     /// # Errors
-    /// [`ClusterPoolError::Conflict`]; nothing changed.
-    pub fn restore(&mut self, node: &str, cidr: IpNet) -> Result<(), ClusterPoolError> {
+    /// Another node holds some of its addresses; nothing changed.
+    pub fn restore(&mut self, node: &str, cidr: IpNet) -> Result<(), PrefixConflict> {
         self.family(&cidr).map_or(Ok(()), |family| family.restore(node, cidr))
     }
 
-    /// The node's prefixes, IPv4 first: those that it has, or new ones.
+    /// Returns the node's prefixes, IPv4 first, assigning those that it lacks.
     ///
     /// # Errors
-    /// [`ClusterPoolError::Exhausted`]; nothing was given.
-    pub fn assign(&mut self, node: &str) -> Result<Vec<IpNet>, ClusterPoolError> {
+    /// A pool is exhausted; nothing was assigned.
+    pub fn assign(&mut self, node: &str) -> Result<Vec<IpNet>, AssignError> {
         let mut cidrs = Vec::new();
         let mut new: Vec<IpNet> = Vec::new();
         for family in self.v4.iter_mut().chain(&mut self.v6) {
-            let known = family.given.values().find(|(_, owner)| owner == node).map(|(cidr, _)| *cidr);
+            let known = family.assigned.values().find(|(_, owner)| owner == node).map(|(cidr, _)| *cidr);
             let result = known.map_or_else(|| family.assign(node).inspect(|cidr| new.push(*cidr)), Ok);
             match result {
                 Ok(cidr) => cidrs.push(cidr),
                 Err(error) => {
                     for cidr in new {
-                        self.family(&cidr).map(|family| family.given.remove(&number(cidr.network())));
+                        self.family(&cidr).map(|family| family.assigned.remove(&number(cidr.network())));
                     }
                     return Err(error);
                 }
@@ -239,14 +232,14 @@ impl ClusterPool {
         Ok(cidrs)
     }
 
-    /// The node is gone.
+    /// The node was deleted.
     pub fn release(&mut self, node: &str) {
         for family in self.v4.iter_mut().chain(&mut self.v6) {
             family.release_owner(node);
         }
     }
 
-    /// Prefixes and nodes.
+    /// All prefixes with their nodes.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, &str)> {
         let families = self.v4.iter().chain(&self.v6);
         families.flat_map(Prefixes::iter)

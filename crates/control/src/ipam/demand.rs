@@ -1,15 +1,15 @@
-//! How many addresses a node should hold for the pods that it has and those that are on their way.
+//! How many addresses a node should hold for its pods and for pods to come.
 
-/// For addresses that come in batches: a batch ahead of demand, and back when far too many are free.
+/// Parameters for requesting addresses in batches ahead of demand, with hysteresis before some are released.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Watermarks {
-    /// Addresses asked for at once.
+    /// Addresses requested at once.
     pub batch: u32,
-    /// Fewest that should be free, in percent of a batch.
+    /// Low watermark: the fewest free addresses, in percent of a batch.
     pub min_free_percent: u32,
-    /// Most that may be free before some go back, in percent of a batch.
+    /// High watermark: the most free addresses before some are released, in percent of a batch.
     pub max_free_percent: u32,
-    /// Most that a node holds.
+    /// The most addresses that a node holds.
     pub max: u32,
 }
 
@@ -20,8 +20,8 @@ impl Default for Watermarks {
 }
 
 impl Watermarks {
-    /// Whole batches, with at least the minimum free beside the demand. While the subnet is exhausted a batch is a
-    /// single address: nobody hoards.
+    /// Whole batches, with at least the low watermark free beyond the demand. While the subnet is exhausted a batch is a
+    /// single address, so that no node hoards.
     fn target(&self, demand: u32, exhausted: bool) -> u32 {
         let batch = u64::from(if exhausted { 1 } else { self.batch.max(1) });
         let percent = u64::from(self.min_free_percent);
@@ -29,29 +29,29 @@ impl Watermarks {
         u32::try_from(batches * batch).unwrap_or(u32::MAX).min(self.max)
     }
 
-    /// How many of `held` may go.
+    /// How many of `held` to release.
     fn surplus(&self, held: u32, demand: u32, exhausted: bool) -> u32 {
         let target = self.target(demand, exhausted);
         let free = u64::from(held.saturating_sub(demand));
         let tolerated = u64::from(self.batch.max(1)) * u64::from(self.max_free_percent) / 100;
-        // Between the marks nothing moves: a pod that comes and goes does not make addresses come and go.
+        // Between the watermarks nothing changes, so that a pod that comes and goes moves no addresses.
         if free <= tolerated && !exhausted && held <= self.max { 0 } else { held.saturating_sub(target) }
     }
 }
 
-/// When a node asks for more, and when it gives back.
+/// When a node requests more addresses, and when it releases some.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Growth {
-    /// As many as the node is made for, from the beginning, for good.
+    /// A fixed number, requested once.
     Fixed(u32),
     /// In batches, between watermarks.
     Batches(Watermarks),
-    /// So many more than are in use, in multiples of that.
+    /// This many beyond the demand, rounded up to a multiple of it.
     Ahead(u32),
 }
 
 impl Growth {
-    /// How many the node should hold. `demand`: pods that have an address or will want one.
+    /// How many addresses the node should hold. `demand`: pods that have an address or wait for one.
     #[must_use]
     pub fn wanted(&self, demand: u32, exhausted: bool) -> u32 {
         match self {
@@ -62,7 +62,7 @@ impl Growth {
         }
     }
 
-    /// How many of those that are held may go.
+    /// How many of the held addresses to release.
     #[must_use]
     pub fn surplus(&self, held: u32, demand: u32, exhausted: bool) -> u32 {
         match self {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn between_the_marks_nothing_moves() {
+    fn between_the_watermarks_nothing_changes() {
         let growth = Growth::Batches(Watermarks::default());
         // Held 32: with 8 in use 24 are free, which is tolerated; with 7 it is one too many, and a batch goes.
         assert_eq!([9, 8, 7, 0].map(|demand| growth.surplus(32, demand, false)), [0, 0, 16, 16]);

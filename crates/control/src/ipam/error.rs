@@ -1,35 +1,36 @@
-//! Why an address was not given.
+//! What can go wrong with the addresses of a node, by what the caller can do about it.
 
 use super::Family;
+use ipnet::IpNet;
 use std::net::IpAddr;
 
-/// What would help when a pool is exhausted: it depends on where its addresses come from.
+/// What helps when a pool is exhausted; it depends on where its addresses come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Advice {
-    /// The node has one prefix, for good.
+    /// The node has one prefix that never changes.
     #[default]
     Prefix,
-    /// More come as pods come.
+    /// The node requests more as its pods need them.
     Growing,
-    /// A number that was settled when the node was made.
+    /// The number was fixed when the node was created.
     Fixed,
 }
 
 impl std::fmt::Display for Advice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Prefix => "fewer pods on this node, or nodes with larger pod prefixes, would help",
+            Self::Prefix => "run fewer pods on this node, or give nodes larger pod CIDRs",
             Self::Growing => {
-                "more were asked for: they come when the pool or subnet has some (the CiliumNode's \
-                 status.ipam.operator-status says what is in the way)"
+                "more were requested and are added as soon as the pool or subnet has some (for what prevents it see \
+                 status.ipam.operator-status of the CiliumNode)"
             }
-            Self::Fixed => "fewer pods on this node, or nodes with a higher max-pods, would help",
+            Self::Fixed => "run fewer pods on this node, or create nodes with a higher max-pods",
         })
     }
 }
 
-/// Of a few prefixes: which.
-fn of(prefixes: &[ipnet::IpNet]) -> String {
+/// The first few of the prefixes, in parentheses.
+fn some_of(prefixes: &[IpNet]) -> String {
     match prefixes.len() {
         0 => String::new(),
         1..=4 => format!(" ({})", super::list(prefixes)),
@@ -37,60 +38,46 @@ fn of(prefixes: &[ipnet::IpNet]) -> String {
     }
 }
 
-/// An address was not given.
+/// An endpoint gets no address. Retry after another one was released, or after the node received more blocks.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum IpamError {
-    /// All are taken.
+pub enum AllocateError {
+    /// Every address has an owner.
     #[error(
         "no free {family} address in pool {pool}{}: all {capacity} of this node are in use; {advice}",
-        of(prefixes)
+        some_of(prefixes)
     )]
     Exhausted {
-        /// Name of the pool.
         pool: String,
-        /// The node's prefixes of it, unless they are single addresses.
-        prefixes: Vec<ipnet::IpNet>,
-        /// Which family ran out.
+        /// The node's prefixes of the pool, unless they are single addresses.
+        prefixes: Vec<IpNet>,
         family: Family,
-        /// Addresses that the node could give if nobody had any.
+        /// Addresses that the node could allocate if none had an owner.
         capacity: u128,
-        /// What would help.
         advice: Advice,
     },
-    /// The node has nothing of this pool yet.
+    /// The node has received no block of this pool yet.
     #[error("this node has no {family} addresses of pool {pool} yet")]
-    Empty {
-        /// Name of the pool.
-        pool: String,
-        /// The family.
-        family: Family,
-    },
-    /// The address to restore belongs to somebody else.
-    #[error("{address} belongs to {owner}")]
-    Taken {
-        /// The address.
-        address: IpAddr,
-        /// Its owner.
-        owner: String,
-    },
+    Empty { pool: String, family: Family },
+}
+
+/// An address cannot be restored to its owner: the recorded state contradicts itself. Retrying does not help.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Another owner has the address.
+    #[error("address {address} of endpoint {owner} is already allocated to endpoint {holder}")]
+    Taken { address: IpAddr, owner: String, holder: String },
     /// The owner has another address of this family.
-    #[error("{owner} already has {address}")]
-    HasAnother {
-        /// The owner.
-        owner: String,
-        /// What it has.
-        address: IpAddr,
-    },
-    /// A block to add overlaps one that is there.
-    #[error("block {block} of pool {pool} overlaps {other} of pool {other_pool}")]
-    Overlap {
-        /// Pool of the new one.
-        pool: String,
-        /// The new one.
-        block: ipnet::IpNet,
-        /// Pool of the old one.
-        other_pool: String,
-        /// The old one.
-        other: ipnet::IpNet,
-    },
+    #[error("endpoint {owner} cannot have {address}: it already has {held}")]
+    HasAnother { owner: String, address: IpAddr, held: IpAddr },
+}
+
+/// A block was not added to the node, since the node already has some of its addresses. The API object that lists both
+/// must be corrected.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("block {block} of pool {pool} is ignored: it overlaps {other} of pool {other_pool}")]
+pub struct OverlappingBlock {
+    pub pool: String,
+    pub block: IpNet,
+    pub other_pool: String,
+    pub other: IpNet,
 }

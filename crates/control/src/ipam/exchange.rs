@@ -1,116 +1,113 @@
-//! How a node's agent and the operator talk about blocks: by the node's object, which only changes if nobody else changed
-//! it meanwhile. The agent writes what it needs and strikes out what it lets go of; the operator adds.
+//! The agent's side of the block exchange with the operator, through the CiliumNode with optimistic locking. The agent
+//! writes how many addresses it requests and removes blocks that it releases; the operator adds blocks.
 //!
-//! Every turn begins with the object as it is now and ends with what became of the agent's write. Two rules keep an
-//! address from having two masters:
-//! - A write whose fate is unknown may still arrive. What it struck out is not used again until a later answer settles it.
-//! - A write of a former agent may still arrive as well. Nothing is given before a write of this agent was accepted:
-//!   what was on its way before it is refused from then on.
+//! Every round begins with the current object and ends with the outcome of the agent's write. Two rules keep an address
+//! from being allocated on two nodes:
+//! - A write with unknown outcome may still be applied. Blocks that it releases are not used until a later read or write
+//!   tells the outcome.
+//! - A write of a previous agent process may still be applied too. Nothing is allocated before a write of this process was
+//!   accepted: by then earlier writes conflict.
 
-use super::{Block, Edges, Family, Growth, IpamError, NodePool};
+use super::{Block, Edges, Family, Growth, NodePool, OverlappingBlock};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Blocks by pool.
-pub type Told = BTreeMap<String, BTreeSet<IpNet>>;
+pub type Allocated = BTreeMap<String, BTreeSet<IpNet>>;
 /// Addresses by pool and family.
-pub type Needed = BTreeMap<(String, Family), u32>;
+pub type Requested = BTreeMap<(String, Family), u32>;
 
-/// What the object says about address management.
+/// The IPAM part of the CiliumNode spec.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Record {
-    /// What the node has.
-    pub told: Told,
-    /// What it asks for.
-    pub needed: Needed,
+    pub allocated: Allocated,
+    pub requested: Requested,
 }
 
-/// What became of a write.
+/// The outcome of a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// It was accepted.
     Written,
-    /// It was refused, and will never take effect.
+    /// It conflicted or was rejected, and will never take effect.
     Refused,
-    /// Nobody knows.
+    /// It timed out, and may still take effect.
     Unknown,
 }
 
-/// An agent's side of it.
+/// See the module.
 #[derive(Clone, Debug)]
 pub struct Exchange {
     growth: Growth,
     edges: Edges,
-    /// A write of this agent was accepted.
+    /// A write of this process was accepted.
     accepted: bool,
-    /// What was last read of the object, or written to it.
+    /// As last read or written.
     record: Record,
 }
 
 impl Exchange {
-    /// A new agent's.
     #[must_use]
     pub fn new(growth: Growth, edges: Edges) -> Self {
         Self { growth, edges, accepted: false, record: Record::default() }
     }
 
-    /// Blocks that may be given.
+    /// The object as last read or written.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
     }
 
-    /// Begins a turn. `demand`: by pool, the pods that have an address or will want one; `exhausted`: the subnet has
-    /// nothing left. Answers what to write, if anything.
+    /// Begins a round. `demand`: by pool, the pods that have an address or wait for one; `exhausted`: the subnet has no free
+    /// address. Returns what to write, if anything, and blocks that were ignored.
     pub fn begin(
         &mut self,
         pool: &mut NodePool,
         now: &Record,
-        demand: &Needed,
+        demand: &Requested,
         exhausted: bool,
-    ) -> (Option<Record>, Vec<IpamError>) {
-        let problems = self.take_in(pool, now.clone());
+    ) -> (Option<Record>, Vec<OverlappingBlock>) {
+        let problems = self.sync_blocks(pool, now.clone());
         let mut next = Record::default();
         for ((name, family), demand) in demand {
             let held = u32::try_from(pool.held(name, *family)).unwrap_or(u32::MAX);
-            next.needed.insert((name.clone(), *family), self.growth.wanted(*demand, exhausted));
+            next.requested.insert((name.clone(), *family), self.growth.wanted(*demand, exhausted));
             let surplus = self.growth.surplus(held, *demand, exhausted);
             if surplus > 0 {
-                pool.retire(name, *family, u128::from(surplus));
+                pool.release_idle(name, *family, u128::from(surplus));
             }
         }
-        // Of a pool that no pod here wants any more, everything idle goes.
+        // Release everything idle of pools that no pod here uses any more.
         for name in pool.pools() {
             for family in Family::ALL.into_iter().filter(|family| !demand.contains_key(&(name.clone(), *family))) {
-                pool.retire(&name, family, u128::MAX);
+                pool.release_idle(&name, family, u128::MAX);
             }
         }
-        let retired: BTreeSet<(String, IpNet)> = pool.retired().into_iter().collect();
-        for (name, nets) in &now.told {
+        let releasing: BTreeSet<(String, IpNet)> = pool.releasing().into_iter().collect();
+        for (name, nets) in &now.allocated {
             let kept: BTreeSet<IpNet> =
-                nets.iter().filter(|net| !retired.contains(&(name.clone(), **net))).copied().collect();
+                nets.iter().filter(|net| !releasing.contains(&(name.clone(), **net))).copied().collect();
             if !kept.is_empty() {
-                next.told.insert(name.clone(), kept);
+                next.allocated.insert(name.clone(), kept);
             }
         }
-        // Lost from the object (somebody deleted it) and in use all the same: the node has it, and says so.
-        for (name, net) in pool.orphaned() {
-            next.told.entry(name).or_default().insert(net);
+        // The object lost these blocks, for example since it was deleted, but endpoints use them: add them again.
+        for (name, net) in pool.revoked() {
+            next.allocated.entry(name).or_default().insert(net);
         }
         let write = next != *now || !self.accepted;
         (write.then_some(next), problems)
     }
 
-    /// Ends a turn that had something to write.
-    pub fn end(&mut self, pool: &mut NodePool, written: Record, outcome: Outcome) -> Vec<IpamError> {
+    /// Ends a round with the outcome of its write.
+    pub fn end(&mut self, pool: &mut NodePool, written: Record, outcome: Outcome) -> Vec<OverlappingBlock> {
         match outcome {
             Outcome::Written => {
                 self.accepted = true;
-                self.take_in(pool, written)
+                self.sync_blocks(pool, written)
             }
             Outcome::Refused => {
-                for (name, net) in pool.retired() {
-                    pool.keep(&name, &net);
+                for (name, net) in pool.releasing() {
+                    pool.cancel_release(&name, &net);
                 }
                 Vec::new()
             }
@@ -118,12 +115,12 @@ impl Exchange {
         }
     }
 
-    fn take_in(&mut self, pool: &mut NodePool, record: Record) -> Vec<IpamError> {
+    fn sync_blocks(&mut self, pool: &mut NodePool, record: Record) -> Vec<OverlappingBlock> {
         let mut problems = Vec::new();
-        let names: BTreeSet<String> = pool.pools().into_iter().chain(record.told.keys().cloned()).collect();
+        let names: BTreeSet<String> = pool.pools().into_iter().chain(record.allocated.keys().cloned()).collect();
         let none = BTreeSet::new();
         for name in names {
-            let nets = record.told.get(&name).unwrap_or(&none);
+            let nets = record.allocated.get(&name).unwrap_or(&none);
             let block = |net: &IpNet| Block { net: *net, edges: self.edges, programmed: self.accepted };
             problems.extend(pool.set_blocks(&name, &nets.iter().map(block).collect::<Vec<_>>()));
         }

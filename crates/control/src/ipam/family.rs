@@ -1,35 +1,33 @@
-//! The addresses of one pool and family on a node: blocks, and which of their addresses comes next.
+//! The addresses of one pool and family on a node: its blocks, and which address is allocated next.
 //!
-//! Addresses that nobody had are given before used ones, and of the used ones that which has been free for the longest
-//! time: who still thinks of an old owner finds nobody rather than somebody else.
+//! Fresh addresses are allocated before used ones, and of those the one that has been free for longest, so that a client
+//! with a stale address reaches nothing rather than another pod.
 
 use super::{Family, number};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
-/// Whether the first and the last address of a block may be given.
+/// Whether the first and the last address of a block may be allocated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Edges {
-    /// They are not: the block is a network of its own.
+    /// No: the block is a network of its own.
     Reserved,
-    /// They are: the block is a piece of a larger network.
+    /// Yes: the block is a part of a larger network.
     Usable,
 }
 
 /// A block that a node holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Block {
-    /// Its addresses.
     pub net: IpNet,
-    /// What of its edges.
     pub edges: Edges,
-    /// The network between the nodes knows that it is here. Until then nobody gets an address of it.
+    /// The network between the nodes routes it to this node. Until then no address of it is allocated.
     pub programmed: bool,
 }
 
 impl Block {
-    /// First and last address that can be given, if there are any.
+    /// First and last allocatable address, if there are any.
     pub(super) fn range(&self) -> Option<(u128, u128)> {
         let (first, last) = (number(self.net.network()), number(self.net.broadcast()));
         match self.edges {
@@ -41,34 +39,33 @@ impl Block {
         }
     }
 
-    /// How many addresses can be given.
+    /// Number of allocatable addresses.
     #[must_use]
     pub fn capacity(&self) -> u128 {
         self.range().map_or(0, |(first, last)| (last - first).saturating_add(1))
     }
 }
 
-/// What an address is to its node.
+/// The state of an address on its node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum State {
-    /// Could be given now.
+    /// Can be allocated.
     Available,
     /// Has an owner.
     Assigned,
-    /// Received, but the network between the nodes does not know it yet.
+    /// Its block is not routed to this node yet.
     PendingProgramming,
-    /// On its way back; nobody gets it any more.
+    /// Its block is being released, and is not allocated from any more.
     PendingRelease,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) block: Block,
-    /// The next address that nobody had yet; `None`: all were given at some time.
+    /// The next address that was never allocated; `None`: all were.
     fresh: Option<u128>,
-    /// On its way back.
     pub(super) releasing: bool,
-    /// Taken from the node while addresses of it have owners. It goes with the last of them.
+    /// Taken from the node while addresses of it have owners. It is dropped with the last of them.
     pub(super) revoked: bool,
 }
 
@@ -96,7 +93,7 @@ pub(super) struct FamilyPool {
     family: Family,
     /// By first address; none overlaps another.
     pub(super) blocks: BTreeMap<u128, Held>,
-    /// Given back, oldest first; entries that are not in `released` any more count for nothing.
+    /// Released addresses, oldest first. Those that are not in `released` any more are skipped.
     queue: VecDeque<u128>,
     released: BTreeSet<u128>,
 }
@@ -107,7 +104,7 @@ impl FamilyPool {
     }
 
     pub(super) fn overlapping(&self, net: &IpNet) -> Option<IpNet> {
-        // None overlap, so the last one that starts before our end is the only one that can reach into us.
+        // Blocks do not overlap, so only the last one that starts before the end of `net` can intersect it.
         let (_, held) = self.blocks.range(..=number(net.broadcast())).next_back()?;
         let other = held.block.net;
         (other.contains(net) || net.contains(&other)).then_some(other)
@@ -142,7 +139,7 @@ impl FamilyPool {
         held.contains(address).then_some(held)
     }
 
-    /// An address that nobody has.
+    /// Allocates a free address.
     pub(super) fn take(&mut self, taken: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let family = self.family;
         let free = |address: u128| !taken(family.address(address));
@@ -155,7 +152,7 @@ impl FamilyPool {
                 }
             }
         }
-        // The oldest of a block that can be used; those of other blocks keep their places.
+        // The oldest in a usable block; those in other blocks keep their position.
         let at = self.queue.iter().position(|address| {
             self.released.contains(address)
                 && free(*address)
@@ -166,17 +163,17 @@ impl FamilyPool {
         Some(family.address(address))
     }
 
-    /// Somebody has it: it is no longer among those that were given back.
+    /// The address has an owner: it is no longer queued for reuse.
     pub(super) fn claim(&mut self, address: IpAddr) {
         if self.released.remove(&number(address)) {
             self.queue.retain(|queued| *queued != number(address));
         }
     }
 
-    /// Nobody has it any more.
-    pub(super) fn give_back(&mut self, address: IpAddr) {
+    /// The address has no owner any more.
+    pub(super) fn release(&mut self, address: IpAddr) {
         let number = number(address);
-        // Its turn comes after the fresh ones only if it counts as used.
+        // It counts as used, also if it was restored and never allocated here.
         if self.released.insert(number) {
             self.queue.push_back(number);
         }

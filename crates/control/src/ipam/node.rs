@@ -1,10 +1,10 @@
-//! The addresses of a node's endpoints, out of the blocks that the node holds, by pool.
+//! Allocates addresses to the endpoints of a node from the blocks that the node holds, by pool.
 //!
-//! Who has which address is kept apart from the blocks: an endpoint of a former agent has its address before anybody
-//! said which blocks the node holds, and keeps it if they are taken away. No such address is ever given to another.
+//! Owners are kept apart from blocks: an endpoint of a previous agent has its address before the blocks of the node are
+//! known, and keeps it if a block is revoked. Such an address is never allocated to another endpoint.
 
 use super::family::{FamilyPool, Held};
-use super::{Advice, Block, Family, IpamError, State};
+use super::{Advice, AllocateError, Block, Family, OverlappingBlock, RestoreError, State};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,14 +13,12 @@ use std::sync::Arc;
 /// The addresses of one owner, at most one per family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Allocation {
-    /// IPv4.
     pub v4: Option<IpAddr>,
-    /// IPv6.
     pub v6: Option<IpAddr>,
 }
 
 impl Allocation {
-    /// Those that there are, IPv4 first.
+    /// IPv4 first.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.v4.into_iter().chain(self.v6).collect()
@@ -34,12 +32,10 @@ impl Allocation {
     }
 }
 
-/// From which pool an owner gets its addresses; `None`: none of that family.
+/// The pool per family that an owner gets its addresses from; `None`: no address of that family.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Choice {
-    /// IPv4.
     pub v4: Option<String>,
-    /// IPv6.
     pub v6: Option<String>,
 }
 
@@ -50,32 +46,27 @@ impl Choice {
         Self { v4: Some(pool.to_owned()), v6: Some(pool.to_owned()) }
     }
 
-    /// The pools, by family.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &str)> {
         let v4 = self.v4.as_deref().map(|pool| (Family::V4, pool));
         v4.into_iter().chain(self.v6.as_deref().map(|pool| (Family::V6, pool)))
     }
 }
 
-/// Where a restored address lies.
+/// Whether a restored address is in a block of the node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Placement {
-    /// In a block of the node.
     Inside,
-    /// In none, or none that could have given it. It is kept all the same.
+    /// It is in none, or on a reserved edge. It is kept all the same.
     Stray,
 }
 
-/// A block and how much of it is in use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Usage {
-    /// Pool.
     pub pool: String,
-    /// The block.
     pub block: Block,
     /// Addresses with an owner.
     pub in_use: u128,
-    /// What addresses without one are.
+    /// State of the addresses without an owner.
     pub state: State,
 }
 
@@ -91,16 +82,15 @@ pub struct NodePool {
 }
 
 impl NodePool {
-    /// Without blocks.
     #[must_use]
     pub fn new(advice: Advice) -> Self {
         Self { advice, ..Self::default() }
     }
 
-    /// Makes the blocks of a pool exactly these. A block that is taken away while addresses of it have owners stays
-    /// until the last of them goes, and gives nothing any more. A block on its way back stays on its way while it is
-    /// listed. Answers what could not be added.
-    pub fn set_blocks(&mut self, pool: &str, blocks: &[Block]) -> Vec<IpamError> {
+    /// Replaces the blocks of a pool. A block that is removed while addresses of it have owners is revoked: it stays until the
+    /// last of them is released, and is not allocated from. A block that is being released stays so while it is listed.
+    /// Returns the blocks that were ignored.
+    pub fn set_blocks(&mut self, pool: &str, blocks: &[Block]) -> Vec<OverlappingBlock> {
         let listed: BTreeSet<IpNet> = blocks.iter().map(|block| block.net.trunc()).collect();
         let held: Vec<IpNet> = self.blocks_of(pool).map(|held| held.block.net).collect();
         for net in held.iter().filter(|net| !listed.contains(net)) {
@@ -122,7 +112,7 @@ impl NodePool {
             match other {
                 Some((other_pool, other)) => {
                     let pool = pool.to_owned();
-                    problems.push(IpamError::Overlap { pool, block: block.net, other_pool, other });
+                    problems.push(OverlappingBlock { pool, block: block.net, other_pool, other });
                 }
                 None => self.family(pool, family).insert(block),
             }
@@ -161,11 +151,11 @@ impl NodePool {
         }
     }
 
-    /// The owner's addresses: those that it has, or new ones.
+    /// Returns the owner's addresses, allocating those that it lacks.
     ///
     /// # Errors
-    /// A pool is empty or exhausted; nothing was given then.
-    pub fn allocate(&mut self, owner: &str, choice: &Choice) -> Result<Allocation, IpamError> {
+    /// A pool is empty or exhausted; nothing was allocated then.
+    pub fn allocate(&mut self, owner: &str, choice: &Choice) -> Result<Allocation, AllocateError> {
         let mut allocation = self.by_owner.get(owner).copied().unwrap_or_default();
         let mut new = Vec::new();
         for (family, pool) in choice.iter() {
@@ -179,7 +169,7 @@ impl NodePool {
                 }
                 Err(error) => {
                     for (pool, family, address) in new {
-                        self.family(pool, family).give_back(address);
+                        self.family(pool, family).release(address);
                     }
                     return Err(error);
                 }
@@ -195,36 +185,36 @@ impl NodePool {
         Ok(allocation)
     }
 
-    fn take(&mut self, pool: &str, family: Family) -> Result<IpAddr, IpamError> {
+    fn take(&mut self, pool: &str, family: Family) -> Result<IpAddr, AllocateError> {
         let capacity = self.capacity(pool, family);
         let name = || pool.to_owned();
         let Some(found) = self.pools.get_mut(pool).and_then(|families| families.get_mut(&family)) else {
-            return Err(IpamError::Empty { pool: name(), family });
+            return Err(AllocateError::Empty { pool: name(), family });
         };
         let owners = &self.owners;
         found.take(|address| owners.contains_key(&address)).ok_or_else(|| match capacity {
-            0 if found.blocks.is_empty() => IpamError::Empty { pool: name(), family },
+            0 if found.blocks.is_empty() => AllocateError::Empty { pool: name(), family },
             capacity => {
                 let nets = found.blocks.values().map(|held| held.block.net);
                 let prefixes = nets.filter(|net| net.prefix_len() < net.max_prefix_len()).collect();
-                IpamError::Exhausted { pool: name(), prefixes, family, capacity, advice: self.advice }
+                AllocateError::Exhausted { pool: name(), prefixes, family, capacity, advice: self.advice }
             }
         })
     }
 
-    /// The owner has this address already.
+    /// Records an address that the owner already has.
     ///
     /// # Errors
-    /// [`IpamError::Taken`], [`IpamError::HasAnother`]; nothing changed.
-    pub fn restore(&mut self, owner: &str, address: IpAddr) -> Result<Placement, IpamError> {
+    /// Nothing changed.
+    pub fn restore(&mut self, owner: &str, address: IpAddr) -> Result<Placement, RestoreError> {
         if let Some(other) = self.owners.get(&address).filter(|other| ***other != *owner) {
-            return Err(IpamError::Taken { address, owner: other.to_string() });
+            return Err(RestoreError::Taken { address, owner: owner.to_owned(), holder: other.to_string() });
         }
         let family = Family::of(address);
         let owner: Arc<str> = owner.into();
         let mut allocation = self.by_owner.get(&owner).copied().unwrap_or_default();
-        if let Some(has) = allocation.slot(family).filter(|has| *has != address) {
-            return Err(IpamError::HasAnother { owner: owner.to_string(), address: has });
+        if let Some(held) = allocation.slot(family).filter(|held| *held != address) {
+            return Err(RestoreError::HasAnother { owner: owner.to_string(), address, held });
         }
         *allocation.slot(family) = Some(address);
         self.by_owner.insert(owner.clone(), allocation);
@@ -238,21 +228,21 @@ impl NodePool {
         }
     }
 
-    /// The pool whose block has this address.
+    /// The pool that has this address in a block.
     fn holder(&self, address: IpAddr) -> Option<String> {
         let family = Family::of(address);
         let holds = |families: &Families| families.get(&family).is_some_and(|pool| pool.block_of(address).is_some());
         self.pools.iter().find(|(_, families)| holds(families)).map(|(name, _)| name.clone())
     }
 
-    /// The owner needs its addresses no more. Returns those that it had.
+    /// Releases the owner's addresses and returns them.
     pub fn release(&mut self, owner: &str) -> Vec<IpAddr> {
         let addresses = self.by_owner.remove(owner).map(|allocation| allocation.addresses()).unwrap_or_default();
         for address in &addresses {
             self.owners.remove(address);
             let Some(pool) = self.holder(*address) else { continue };
             let family = self.family(&pool, Family::of(*address));
-            family.give_back(*address);
+            family.release(*address);
             let revoked = family.block_of(*address).filter(|held| held.revoked).map(|held| held.block.net);
             if let Some(net) = revoked.filter(|net| self.in_use(net) == 0) {
                 self.family(&pool, Family::of(*address)).remove(&net);
@@ -276,7 +266,7 @@ impl NodePool {
         self.owners.range(net.network()..=net.broadcast()).count() as u128
     }
 
-    /// Addresses of a pool that this node could give if nobody had any.
+    /// Allocatable addresses of a pool and family, with and without owner.
     #[must_use]
     pub fn capacity(&self, pool: &str, family: Family) -> u128 {
         let of_family = self.blocks_of(pool).filter(|held| Family::of(held.block.net.addr()) == family);
@@ -297,7 +287,7 @@ impl NodePool {
         blocks.map(usage).collect()
     }
 
-    /// What an address is to this node; `None`: nothing.
+    /// The state of an address; `None`: it is in no block and has no owner.
     #[must_use]
     pub fn state(&self, address: IpAddr) -> Option<State> {
         if self.owners.contains_key(&address) {
@@ -307,8 +297,7 @@ impl NodePool {
         self.pools.get(&pool)?.get(&Family::of(address))?.block_of(address).map(Held::state)
     }
 
-    /// How many addresses of a pool and family are held for good, and how many of them have owners. What is on its way
-    /// back or was taken away does not count.
+    /// Addresses of a pool and family in blocks that are neither being released nor revoked.
     #[must_use]
     pub fn held(&self, pool: &str, family: Family) -> u128 {
         let of_family = self.blocks_of(pool).filter(|held| Family::of(held.block.net.addr()) == family);
@@ -316,34 +305,34 @@ impl NodePool {
         stays.fold(0, |sum, held| sum.saturating_add(held.block.capacity()))
     }
 
-    /// Sets out to give back up to `count` addresses of a pool and family, in whole blocks that nobody uses: those
-    /// first that were not programmed yet. Nobody gets an address of them any more.
-    pub fn retire(&mut self, pool: &str, family: Family, count: u128) -> Vec<IpNet> {
+    /// Begins to release up to `count` addresses of a pool and family, in whole unused blocks, those first that are not
+    /// programmed yet. They are not allocated from any more.
+    pub fn release_idle(&mut self, pool: &str, family: Family, count: u128) -> Vec<IpNet> {
         let mut idle: Vec<Block> = self
             .blocks_of(pool)
             .filter(|held| Family::of(held.block.net.addr()) == family && !held.releasing && !held.revoked)
             .map(|held| held.block)
             .filter(|block| self.in_use(&block.net) == 0)
             .collect();
-        // The last ones go: the first blocks fill first, so the last are idle for the longest time.
+        // The last blocks: the first ones fill first, so the last are idle for longest.
         idle.sort_by_key(|block| (block.programmed, std::cmp::Reverse(block.net)));
         let mut left = count;
-        let mut retired = Vec::new();
+        let mut released = Vec::new();
         for block in idle {
             if block.capacity() <= left {
                 left -= block.capacity();
                 if let Some(held) = self.family(pool, family).get_mut(&block.net) {
                     held.releasing = true;
-                    retired.push(block.net);
+                    released.push(block.net);
                 }
             }
         }
-        retired
+        released
     }
 
-    /// Blocks that are on their way back, by pool.
+    /// Blocks that are being released, with their pool.
     #[must_use]
-    pub fn retired(&self) -> Vec<(String, IpNet)> {
+    pub fn releasing(&self) -> Vec<(String, IpNet)> {
         let usage = self.usage().into_iter();
         let listed = |pool: &str, net: &IpNet| self.blocks_of(pool).any(|held| held.block.net == *net && !held.revoked);
         usage
@@ -352,15 +341,15 @@ impl NodePool {
             .collect()
     }
 
-    /// Blocks that were taken away while addresses of them have owners, by pool.
+    /// Revoked blocks, with their pool.
     #[must_use]
-    pub fn orphaned(&self) -> Vec<(String, IpNet)> {
+    pub fn revoked(&self) -> Vec<(String, IpNet)> {
         let blocks = self.pools.keys().flat_map(|name| self.blocks_of(name).map(move |held| (name, held)));
         blocks.filter(|(_, held)| held.revoked).map(|(name, held)| (name.clone(), held.block.net)).collect()
     }
 
-    /// A block does not go back after all.
-    pub fn keep(&mut self, pool: &str, net: &IpNet) {
+    /// Keeps a block that was being released.
+    pub fn cancel_release(&mut self, pool: &str, net: &IpNet) {
         if let Some(held) = self.family(pool, Family::of(net.addr())).get_mut(net) {
             held.releasing = false;
         }

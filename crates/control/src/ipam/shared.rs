@@ -1,62 +1,51 @@
-//! Named pools that nodes share (multi-pool): which node has which prefixes of which pool. A node may have any number
-//! of prefixes of a pool.
+//! CiliumPodIPPools (multi-pool): which node has which prefixes of which pool. A node may have any number of prefixes of a
+//! pool.
 
-use super::cluster::{ClusterPoolError, Prefixes};
+use super::cluster::{PoolConfigError, PrefixConflict, Prefixes};
 use super::{Family, list};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 
-/// A pool as its owner wrote it.
+/// The spec of a CiliumPodIPPool.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PoolSpec {
-    /// Its prefixes, of both families.
+    /// Of both families.
     pub cidrs: Vec<IpNet>,
-    /// Length of what nodes get of it, IPv4.
+    /// Length of the IPv4 prefixes that nodes get.
     pub mask_v4: Option<u8>,
-    /// Length of what nodes get of it, IPv6.
+    /// Length of the IPv6 prefixes that nodes get.
     pub mask_v6: Option<u8>,
 }
 
-/// A pool, or a prefix of it, cannot be used.
+/// A pool cannot be set as written; the previous version stays. The CiliumPodIPPool must be corrected.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum PoolProblem {
-    /// Nobody made it.
-    #[error("there is no pool {0}")]
-    Unknown(String),
-    /// It has nothing of the family.
-    #[error("pool {pool} has no {family} prefixes")]
-    NoFamily {
-        /// Its name.
-        pool: String,
-        /// The family.
-        family: Family,
-    },
-    /// Every part of it is some node's.
-    #[error(
-        "pool {pool} is exhausted: nothing of {} is free for node {node}; more prefixes at its end would help",
-        list(cidrs)
-    )]
+pub enum SetPoolError {
+    /// It overlaps another pool.
+    #[error("{cidr} overlaps {other_cidr} of pool {other}")]
+    Overlap { cidr: IpNet, other: String, other_cidr: IpNet },
+    /// Its prefixes overlap each other, or a mask size is out of range.
+    #[error(transparent)]
+    Config(#[from] PoolConfigError),
+    /// Two nodes hold the same addresses of it.
+    #[error(transparent)]
+    Conflict(#[from] PrefixConflict),
+}
+
+/// A node gets no prefix of a pool. Retry when the pool has changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AllocatePrefixError {
+    #[error("CiliumPodIPPool {0} does not exist; create it, or correct the pool that pods ask for")]
+    UnknownPool(String),
+    #[error("pool {pool} has no {family} prefixes; add one, or ask for another pool")]
+    NoFamily { pool: String, family: Family },
+    /// Every part of it belongs to some node.
+    #[error("pool {pool} is exhausted: nothing of {} is free for node {node}; append prefixes to it", list(cidrs))]
     Exhausted {
-        /// Its name.
         pool: String,
-        /// Its prefixes of the family.
+        /// The prefixes of the family.
         cidrs: Vec<IpNet>,
-        /// Who asked.
         node: String,
     },
-    /// It overlaps another one.
-    #[error("{cidr} overlaps {other_cidr} of pool {other}")]
-    Overlap {
-        /// Its prefix.
-        cidr: IpNet,
-        /// The other pool.
-        other: String,
-        /// That one's prefix.
-        other_cidr: IpNet,
-    },
-    /// A length is missing or makes no sense, or two nodes claim the same.
-    #[error(transparent)]
-    Prefixes(#[from] ClusterPoolError),
 }
 
 type Pool = BTreeMap<Family, Prefixes>;
@@ -69,11 +58,11 @@ pub struct SharedPools {
 }
 
 impl SharedPools {
-    /// Makes a pool, or changes one. Nodes keep what they have of it.
+    /// Upserts a pool. Nodes keep what they have of it.
     ///
     /// # Errors
-    /// The pool as written cannot be used; what was there before stays.
-    pub fn set(&mut self, name: &str, spec: &PoolSpec) -> Result<(), PoolProblem> {
+    /// The previous version stays.
+    pub fn set(&mut self, name: &str, spec: &PoolSpec) -> Result<(), SetPoolError> {
         let mut pool = Pool::new();
         for family in Family::ALL {
             let cidrs: Vec<IpNet> = of_family(&spec.cidrs, family);
@@ -81,7 +70,7 @@ impl SharedPools {
                 for (other, other_spec) in self.specs.iter().filter(|(other, _)| *other != name) {
                     let hits = |theirs: &&IpNet| theirs.contains(cidr) || cidr.contains(*theirs);
                     if let Some(theirs) = other_spec.cidrs.iter().find(hits) {
-                        return Err(PoolProblem::Overlap { cidr: *cidr, other: other.clone(), other_cidr: *theirs });
+                        return Err(SetPoolError::Overlap { cidr: *cidr, other: other.clone(), other_cidr: *theirs });
                     }
                 }
             }
@@ -97,7 +86,7 @@ impl SharedPools {
                 pool.insert(family, prefixes);
             }
         }
-        // Nodes may still have something of a family that the pool has no more.
+        // Nodes may still have prefixes of a family that the pool has no more.
         for (family, old) in self.pools.remove(name).unwrap_or_default() {
             pool.entry(family).or_insert_with(|| old.without_pools());
         }
@@ -106,7 +95,7 @@ impl SharedPools {
         Ok(())
     }
 
-    /// A pool is gone. Nodes keep what they have of it.
+    /// Deletes a pool. Nodes keep what they have of it.
     pub fn remove(&mut self, name: &str) {
         self.specs.remove(name);
         if let Some(pool) = self.pools.get_mut(name) {
@@ -116,24 +105,22 @@ impl SharedPools {
         }
     }
 
-    /// A node has this prefix already, whatever the pools say.
+    /// Records a prefix that a node already has, inside the pool or not.
     ///
     /// # Errors
-    /// Another has it, or a part of it; nothing changed.
-    pub fn restore(&mut self, node: &str, pool: &str, cidr: IpNet) -> Result<(), PoolProblem> {
+    /// Another node has some of its addresses; nothing changed.
+    pub fn restore(&mut self, node: &str, pool: &str, cidr: IpNet) -> Result<(), PrefixConflict> {
         let family = Family::of(cidr.addr());
         if let Some((other, other_cidr)) = self.overlapping(pool, &cidr) {
             let other = format!("{other} of pool {}", other_cidr.1);
-            return Err(
-                ClusterPoolError::Conflict { node: node.to_owned(), cidr, other, other_cidr: other_cidr.0 }.into()
-            );
+            return Err(PrefixConflict { node: node.to_owned(), cidr, other, other_cidr: other_cidr.0 });
         }
         let entry = self.pools.entry(pool.to_owned()).or_default();
         let prefixes = entry.entry(family).or_insert_with(Prefixes::empty);
-        Ok(prefixes.restore(node, cidr)?)
+        prefixes.restore(node, cidr)
     }
 
-    /// What of other pools overlaps: the node, its prefix and its pool.
+    /// The prefix of another pool that overlaps: the node, the prefix and the pool.
     fn overlapping(&self, pool: &str, cidr: &IpNet) -> Option<(String, (IpNet, String))> {
         let family = Family::of(cidr.addr());
         self.pools.iter().filter(|(name, _)| *name != pool).find_map(|(name, families)| {
@@ -142,25 +129,25 @@ impl SharedPools {
         })
     }
 
-    /// One more prefix of a pool for a node.
+    /// Allocates one more prefix of a pool to a node.
     ///
     /// # Errors
-    /// There is no such pool, or nothing of it is left; nothing was given.
-    pub fn allocate(&mut self, node: &str, pool: &str, family: Family) -> Result<IpNet, PoolProblem> {
-        let unknown = || PoolProblem::Unknown(pool.to_owned());
+    /// Nothing was allocated.
+    pub fn allocate(&mut self, node: &str, pool: &str, family: Family) -> Result<IpNet, AllocatePrefixError> {
+        let unknown = || AllocatePrefixError::UnknownPool(pool.to_owned());
         let spec = self.specs.get(pool).ok_or_else(unknown)?;
         let cidrs = of_family(&spec.cidrs, family);
         if cidrs.is_empty() {
-            return Err(PoolProblem::NoFamily { pool: pool.to_owned(), family });
+            return Err(AllocatePrefixError::NoFamily { pool: pool.to_owned(), family });
         }
         let prefixes = self.pools.get_mut(pool).and_then(|pool| pool.get_mut(&family)).ok_or_else(unknown)?;
         prefixes.assign(node).map_err(|_| {
             let (pool, node) = (pool.to_owned(), node.to_owned());
-            PoolProblem::Exhausted { pool, cidrs, node }
+            AllocatePrefixError::Exhausted { pool, cidrs, node }
         })
     }
 
-    /// A node let go of a prefix.
+    /// A node released a prefix.
     pub fn release(&mut self, node: &str, pool: &str, cidr: &IpNet) {
         let prefixes = self.pools.get_mut(pool).and_then(|pool| pool.get_mut(&Family::of(cidr.addr())));
         if let Some(prefixes) = prefixes {
@@ -168,21 +155,21 @@ impl SharedPools {
         }
     }
 
-    /// A node is gone.
+    /// A node was deleted.
     pub fn release_node(&mut self, node: &str) {
         for prefixes in self.pools.values_mut().flat_map(BTreeMap::values_mut) {
             prefixes.release_owner(node);
         }
     }
 
-    /// What a node has: pool and prefix.
+    /// Pools and prefixes of a node.
     #[must_use]
     pub fn of_node(&self, node: &str) -> Vec<(String, IpNet)> {
         let all = self.iter().filter(|(_, _, owner)| *owner == node);
         all.map(|(pool, cidr, _)| (pool.to_owned(), cidr)).collect()
     }
 
-    /// Everything given: pool, prefix, node.
+    /// All prefixes: pool, prefix, node.
     pub fn iter(&self) -> impl Iterator<Item = (&str, IpNet, &str)> {
         self.pools.iter().flat_map(|(name, families)| {
             families.values().flat_map(Prefixes::iter).map(move |(cidr, node)| (name.as_str(), cidr, node))

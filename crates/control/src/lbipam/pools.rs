@@ -1,8 +1,9 @@
-//! The pools: which address is whose to give, which pools are in conflict.
+//! The pools: which of them may serve an address, and which conflict with each other.
 
 use super::share::Shares;
 use super::{PoolState, holds};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_model::intent::{AddressRange, IpPool, LoadBalancerRequest};
 
@@ -10,15 +11,34 @@ struct Row<'a> {
     pool: &'a IpPool,
     /// What it overlaps.
     conflict: Option<String>,
-    /// Per range: where the search for a free address goes on; `None`: the range is used up. Within one plan addresses
-    /// are only taken.
+    /// Per range, where the search for a free address continues; `None`: the range is used up. A cursor suffices, since
+    /// within one plan no address is freed.
     next: Vec<Option<IpAddr>>,
+}
+
+/// Why a pool does not serve an address to a Service.
+pub(super) enum Denial<'a> {
+    NoPool,
+    NotSelected(&'a str),
+    Disabled(&'a str),
+    Conflict(&'a str),
+}
+
+impl fmt::Display for Denial<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPool => f.write_str("no pool contains this address"),
+            Self::NotSelected(pool) => write!(f, "its pool {pool} does not select this Service"),
+            Self::Disabled(pool) => write!(f, "its pool {pool} is disabled"),
+            Self::Conflict(pool) => write!(f, "its pool {pool} overlaps another; see the status of the pool"),
+        }
+    }
 }
 
 /// All pools, the oldest first.
 pub(super) struct Pools<'a> {
     rows: Vec<Row<'a>>,
-    /// There are more, which cannot be read.
+    /// There are more, which could not be parsed.
     incomplete: bool,
 }
 
@@ -35,56 +55,54 @@ impl<'a> Pools<'a> {
         Self { rows, incomplete }
     }
 
-    /// The pools that are for a Service.
+    /// The pools that select a Service.
     fn of(&self, request: &LoadBalancerRequest) -> impl Iterator<Item = &Row<'a>> {
         self.rows.iter().filter(|row| row.pool.selector.matches(&request.labels))
     }
 
-    /// Whether a pool that is for the Service has the address: then it may keep it, even if nobody gets a new one.
-    pub(super) fn hold(&self, request: &LoadBalancerRequest, address: IpAddr) -> bool {
+    /// Whether a pool that selects the Service contains the address. Then it may keep it, even if the pool is disabled or
+    /// in conflict.
+    pub(super) fn may_keep(&self, request: &LoadBalancerRequest, address: IpAddr) -> bool {
         let has = |row: &Row<'_>| row.pool.ranges.iter().any(|range| holds(range, address));
         self.of(request).any(has) || self.incomplete && !self.rows.iter().any(has)
     }
 
-    /// Whether the Service may get the address anew.
-    ///
-    /// # Errors
-    /// Why not.
-    pub(super) fn may_give(&self, request: &LoadBalancerRequest, address: IpAddr) -> Result<(), String> {
-        let mut why = "no pool has this address".to_owned();
+    /// Whether the address may be allocated to the Service.
+    pub(super) fn may_allocate(&self, request: &LoadBalancerRequest, address: IpAddr) -> Result<(), Denial<'a>> {
+        let mut denial = Denial::NoPool;
         for row in self.rows.iter().filter(|row| row.pool.ranges.iter().any(|range| holds(range, address))) {
-            let name = &row.pool.name;
-            why = if !row.pool.selector.matches(&request.labels) {
-                format!("pool {name}, which has this address, is not for this Service")
+            let name = row.pool.name.as_str();
+            denial = if !row.pool.selector.matches(&request.labels) {
+                Denial::NotSelected(name)
             } else if row.pool.disabled {
-                format!("pool {name}, which has this address, is disabled")
+                Denial::Disabled(name)
             } else if row.conflict.is_some() {
-                format!("pool {name}, which has this address, overlaps another")
+                Denial::Conflict(name)
             } else {
                 return Ok(());
             };
         }
-        Err(why)
+        Err(denial)
     }
 
-    fn gives(row: &Row<'_>, request: &LoadBalancerRequest) -> bool {
+    fn serves(row: &Row<'_>, request: &LoadBalancerRequest) -> bool {
         !row.pool.disabled && row.conflict.is_none() && row.pool.selector.matches(&request.labels)
     }
 
-    /// Whether there are pools of a family at all.
+    /// Whether any pool serves the Service addresses of a family, free or not.
     pub(super) fn has_any(&self, request: &LoadBalancerRequest, v4: bool) -> bool {
         let of_family = |row: &&Row<'_>| row.pool.ranges.iter().any(|range| range.first.is_ipv4() == v4);
-        self.rows.iter().filter(|row| Self::gives(row, request)).any(|row| of_family(&row))
+        self.rows.iter().filter(|row| Self::serves(row, request)).any(|row| of_family(&row))
     }
 
-    /// The first address that nobody has.
+    /// The first address that is not in use.
     pub(super) fn first_free(
         &mut self,
         request: &LoadBalancerRequest,
         v4: bool,
         is_taken: impl Fn(IpAddr) -> bool,
     ) -> Option<IpAddr> {
-        for row in self.rows.iter_mut().filter(|row| Self::gives(row, request)) {
+        for row in self.rows.iter_mut().filter(|row| Self::serves(row, request)) {
             for (range, next) in
                 row.pool.ranges.iter().zip(&mut row.next).filter(|(range, _)| range.first.is_ipv4() == v4)
             {
@@ -99,7 +117,6 @@ impl<'a> Pools<'a> {
         None
     }
 
-    /// How all of them stand.
     pub(super) fn states(self, shares: &Shares<'_>) -> BTreeMap<String, PoolState> {
         let state = |row: Row<'_>| {
             let total = row.pool.ranges.iter().fold(0_u128, |sum, range| sum.saturating_add(size(range)));
@@ -111,7 +128,7 @@ impl<'a> Pools<'a> {
     }
 }
 
-/// Ranges of one pool that overlap.
+/// The first two ranges of one pool that overlap.
 fn within(pool: &IpPool) -> Option<String> {
     let ranges = &pool.ranges;
     let overlap = |n: usize| ranges[..n].iter().find(|other| overlap(other, &ranges[n])).map(|other| (n, other));
@@ -119,7 +136,7 @@ fn within(pool: &IpPool) -> Option<String> {
     Some(format!("its blocks {} and {} overlap", show(other), show(&ranges[n])))
 }
 
-/// Ranges of two pools that overlap.
+/// The first ranges of two pools that overlap.
 fn between(pool: &IpPool, older: &IpPool) -> Option<String> {
     let hit =
         |range: &AddressRange| older.ranges.iter().find(|other| overlap(other, range)).map(|other| (*range, *other));

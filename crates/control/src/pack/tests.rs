@@ -36,7 +36,7 @@ fn a_new_endpoint_goes_to_the_fullest_slice_with_room() {
 }
 
 #[test]
-fn what_two_slices_have_stays_in_one() {
+fn an_endpoint_of_two_slices_stays_in_one() {
     let mut packer = Packer::new(100);
     assert!(packer.adopt("a", "ns-0", vec![endpoint(0, 1, 0)]));
     assert!(!packer.adopt("b", "ns-0", vec![endpoint(0, 1, 0), endpoint(0, 2, 0)]));
@@ -79,7 +79,7 @@ proptest! {
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 #[test]
-fn changes_gather_for_the_delay_and_no_longer() {
+fn changes_are_coalesced_for_the_delay_and_no_longer() {
     let mut queue = Queue::new(MS(500), Rate { limit: 10.0, burst: 20 });
     queue.changed("a", false, MS(0));
     queue.changed("a", false, MS(400));
@@ -103,7 +103,7 @@ fn priority_goes_first_and_the_rate_holds() {
 }
 
 #[test]
-fn a_write_that_fails_is_tried_again_later_each_time() {
+fn failed_writes_back_off_exponentially() {
     let mut queue = Queue::new(MS(0), Rate { limit: 10.0, burst: 2 });
     queue.changed("a", false, MS(0));
     let (mut now, mut pauses) = (MS(0), Vec::new());

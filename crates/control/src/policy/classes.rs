@@ -1,24 +1,22 @@
-//! Classes of peers: peers that the same selectors in use select are one class.
+//! Peer classes: the equivalence classes of peers under the selectors in use.
 //!
-//! The partition is refined selector by selector. A new selector splits the classes of which it selects a part, and one
-//! that it selects whole just learns of it. When a selector goes, classes may come to equal each other: such twins
-//! do no harm, and they are made one when there are many.
+//! The partition is refined selector by selector. A new selector splits the classes of which it selects a part, and adds a
+//! mark to those that it selects whole. When a selector is released, classes may become equal. Such twins are correct but
+//! cost room, so they are merged when there are many.
 
 use super::SelectorId;
 use foldhash::{HashMap, HashSet};
 use weft_model::id::PeerClass;
 
-/// What a selector says of a peer. `value` tells answers of one selector apart.
+/// One element of a class's key: a selector that selects its peers. `value` distinguishes results of one selector.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Mark {
-    /// Who says it.
     pub selector: SelectorId,
-    /// 0, or what it says.
+    /// 0, or for selectors of named ports the port plus one.
     pub value: u32,
 }
 
 impl Mark {
-    /// It is selected.
     pub const fn plain(selector: SelectorId) -> Self {
         Self { selector, value: 0 }
     }
@@ -32,30 +30,28 @@ impl Mark {
     }
 }
 
-/// Index of a class while it exists.
+/// Index of a class, reused after its removal.
 pub type Index = u32;
 
-/// Peers of no class: identities, and prefixes. The kernel has no row for them.
-pub const NOBODY: [Index; 2] = [0, 1];
+/// The classes of identities, and of prefixes, that no selector selects. The kernel has no rows for their peers.
+pub const UNSELECTED: [Index; 2] = [0, 1];
 
-/// A class.
 #[derive(Clone, Debug)]
 pub struct Class {
-    /// Its number in the kernel; 0 for those of [`NOBODY`].
+    /// Its number in the kernel; 0 for [`UNSELECTED`].
     pub number: PeerClass,
-    /// What is said of its peers, sorted.
+    /// The selectors that select its peers, sorted.
     pub key: Vec<Mark>,
-    /// Its peers are prefixes; else identities.
+    /// Its peers are prefixes, not identities.
     pub is_prefix: bool,
-    /// How many peers.
+    /// Number of peers.
     pub members: usize,
-    /// The kernel may know of it.
+    /// The kernel may have rows of it.
     pub in_kernel: bool,
     hash: u64,
     alive: bool,
 }
 
-/// All classes.
 #[derive(Clone, Debug)]
 pub struct Classes {
     rows: Vec<Class>,
@@ -65,7 +61,7 @@ pub struct Classes {
     by_number: HashMap<PeerClass, Index>,
     last: u32,
     twins: usize,
-    /// Got their first peer since somebody asked.
+    /// Got their first peer since the last [`Self::take_fresh`].
     fresh: Vec<Index>,
     /// May have lost their last peer.
     emptied: Vec<Index>,
@@ -96,39 +92,38 @@ fn hash(key: &[Mark], is_prefix: bool) -> u64 {
 }
 
 impl Classes {
-    /// A class.
     pub fn get(&self, class: Index) -> &Class {
         &self.rows[class as usize]
     }
 
-    /// A class that is still there.
+    /// The class, unless it was removed.
     pub fn alive(&self, class: Index) -> Option<&Class> {
         self.rows.get(class as usize).filter(|row| row.alive)
     }
 
-    /// The kernel may know of it from now on.
+    /// From now on the kernel may have rows of it.
     pub fn set_in_kernel(&mut self, class: Index) {
         self.rows[class as usize].in_kernel = true;
     }
 
-    /// All, but for those of [`NOBODY`].
+    /// All but [`UNSELECTED`].
     pub fn iter(&self) -> impl Iterator<Item = (Index, &Class)> {
-        (0..).zip(&self.rows).skip(NOBODY.len()).filter(|(_, row)| row.alive)
+        (0..).zip(&self.rows).skip(UNSELECTED.len()).filter(|(_, row)| row.alive)
     }
 
-    /// Of which a selector says something.
+    /// The classes that a selector marks.
     pub fn of(&self, selector: SelectorId) -> impl Iterator<Item = Index> {
         self.by_selector.get(&selector).into_iter().flatten().copied()
     }
 
-    /// The class of a number.
+    /// The class of a kernel number.
     pub fn numbered(&self, number: PeerClass) -> Option<Index> {
         self.by_number.get(&number).copied()
     }
 
-    /// How many there are, and how many of those equal another one.
+    /// The number of classes, and how many of them are twins of another.
     pub fn len(&self) -> (usize, usize) {
-        (self.rows.len() - self.free.len() - NOBODY.len(), self.twins)
+        (self.rows.len() - self.free.len() - UNSELECTED.len(), self.twins)
     }
 
     fn insert(&mut self, number: PeerClass, is_prefix: bool, key: Vec<Mark>) -> Index {
@@ -150,11 +145,11 @@ impl Classes {
         for mark in &self.rows[index as usize].key {
             self.by_selector.entry(mark.selector).or_default().insert(index);
         }
-        self.file(index);
+        self.index_by_key(index);
         index
     }
 
-    /// One that the kernel has.
+    /// Adopts a class that the kernel has.
     pub fn adopt(&mut self, number: PeerClass, is_prefix: bool, key: Vec<Mark>) -> Index {
         self.last = self.last.max(number.0);
         let index = self.insert(number, is_prefix, key);
@@ -163,16 +158,16 @@ impl Classes {
         index
     }
 
-    /// Numbers up to this one mean something to the kernel.
+    /// Numbers up to this one are in use in the kernel.
     pub fn start_after(&mut self, number: PeerClass) {
         self.last = self.last.max(number.0);
     }
 
-    /// The class with this key, made if there is none.
+    /// The class with this key, created if there is none.
     pub fn with_key(&mut self, key: Vec<Mark>, is_prefix: bool) -> Index {
         debug_assert!(key.is_sorted(), "keys are sorted");
         if key.is_empty() {
-            return NOBODY[usize::from(is_prefix)];
+            return UNSELECTED[usize::from(is_prefix)];
         }
         let same = self.by_key.get(&hash(&key, is_prefix)).into_iter().flatten().copied();
         let same = same.filter(|other| {
@@ -203,16 +198,16 @@ impl Classes {
         })
     }
 
-    fn file(&mut self, class: Index) {
+    fn index_by_key(&mut self, class: Index) {
         let has_twin = self.equal(class).next().is_some();
         self.twins += usize::from(has_twin);
         let hash = self.get(class).hash;
         self.by_key.entry(hash).or_default().push(class);
     }
 
-    fn unfile(&mut self, class: Index) {
+    fn unindex_by_key(&mut self, class: Index) {
         let hash = self.get(class).hash;
-        let others = self.by_key.get_mut(&hash).expect("every class is filed");
+        let others = self.by_key.get_mut(&hash).expect("every class is indexed");
         others.retain(|other| *other != class);
         if others.is_empty() {
             self.by_key.remove(&hash);
@@ -222,14 +217,14 @@ impl Classes {
     }
 
     fn change_key(&mut self, class: Index, change: impl FnOnce(&mut Vec<Mark>)) {
-        self.unfile(class);
+        self.unindex_by_key(class);
         let row = &mut self.rows[class as usize];
         change(&mut row.key);
         row.hash = hash(&row.key, row.is_prefix);
-        self.file(class);
+        self.index_by_key(class);
     }
 
-    /// A selector says this of all its peers. The class is none of [`NOBODY`].
+    /// Marks a class of which a selector selects all peers. Not for [`UNSELECTED`].
     pub fn mark(&mut self, class: Index, marks: &[Mark]) {
         for mark in marks {
             self.by_selector.entry(mark.selector).or_default().insert(class);
@@ -240,8 +235,8 @@ impl Classes {
         });
     }
 
-    /// A selector says nothing any more. Returns the classes that the kernel does not know and that equal another one
-    /// now, each with that one.
+    /// Removes the marks of a selector. Returns pairs of classes that became equal, of which the kernel does not know the
+    /// first: merge it into the second.
     pub fn forget(&mut self, selector: SelectorId) -> Vec<(Index, Index)> {
         let mut merge = Vec::new();
         for class in self.by_selector.remove(&selector).into_iter().flatten() {
@@ -250,19 +245,19 @@ impl Classes {
             let Some(other) = other else { continue };
             if !self.get(class).in_kernel {
                 merge.push((class, other));
-            } else if !self.get(other).in_kernel && !NOBODY.contains(&other) {
+            } else if !self.get(other).in_kernel && !UNSELECTED.contains(&other) {
                 merge.push((other, class));
             }
         }
         merge
     }
 
-    /// Each class that equals another one, with that one: the one with the most peers.
+    /// Each class that has a twin, with the twin to merge it into: the one with the most peers.
     pub fn twins(&self) -> Vec<(Index, Index)> {
         let mut twins = Vec::new();
         for (class, row) in self.iter() {
             let best = self.equal(class).max_by_key(|other| {
-                (NOBODY.contains(other), self.get(*other).in_kernel, self.get(*other).members, *other)
+                (UNSELECTED.contains(other), self.get(*other).in_kernel, self.get(*other).members, *other)
             });
             if let Some(best) = best.filter(|best| *best != class && row.members > 0) {
                 twins.push((class, best));
@@ -271,12 +266,12 @@ impl Classes {
         twins
     }
 
-    /// A peer goes from one to another.
+    /// Counts a peer that moves from one class to another.
     pub fn count(&mut self, from: Option<Index>, to: Option<Index>) {
         if let Some(to) = to {
             let row = &mut self.rows[to as usize];
             row.members += 1;
-            if row.members == 1 && !NOBODY.contains(&to) {
+            if row.members == 1 && !UNSELECTED.contains(&to) {
                 self.fresh.push(to);
             }
         }
@@ -289,27 +284,26 @@ impl Classes {
         }
     }
 
-    /// Those that got their first peer since the last call.
+    /// Classes that got their first peer since the last call.
     pub fn take_fresh(&mut self) -> Vec<Index> {
         std::mem::take(&mut self.fresh)
     }
 
-    /// Those without peers; those that the kernel knows only if `all`.
+    /// Classes without peers; those that the kernel may know only if `all`.
     pub fn take_dead(&mut self, all: bool) -> Vec<Index> {
         let mut dead = std::mem::take(&mut self.emptied);
         dead.sort_unstable();
         dead.dedup();
-        dead.retain(|class| !NOBODY.contains(class) && self.alive(*class).is_some_and(|row| row.members == 0));
+        dead.retain(|class| !UNSELECTED.contains(class) && self.alive(*class).is_some_and(|row| row.members == 0));
         if !all {
-            let (known, unborn) = dead.into_iter().partition(|class| self.get(*class).in_kernel);
-            (self.emptied, dead) = (known, unborn);
+            let (known, unknown) = dead.into_iter().partition(|class| self.get(*class).in_kernel);
+            (self.emptied, dead) = (known, unknown);
         }
         dead
     }
 
-    /// It is no more.
     pub fn remove(&mut self, class: Index) {
-        self.unfile(class);
+        self.unindex_by_key(class);
         let row = &mut self.rows[class as usize];
         row.alive = false;
         self.by_number.remove(&row.number);

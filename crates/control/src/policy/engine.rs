@@ -1,4 +1,4 @@
-//! The engine's state and what changes it.
+//! The engine's state, and the changes to it.
 
 use super::classes::Index;
 use super::labels::{Buckets, LabelIndex};
@@ -20,43 +20,42 @@ use weft_model::intent::{Policy, PolicyName, RemoteEndpoint};
 #[derive(Clone, Debug)]
 pub(super) struct EndpointRow {
     pub(super) endpoint: LocalEndpoint,
-    /// The parts of policies that select it.
+    /// The specs that select it.
     pub(super) specs: BTreeSet<SpecRef>,
-    /// What it has.
     pub(super) now: EndpointPolicy,
-    /// Why it does not have what it should.
-    pub(super) unresolved: Option<String>,
-    /// What was announced in a plan.
+    /// Its resolved policy could not be built.
+    pub(super) unresolved: Option<Overflow>,
+    /// As in the last plan.
     pub(super) announced: Option<EndpointPolicy>,
 }
 
-/// What the batch under way must still look at.
+/// The work that is left in the current batch.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dirty {
     /// Endpoints to resolve.
     pub(super) endpoints: BTreeSet<EndpointId>,
-    /// Policies that must look at a class.
+    /// Policies that need a row for a class.
     pub(super) rows: BTreeSet<(PolicyId, Index)>,
     /// Endpoints whose policies may have changed.
     pub(super) switched: BTreeSet<EndpointId>,
-    /// Endpoints whose flows must decide again in any case.
+    /// Endpoints whose flows must be decided again in any case.
     pub(super) touched: BTreeSet<EndpointId>,
-    /// Endpoints that this batch brought.
-    pub(super) born: BTreeSet<EndpointId>,
+    /// Endpoints that this batch added.
+    pub(super) added: BTreeSet<EndpointId>,
     /// Policies without users.
     pub(super) orphans: BTreeSet<PolicyId>,
-    /// Policies that grew.
+    /// Policies that got new rows.
     pub(super) grown: BTreeSet<PolicyId>,
 }
 
-/// A policy that is in the kernel from before.
+/// A policy that a previous agent left in the kernel.
 #[derive(Clone, Debug)]
 pub(super) struct Stale {
     pub(super) classes: BTreeMap<PeerClass, PolicyClass>,
     pub(super) rest: PolicyClass,
 }
 
-/// Works out what the kernel shall hold. See the module above.
+/// See [`crate::policy`].
 #[derive(Clone, Debug)]
 pub struct Engine {
     pub(super) limits: Limits,
@@ -65,27 +64,29 @@ pub struct Engine {
     pub(super) policies: BTreeMap<Arc<PolicyName>, PolicyRow>,
     pub(super) refused: BTreeMap<PolicyName, Refused>,
     pub(super) endpoints: BTreeMap<EndpointId, EndpointRow>,
-    /// The endpoints by their labels, and the parts of policies by what they select.
+    /// Endpoints by their labels.
     pub(super) subjects: LabelIndex,
+    /// Specs for endpoints by what they select.
     pub(super) of_endpoints: Buckets<SpecRef>,
+    /// Specs for nodes.
     pub(super) of_nodes: BTreeSet<SpecRef>,
     pub(super) resolved: BTreeMap<PolicyId, Resolved>,
     pub(super) by_key: HashMap<Key, PolicyId>,
     pub(super) last_policy: u32,
-    /// Policies of [`Self::resolved`] that must know of every class.
+    /// Policies that need a row for every class of identities that they do not select.
     pub(super) with_rest: BTreeSet<PolicyId>,
     pub(super) stale: BTreeMap<PolicyId, Stale>,
     pub(super) usage: Usage,
     pub(super) dirty: Dirty,
-    /// Classes whose rows did not fit: tried again with every batch.
+    /// Classes whose rows did not fit; retried with every batch.
     pub(super) starved: BTreeMap<PolicyId, (Overflow, BTreeSet<Index>)>,
-    /// Policies that let more pass than they should, since something does not fit, and why.
-    pub(super) choked: BTreeMap<PolicyId, String>,
-    /// Policies with rules of which something cannot be honoured.
+    /// Policies that would allow too much, since rows of them do not fit.
+    pub(super) incomplete: BTreeMap<PolicyId, Overflow>,
+    /// Policies with rules that are not enforced in full.
     pub(super) noted: BTreeSet<Arc<PolicyName>>,
-    /// Endpoints of which other parts of policies select them than when they were last asked for.
+    /// Endpoints whose selecting policies changed since the last [`Self::take_reselected`].
     pub(super) reselected: BTreeSet<EndpointId>,
-    /// The last plan made room.
+    /// The last plan frees room.
     pub(super) room: bool,
     is_started: bool,
 }
@@ -97,7 +98,6 @@ impl Default for Engine {
 }
 
 impl Engine {
-    /// One that knows nothing.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -118,7 +118,7 @@ impl Engine {
             usage: Usage::default(),
             dirty: Dirty::default(),
             starved: BTreeMap::new(),
-            choked: BTreeMap::new(),
+            incomplete: BTreeMap::new(),
             noted: BTreeSet::new(),
             reselected: BTreeSet::new(),
             room: false,
@@ -126,15 +126,14 @@ impl Engine {
         }
     }
 
-    /// The kernel's maps turned out to have these sizes. Before the first batch.
+    /// Sets the limits for the actual sizes of the maps. Call before the first batch.
     pub fn set_limits(&mut self, limits: Limits) {
         self.peers.set_room(limits.room());
         self.limits = limits;
     }
 
-    /// The kernel holds this from before. Its numbers are not given to anything else, its prefixes and the classes of its
-    /// peers keep theirs, and what the first batch has no use for is removed by the first plan: so that batch must hold
-    /// all that exists.
+    /// Adopts what a previous agent left in the kernel. Numbers in use are not reused; prefixes and peer classes keep
+    /// theirs. The first plan removes whatever the first batch does not need, so that batch must be complete.
     pub fn adopt(
         &mut self,
         policies: &BTreeMap<PolicyId, CompiledPolicy>,
@@ -154,11 +153,11 @@ impl Engine {
         self.peers.adopt(cidrs, peers);
     }
 
-    /// Takes in what changed and tells what to do. Nothing but policies is ever refused: an endpoint whose policy
-    /// does not fit is blocked, a peer that does not fit is denied. [`Self::problems`] has the reasons.
+    /// Applies a batch of changes and returns the writes. Only policy objects are ever refused: an endpoint whose policy
+    /// does not fit is blocked, a peer that does not fit is denied. See [`Self::problems`] for the reasons.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Plan {
         let mut changes = changes.into_iter().peekable();
-        if changes.peek().is_some() || self.wants_another() {
+        if changes.peek().is_some() || self.needs_retry() {
             self.merge_twins();
         }
         let mut policies: BTreeMap<PolicyName, Option<Arc<Policy>>> = BTreeMap::new();
@@ -190,7 +189,7 @@ impl Engine {
         }
         room |= !policies.is_empty();
         for (name, _) in policies.iter().filter(|(_, policy)| policy.is_none()) {
-            self.forget_refused(name);
+            self.clear_refused(name);
             if let Some(old) = self.swap_policy(name, None) {
                 self.retire(&old, None);
             }
@@ -201,19 +200,19 @@ impl Engine {
             }
         }
         self.retry_starved();
-        self.settle_what_fits();
+        self.resolve_and_spread();
         self.put_policies(policies.into_values().flatten().collect());
         self.emit()
     }
 
-    /// Whether something that did not fit may fit once the last plan was carried out: then call [`Self::apply`] again,
-    /// if with nothing.
+    /// Whether something that did not fit may fit after the last plan was executed. Then call [`Self::apply`] again, even
+    /// with an empty batch.
     #[must_use]
-    pub fn wants_another(&self) -> bool {
+    pub fn needs_retry(&self) -> bool {
         self.room && !(self.refused.is_empty() && self.starved.is_empty() && self.peers.starving().is_none())
     }
 
-    /// Classes that equal each other cost room; when they are most of all, or room is short, they are made one.
+    /// Merges twin classes if they are the majority or something does not fit.
     fn merge_twins(&mut self) {
         let (classes, twins) = self.peers.classes().len();
         let is_short = !self.refused.is_empty() || !self.starved.is_empty() || self.peers.starving().is_some();
@@ -253,7 +252,7 @@ impl Engine {
                 let now = EndpointPolicy { id, ingress: PolicyId::OPEN, egress: PolicyId::OPEN, blocked: None };
                 let specs = BTreeSet::new();
                 self.endpoints.insert(id, EndpointRow { endpoint, specs, now, unresolved: None, announced: None });
-                self.dirty.born.insert(id);
+                self.dirty.added.insert(id);
                 BTreeSet::new()
             }
         };
@@ -288,7 +287,7 @@ impl Engine {
         self.reselected.insert(id);
         self.unselect(id, &row.specs);
         for refused in self.refused.values_mut() {
-            refused.spared.remove(&id);
+            refused.exempt.remove(&id);
         }
         for policy in [row.now.ingress, row.now.egress] {
             self.release(policy, id);
@@ -297,13 +296,13 @@ impl Engine {
             self.subjects.remove(u32::from(id.raw()), &row.endpoint.labels);
             self.peers.remove_pod(&local_uid(id));
         }
-        for ids in [&mut self.dirty.endpoints, &mut self.dirty.switched, &mut self.dirty.touched, &mut self.dirty.born]
+        for ids in [&mut self.dirty.endpoints, &mut self.dirty.switched, &mut self.dirty.touched, &mut self.dirty.added]
         {
             ids.remove(&id);
         }
     }
 
-    /// What shall be in the kernel after all plans so far were carried out.
+    /// The desired state: what the kernel has after all plans so far were executed.
     #[must_use]
     pub fn desired(&self) -> Desired {
         Desired {
@@ -315,7 +314,7 @@ impl Engine {
     }
 }
 
-/// The key of a local endpoint among all endpoints. No UID looks like this.
+/// The key of a local endpoint among the pods. No UID has a space.
 fn local_uid(id: EndpointId) -> String {
     format!("endpoint {id}")
 }

@@ -1,11 +1,12 @@
-//! Rows by their labels: which of them a selector selects, in one go.
+//! Indexes of labels and of selectors, in both directions: which rows a selector selects, and which selectors may select a
+//! given label set.
 
 use foldhash::HashMap;
 use weft_model::intent::EndpointSelector;
 use weft_model::label::{LabelSet, NAMESPACE};
 use weft_model::selector::Requirement;
 
-/// A set of row numbers.
+/// A bitmap of row numbers.
 #[derive(Clone, Debug, Default)]
 struct Bits(Vec<u64>);
 
@@ -58,11 +59,11 @@ impl Bits {
     }
 }
 
-/// The rows that have each label. A row is a small number that its owner gives.
+/// Inverted index from labels to rows. A row is a small number that the caller allocates.
 #[derive(Clone, Debug, Default)]
 pub struct LabelIndex {
     by_key: HashMap<String, HashMap<String, Vec<u32>>>,
-    /// Keys with their source, by what follows the source.
+    /// Full keys by their part after the source.
     sources: HashMap<String, Vec<String>>,
     pods: Bits,
     others: Bits,
@@ -74,7 +75,6 @@ pub fn bare(key: &str) -> &str {
 }
 
 impl LabelIndex {
-    /// A row has these labels.
     pub fn insert(&mut self, row: u32, labels: &LabelSet) {
         for (key, value) in &labels.0 {
             if !self.by_key.contains_key(key) {
@@ -92,7 +92,7 @@ impl LabelIndex {
         if labels.get(NAMESPACE).is_some() { self.pods.set(row) } else { self.others.set(row) }
     }
 
-    /// It has them no more.
+    /// `labels` must be those of the insertion.
     pub fn remove(&mut self, row: u32, labels: &LabelSet) {
         for (key, value) in &labels.0 {
             let Some(values) = self.by_key.get_mut(key) else { continue };
@@ -117,17 +117,16 @@ impl LabelIndex {
         self.others.clear(row);
     }
 
-    /// Rows that are something else than pods.
+    /// Rows that are not pods.
     pub fn others(&self) -> Vec<u32> {
         self.others.rows()
     }
 
-    /// Rows of pods.
     pub fn pods(&self) -> Vec<u32> {
         self.pods.rows()
     }
 
-    /// The rows that a selector selects: those whose labels satisfy [`EndpointSelector::matches`].
+    /// The rows whose labels satisfy [`EndpointSelector::matches`].
     pub fn select(&self, selector: &EndpointSelector) -> Vec<u32> {
         let mut selected = match &selector.namespace {
             Some(namespace) => {
@@ -177,7 +176,7 @@ impl LabelIndex {
     }
 }
 
-/// Selectors by what labels must have for them to match: finds the few that may select given labels.
+/// Items by selector, bucketed by a label that the selector requires: finds the few that may select a given label set.
 #[derive(Clone, Debug)]
 pub struct Buckets<T> {
     scopes: HashMap<Option<String>, Scope<T>>,
@@ -196,7 +195,6 @@ struct Scope<T> {
 }
 
 impl<T: Clone + Ord> Buckets<T> {
-    /// Files `item` under its selector.
     pub fn insert(&mut self, selector: &EndpointSelector, item: &T) {
         let empty = || Scope { all: Vec::new(), by_label: HashMap::default() };
         let scope = self.scopes.entry(selector.namespace.clone()).or_insert_with(empty);
@@ -211,7 +209,6 @@ impl<T: Clone + Ord> Buckets<T> {
         }
     }
 
-    /// Takes it away.
     pub fn remove(&mut self, selector: &EndpointSelector, item: &T) {
         let Some(scope) = self.scopes.get_mut(&selector.namespace) else { return };
         match first_in(selector) {
@@ -236,7 +233,7 @@ impl<T: Clone + Ord> Buckets<T> {
         }
     }
 
-    /// Those that may select something with these labels, each once.
+    /// The items whose selectors may select these labels, each once.
     pub fn candidates(&self, labels: &LabelSet) -> Vec<T> {
         let mut items = Vec::new();
         let own = labels.get(NAMESPACE).map(|namespace| Some(namespace.to_owned()));

@@ -1,13 +1,12 @@
-//! What the kernel's search makes of a compiled policy.
+//! The kernel's lookup in a compiled policy.
 
 use super::ports::{self, ANYTHING};
 use weft_model::desired::{Action, CompiledPolicy, PortPrefix, Verdict};
 use weft_model::id::{PeerClass, PolicyClass};
 
-/// The entry of `policy` that decides about a new connection; `None`: there is none, and
-/// [`CompiledPolicy::default_allow`] decides. Never one that passes on to other tiers. `identity` is the class of the
-/// peer's identity; `prefix` that of the longest prefix in use that holds its address, in the scope of its identity.
-/// `port` is the destination port or the type of an ICMP message, 0 where there is none.
+/// The entry of `policy` that decides a new connection; `None`: none matches, and [`CompiledPolicy::default_allow`]
+/// decides. Never a `Pass`. `identity` is the class of the peer's identity, `prefix` the class of the longest prefix in use
+/// that contains its address, in the scope of its identity. `port` is the destination port or ICMP type, else 0.
 #[must_use]
 pub fn lookup(
     policy: &CompiledPolicy,
@@ -24,7 +23,7 @@ pub fn lookup(
     first.filter(|verdict| verdict.action != Action::Pass).or_else(|| best(policy, classes, protocol, port))
 }
 
-/// Whether a decision lets the connection pass.
+/// Whether the result of [`lookup`] allows the connection.
 #[must_use]
 pub fn passes(policy: &CompiledPolicy, decision: Option<Verdict>) -> bool {
     decision.map_or(policy.default_allow, |verdict| verdict.action == Action::Allow)
@@ -44,7 +43,7 @@ fn best(policy: &CompiledPolicy, classes: [PolicyClass; 3], protocol: u8, port: 
     best
 }
 
-/// Every entry that could match, narrowest first.
+/// The keys of every entry that could match, narrowest first.
 fn probes(protocol: u8, port: u16) -> impl Iterator<Item = PortPrefix> {
     let exact = PortPrefix { protocol, port, prefix_len: 16 };
     (0..=16).rev().map(move |len| ports::shorten(exact, len)).chain([ANYTHING])

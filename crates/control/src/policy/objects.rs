@@ -1,14 +1,14 @@
-//! Policy objects, and the endpoints that they select.
+//! Policy objects in force, and which endpoints they select.
 
 use super::engine::Engine;
-use super::rule::{Rule, strength};
+use super::rule::{Rule, action_and_precedence};
 use super::{Direction, Overflow, RuleRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_model::id::{EndpointId, RuleId};
 use weft_model::intent::{Policy, PolicyName, Subject, Tier};
 
-/// One part of a policy object, ready to be resolved.
+/// A compiled spec of a policy object.
 #[derive(Clone, Debug)]
 pub(super) struct SpecRow {
     pub(super) ingress: Vec<Arc<Rule>>,
@@ -31,7 +31,7 @@ impl SpecRow {
 pub(super) struct PolicyRow {
     pub(super) object: Arc<Policy>,
     pub(super) specs: Vec<SpecRow>,
-    /// Endpoints that one of them selects.
+    /// Endpoints that at least one spec selects.
     pub(super) endpoints: BTreeSet<EndpointId>,
 }
 
@@ -41,7 +41,7 @@ impl PolicyRow {
     }
 }
 
-/// Whether a part of a policy isolates what it selects.
+/// Whether a spec isolates the endpoints that it selects.
 pub(super) fn isolates(spec: &weft_model::intent::Spec, direction: Direction) -> bool {
     spec.tier == Tier::Normal
         && match direction {
@@ -50,20 +50,19 @@ pub(super) fn isolates(spec: &weft_model::intent::Spec, direction: Direction) ->
         }
 }
 
-/// A version of a policy object that could not be put in force.
+/// A version of a policy object that does not fit.
 #[derive(Clone, Debug)]
 pub(super) struct Refused {
     pub(super) object: Arc<Policy>,
     pub(super) problem: Overflow,
-    /// Endpoints that were there before: they keep what was in force. Others are blocked.
-    pub(super) spared: BTreeSet<EndpointId>,
+    /// Endpoints that existed before: they keep what was in force. All others that it selects are blocked.
+    pub(super) exempt: BTreeSet<EndpointId>,
 }
 
-/// One part of a policy object.
+/// A spec of a policy object, by its index.
 pub(super) type SpecRef = (Arc<PolicyName>, usize);
 
 impl Engine {
-    /// Endpoints that a subject selects.
     pub(super) fn selected_by(&self, subject: &Subject) -> BTreeSet<EndpointId> {
         match subject {
             Subject::Endpoints(selector) => {
@@ -78,12 +77,11 @@ impl Engine {
         }
     }
 
-    /// Endpoints that a policy object selects.
     pub(super) fn selected_by_any(&self, object: &Policy) -> BTreeSet<EndpointId> {
         object.specs.iter().flat_map(|spec| self.selected_by(&spec.subject)).collect()
     }
 
-    /// The parts of policies that select an endpoint.
+    /// The specs that select an endpoint.
     pub(super) fn selecting(&self, id: EndpointId) -> BTreeSet<SpecRef> {
         let Some(row) = self.endpoints.get(&id) else { return BTreeSet::new() };
         let labels = &row.endpoint.labels;
@@ -99,7 +97,7 @@ impl Engine {
         candidates.into_iter().filter(selects).collect()
     }
 
-    /// Puts `object` in the place of whatever has its name, and returns that.
+    /// Replaces the object `name` and returns the previous row.
     pub(super) fn swap_policy(&mut self, name: &PolicyName, object: Option<&Arc<Policy>>) -> Option<PolicyRow> {
         let old = self.policies.remove(name);
         let new = object.map(|object| self.prepare(object, old.as_ref()));
@@ -107,7 +105,7 @@ impl Engine {
         old
     }
 
-    /// Puts `new` (or nothing) where `old` was.
+    /// Updates the indexes from `old` to `new`.
     pub(super) fn place_policy(&mut self, name: &PolicyName, old: Option<&PolicyRow>, new: Option<PolicyRow>) {
         let name = Arc::new(name.clone());
         if let Some(old) = old {
@@ -148,7 +146,7 @@ impl Engine {
         self.policies.insert(name, new);
     }
 
-    /// The rules of an object. Those that did not change keep their numbers.
+    /// Compiles the rules of an object. Unchanged rules keep their numbers, so that flows and explanations stay valid.
     fn prepare(&mut self, object: &Arc<Policy>, old: Option<&PolicyRow>) -> PolicyRow {
         let mut known: BTreeMap<(Direction, &str), &Arc<Rule>> = BTreeMap::new();
         for spec in old.into_iter().flat_map(|row| &row.specs) {
@@ -164,18 +162,18 @@ impl Engine {
                     Direction::Egress => &spec.egress,
                 };
                 let rule = |(n, source): (usize, &weft_model::intent::Rule)| {
-                    let strength = strength(spec.tier, n, source.action);
+                    let effect = action_and_precedence(spec.tier, n, source.action);
                     let same = known.get(&(direction, &*source.place));
-                    if let Some(same) = same.filter(|rule| rule.is_made_from(source, strength, spec.log.as_ref())) {
+                    if let Some(same) = same.filter(|rule| rule.is_made_from(source, effect, spec.log.as_ref())) {
                         return Arc::clone(same);
                     }
-                    let id = self.numbers.give(RuleRef {
+                    let id = self.numbers.allocate(RuleRef {
                         policy: object.name.clone(),
                         direction,
                         place: Arc::clone(&source.place),
                         log: spec.log.clone(),
                     });
-                    Arc::new(Rule::new(id, source, strength, spec.log.clone()))
+                    Arc::new(Rule::new(id, source, effect, spec.log.clone()))
                 };
                 list.iter().enumerate().map(rule).collect::<Vec<_>>()
             };
@@ -186,7 +184,7 @@ impl Engine {
         PolicyRow { object: Arc::clone(object), specs, endpoints }
     }
 
-    /// The rules of `gone` that are not rules of `kept` are no more.
+    /// Retires the numbers of rules of `gone` that `kept` does not have.
     pub(super) fn retire(&mut self, gone: &PolicyRow, kept: Option<&PolicyRow>) {
         let ids = |row: &PolicyRow| -> BTreeSet<RuleId> { row.rules().map(|rule| rule.id).collect() };
         let kept = kept.map(ids).unwrap_or_default();

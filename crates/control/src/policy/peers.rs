@@ -1,12 +1,12 @@
-//! The peers that policies tell apart: identities, and prefixes of addresses. Knows of each which selectors in use
-//! select it, and which class that makes.
+//! The table of peers: identities and prefixes, each with its class, which follows from the selectors in use that select
+//! it.
 
-use super::classes::{Classes, Index, Mark, NOBODY};
+use super::classes::{Classes, Index, Mark, UNSELECTED};
 use super::labels::{Buckets, LabelIndex};
 use super::pods::Pods;
-use super::prefix::{Prefixes, widen};
+use super::prefix::{Prefixes, family, widen};
 use super::selector::{PeerSelector, Select};
-use super::{Overflow, SelectorId};
+use super::{Overflow, Resource, SelectorId};
 use foldhash::HashMap;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,13 +18,12 @@ mod adopt;
 mod prefixes;
 mod select;
 
-/// A peer.
 #[derive(Clone, Debug)]
 struct Slot {
     peer: Identity,
-    /// `None`: it is gone.
+    /// `None`: the peer was removed.
     class: Option<Index>,
-    /// What the kernel has; 0: nothing.
+    /// The class in the kernel; 0: no row.
     kernel: PeerClass,
     is_dirty: bool,
 }
@@ -36,25 +35,20 @@ struct Row {
     users: BTreeSet<PolicyId>,
 }
 
-/// A peer whose row in the kernel changes. Class 0: no row.
+/// A change of a peer's row in the kernel. Class 0: no row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Move {
-    /// The peer.
     pub peer: Identity,
-    /// What the kernel has.
     pub from: PeerClass,
-    /// What it shall have.
     pub to: PeerClass,
-    /// The peer itself is no more.
+    /// The peer itself was removed.
     pub is_gone: bool,
 }
 
-/// How many peers and prefixes fit.
+/// Limits on peers and prefixes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Room {
-    /// Peers.
     pub peers: usize,
-    /// Prefixes.
     pub cidrs: usize,
 }
 
@@ -66,7 +60,7 @@ pub struct Peers {
     free: Vec<u32>,
     slot_of: HashMap<Identity, u32>,
     dirty: Vec<u32>,
-    /// Peers of a class: those with a row in the kernel.
+    /// How many peers have a row in the kernel.
     placed: usize,
     /// Identities that did not fit.
     unplaced: BTreeSet<Identity>,
@@ -79,24 +73,25 @@ pub struct Peers {
     entities: BTreeSet<SelectorId>,
     cidrs: HashMap<IpNet, Vec<SelectorId>>,
     cidr_lengths: [BTreeMap<u8, usize>; 2],
-    /// Selectors of named ports, by those whose peers they ask.
+    /// Selectors of named ports, by the selector of the pods.
     named: HashMap<SelectorId, Vec<SelectorId>>,
     pods: Pods,
     prefixes: Prefixes,
-    /// Addresses of pods that must be told apart from others of their identity, since a port's name means another
-    /// number there; and the other way round.
-    apart: BTreeMap<Identity, BTreeSet<IpNet>>,
-    apart_at: HashMap<IpNet, BTreeSet<Identity>>,
-    /// Identities of which not all such addresses fit.
+    /// Host prefixes of pods that need a class of their own, since a named port has another number there than in other
+    /// pods of their identity.
+    port_overrides: BTreeMap<Identity, BTreeSet<IpNet>>,
+    /// The same by prefix.
+    overrides_at: HashMap<IpNet, BTreeSet<Identity>>,
+    /// Identities of which not all overrides fit.
     crowded: BTreeSet<Identity>,
     classes: Classes,
-    /// Stand for the classes that the kernel had before.
-    was: BTreeMap<SelectorId, PeerClass>,
+    /// Pseudo selectors, one for each class that a previous agent left in the kernel.
+    adopted_classes: BTreeMap<SelectorId, PeerClass>,
     adopted: BTreeSet<IpNet>,
 }
 
 impl Peers {
-    /// Only the reserved identities.
+    /// With the reserved identities.
     pub fn new(room: Room) -> Self {
         let mut peers = Self {
             room,
@@ -118,11 +113,11 @@ impl Peers {
             named: HashMap::default(),
             pods: Pods::default(),
             prefixes: Prefixes::default(),
-            apart: BTreeMap::new(),
-            apart_at: HashMap::default(),
+            port_overrides: BTreeMap::new(),
+            overrides_at: HashMap::default(),
             crowded: BTreeSet::new(),
             classes: Classes::default(),
-            was: BTreeMap::new(),
+            adopted_classes: BTreeMap::new(),
             adopted: BTreeSet::new(),
         };
         for n in RESERVED {
@@ -132,12 +127,10 @@ impl Peers {
         peers
     }
 
-    /// This much fits.
     pub fn set_room(&mut self, room: Room) {
         self.room = room;
     }
 
-    /// The classes.
     pub fn classes(&self) -> &Classes {
         &self.classes
     }
@@ -147,61 +140,55 @@ impl Peers {
         self.classes.take_fresh()
     }
 
-    /// Classes without peers; those that the kernel knows only if `all`. Whoever takes them removes them.
+    /// Classes without peers; those that the kernel may know only if `all`. The caller must remove them.
     pub fn take_dead_classes(&mut self, all: bool) -> Vec<Index> {
         self.classes.take_dead(all)
     }
 
-    /// A class without peers is no more.
     pub fn remove_class(&mut self, class: Index) {
         self.classes.remove(class);
     }
 
-    /// Policies that use a selector which says something of this class.
+    /// Policies that use a selector which marks this class.
     pub fn users_of(&self, class: Index) -> BTreeSet<PolicyId> {
         let rows = self.classes.get(class).key.iter().filter_map(|mark| self.rows.get(&mark.selector));
         rows.flat_map(|row| &row.users).copied().collect()
     }
 
-    /// Endpoints of the cluster.
     pub fn pods(&self) -> &Pods {
         &self.pods
     }
 
-    /// Prefixes in use.
     pub fn prefixes(&self) -> &Prefixes {
         &self.prefixes
     }
 
-    /// The same, to be taken from.
     pub fn prefixes_mut(&mut self) -> &mut Prefixes {
         &mut self.prefixes
     }
 
-    /// Labels of an identity.
     pub fn labels(&self, identity: Identity) -> Option<&Arc<LabelSet>> {
         self.labels.get(&identity)
     }
 
-    /// The class of a peer; `None`: the kernel shall have no row for it.
+    /// The class of a peer; `None`: it has no row in the kernel.
     pub fn class_of(&self, peer: Identity) -> Option<Index> {
         let slot = self.slot_of.get(&peer)?;
-        self.slots[*slot as usize].class.filter(|class| !NOBODY.contains(class))
+        self.slots[*slot as usize].class.filter(|class| !UNSELECTED.contains(class))
     }
 
-    /// All rows that the kernel shall have.
+    /// All desired rows in the kernel.
     pub fn desired(&self) -> BTreeMap<Identity, PeerClass> {
         let number = |slot: &Slot| (slot.peer, self.classes.get(slot.class.expect("just looked")).number);
-        let placed = |slot: &&Slot| slot.class.is_some_and(|class| !NOBODY.contains(&class));
+        let placed = |slot: &&Slot| slot.class.is_some_and(|class| !UNSELECTED.contains(&class));
         self.slots.iter().filter(placed).map(number).collect()
     }
 
-    /// Identities of pods.
     pub fn pod_identities(&self) -> usize {
         self.labels.len() - RESERVED.len()
     }
 
-    /// Identities, selectors and rows for peers.
+    /// Number of identities, selectors in use and rows in the kernel.
     pub fn len(&self) -> [usize; 3] {
         [self.labels.len(), self.rows.len(), self.placed]
     }
@@ -210,13 +197,13 @@ impl Peers {
         if let Some(slot) = self.slot_of.get(&peer) {
             let slot = *slot;
             if self.slots[slot as usize].class.is_none() {
-                let nobody = NOBODY[usize::from(peer.is_cidr())];
+                let nobody = UNSELECTED[usize::from(peer.is_cidr())];
                 self.classes.count(None, Some(nobody));
                 self.slots[slot as usize].class = Some(nobody);
             }
             return slot;
         }
-        let nobody = NOBODY[usize::from(peer.is_cidr())];
+        let nobody = UNSELECTED[usize::from(peer.is_cidr())];
         self.classes.count(None, Some(nobody));
         let row = Slot { peer, class: Some(nobody), kernel: PeerClass(0), is_dirty: false };
         let slot = match self.free.pop() {
@@ -233,7 +220,7 @@ impl Peers {
         slot
     }
 
-    fn soil(&mut self, slot: u32) {
+    fn mark_dirty(&mut self, slot: u32) {
         let row = &mut self.slots[slot as usize];
         if !std::mem::replace(&mut row.is_dirty, true) {
             self.dirty.push(slot);
@@ -246,32 +233,32 @@ impl Peers {
             return;
         }
         self.classes.count(old, class);
-        let placed = |class: Option<Index>| usize::from(class.is_some_and(|class| !NOBODY.contains(&class)));
+        let placed = |class: Option<Index>| usize::from(class.is_some_and(|class| !UNSELECTED.contains(&class)));
         self.placed = self.placed + placed(class) - placed(old);
-        self.soil(slot);
+        self.mark_dirty(slot);
     }
 
-    /// Puts a peer where it belongs. Refused if it would need a row that does not fit.
+    /// Moves a peer to the class with this key. `Err`: it would need a row that does not fit.
     fn place(&mut self, slot: u32, key: Vec<Mark>) -> Result<(), Overflow> {
         let is_prefix = self.slots[slot as usize].peer.is_cidr();
         let class = self.slots[slot as usize].class;
         if class.is_some_and(|class| self.classes.get(class).key == key) {
             return Ok(());
         }
-        let is_placed = class.is_some_and(|class| !NOBODY.contains(&class));
+        let is_placed = class.is_some_and(|class| !UNSELECTED.contains(&class));
         if !key.is_empty() && !is_placed {
-            Overflow::check("peers on this node", self.placed + 1, self.room.peers)?;
+            Overflow::check(Resource::Peers, self.placed + 1, self.room.peers)?;
         }
         let class = self.classes.with_key(key, is_prefix);
         self.set_class(slot, Some(class));
         Ok(())
     }
 
-    /// What stays in a peer's key whatever its labels are.
-    fn was(&self, slot: u32) -> Vec<Mark> {
+    /// The mark of the adopted class of a peer, which its labels do not change.
+    fn adopted_mark(&self, slot: u32) -> Vec<Mark> {
         let Some(class) = self.slots[slot as usize].class else { return Vec::new() };
         let key = &self.classes.get(class).key;
-        key.iter().filter(|mark| self.was.contains_key(&mark.selector)).copied().collect()
+        key.iter().filter(|mark| self.adopted_classes.contains_key(&mark.selector)).copied().collect()
     }
 
     fn key_of_identity(&self, identity: Identity, labels: &LabelSet) -> Vec<Mark> {
@@ -283,7 +270,7 @@ impl Peers {
                 key.push(Mark::plain(id));
                 for named in self.named.get(&id).into_iter().flatten() {
                     let Select::Named(_, name) = &self.rows[named].select else { continue };
-                    let numbers = self.pods.common(identity, name).unwrap_or_default();
+                    let numbers = self.pods.common_ports(identity, name).unwrap_or_default();
                     key.extend(numbers.into_iter().map(|n| Mark { selector: *named, value: u32::from(n) + 1 }));
                 }
             }
@@ -291,7 +278,6 @@ impl Peers {
         key
     }
 
-    /// An identity is there.
     pub fn put_identity(&mut self, identity: Identity, labels: &Arc<LabelSet>) {
         if self.labels.get(&identity).is_some_and(|known| known == labels) {
             return;
@@ -304,11 +290,11 @@ impl Peers {
         self.rekey_identity(identity);
     }
 
-    /// Something that counts for its class may have changed.
+    /// Recomputes the class of an identity.
     fn rekey_identity(&mut self, identity: Identity) {
         let (Some(labels), Some(slot)) = (self.labels.get(&identity), self.slot_of.get(&identity)) else { return };
         let (labels, slot) = (Arc::clone(labels), *slot);
-        let mut key = self.was(slot);
+        let mut key = self.adopted_mark(slot);
         key.extend(self.key_of_identity(identity, &labels));
         key.sort_unstable();
         if self.place(slot, key).is_ok() {
@@ -316,14 +302,13 @@ impl Peers {
         } else {
             self.unplaced.insert(identity);
         }
-        if self.retell(identity).is_ok() {
+        if self.update_overrides(identity).is_ok() {
             self.crowded.remove(&identity);
         } else {
             self.crowded.insert(identity);
         }
     }
 
-    /// It is gone.
     pub fn remove_identity(&mut self, identity: Identity) {
         if identity.reserved_name().is_some() {
             return;
@@ -332,21 +317,21 @@ impl Peers {
         let slot = self.slot_of[&identity];
         self.index.remove(slot, &labels);
         self.set_class(slot, None);
-        self.soil(slot);
+        self.mark_dirty(slot);
         self.unplaced.remove(&identity);
         self.crowded.remove(&identity);
-        let gives_back = self.retell(identity);
-        debug_assert!(gives_back.is_ok(), "who is gone needs no room");
+        let freed = self.update_overrides(identity);
+        debug_assert!(freed.is_ok(), "a removed identity needs no room");
     }
 
-    /// Those that did not fit get another chance.
+    /// Retries the identities that did not fit.
     pub fn retry(&mut self) {
         for identity in self.unplaced.union(&self.crowded).copied().collect::<Vec<_>>() {
             self.rekey_identity(identity);
         }
     }
 
-    /// How many identities do not fit, and the policies for which that counts.
+    /// The limit that is exceeded, the number of identities that do not fit, and the policies that select them.
     pub fn starving(&self) -> Option<(Overflow, usize, BTreeSet<PolicyId>)> {
         if self.unplaced.is_empty() && self.crowded.is_empty() {
             return None;
@@ -360,22 +345,20 @@ impl Peers {
         }
         let problem = if self.unplaced.is_empty() {
             let limit = self.room.cidrs;
-            Overflow { what: "address prefixes on this node", wanted: limit + 1, limit }
+            Overflow { resource: Resource::Cidrs, wanted: limit + 1, limit }
         } else {
             let limit = self.room.peers;
-            Overflow { what: "peers on this node", wanted: limit + self.unplaced.len(), limit }
+            Overflow { resource: Resource::Peers, wanted: limit + self.unplaced.len(), limit }
         };
         Some((problem, self.unplaced.union(&self.crowded).count(), users))
     }
 
-    /// An endpoint is there.
     pub fn put_pod(&mut self, pod: Arc<weft_model::intent::RemoteEndpoint>) {
         for identity in self.pods.put(pod) {
             self.ports_changed(identity);
         }
     }
 
-    /// It is gone.
     pub fn remove_pod(&mut self, uid: &str) {
         for identity in self.pods.remove(uid) {
             self.ports_changed(identity);
@@ -388,7 +371,7 @@ impl Peers {
         }
     }
 
-    /// Makes one of classes that equal each other.
+    /// Merges classes with equal keys.
     pub fn merge_twins(&mut self) {
         let twins = self.classes.twins();
         self.merge(&twins);
@@ -411,7 +394,7 @@ impl Peers {
         }
     }
 
-    /// Rows of peers that must change. The kernel counts as having them from now on.
+    /// Returns the rows that change. From now on the kernel counts as having them.
     pub fn take_moves(&mut self) -> Vec<Move> {
         let mut moves = Vec::new();
         for slot in std::mem::take(&mut self.dirty) {
@@ -419,7 +402,7 @@ impl Peers {
             row.is_dirty = false;
             let to = row.class.map_or(PeerClass(0), |class| self.classes.get(class).number);
             let (peer, from, is_gone) = (row.peer, std::mem::replace(&mut row.kernel, to), row.class.is_none());
-            if let Some(class) = row.class.filter(|class| !NOBODY.contains(class)) {
+            if let Some(class) = row.class.filter(|class| !UNSELECTED.contains(class)) {
                 self.classes.set_in_kernel(class);
             }
             if is_gone {
@@ -435,11 +418,7 @@ impl Peers {
     }
 }
 
-fn family(net: &IpNet) -> usize {
-    usize::from(matches!(net, IpNet::V6(_)))
-}
-
-/// Identities that are there from the start.
+/// Reserved identities that always exist.
 const RESERVED: [u32; 9] = [1, 2, 3, 4, 5, 6, 8, 9, 10];
 
 const SCOPES: [PeerScope; 3] = [PeerScope::World, PeerScope::Node, PeerScope::Pod];

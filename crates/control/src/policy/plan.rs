@@ -1,4 +1,4 @@
-//! From the engine's state to a plan.
+//! Emits the plan from the state of the engine.
 
 use super::Plan;
 use super::engine::Engine;
@@ -10,16 +10,16 @@ use std::sync::Arc;
 use weft_model::desired::PolicyPatch;
 use weft_model::id::{EndpointId, PeerClass, PolicyClass, PolicyId};
 
-/// What it means for peers to go from one class to another.
+/// The effect of moving peers from one class to another.
 struct Step {
-    /// Nobody loses by it.
+    /// The peers are allowed at least as much as before.
     grows: bool,
-    /// Endpoints for which something may change that flows in progress must notice.
+    /// Endpoints whose established connections must be decided again.
     touched: BTreeSet<EndpointId>,
 }
 
 impl Engine {
-    /// Drops resolved policies without users, of those that the kernel has only if `all`. Returns the latter.
+    /// Removes resolved policies without users; those that the kernel has only if `all`. Returns the latter.
     pub(super) fn sweep(&mut self, all: bool) -> Vec<PolicyId> {
         let mut in_kernel = Vec::new();
         for id in std::mem::take(&mut self.dirty.orphans) {
@@ -33,19 +33,19 @@ impl Engine {
             }
             self.remove_resolved(id);
         }
-        self.peers.drop_unborn_prefixes();
+        self.peers.drop_unwritten_prefixes();
         in_kernel
     }
 
-    /// Everything that changed since the last plan.
+    /// Returns everything that changed since the last plan.
     pub(super) fn emit(&mut self) -> Plan {
         self.sweep(false);
-        self.spread_what_fits();
-        self.renew_outgrown();
+        self.spread();
+        self.recompile_outgrown();
         self.sweep(false);
-        self.spread_what_fits();
+        self.spread();
         self.drop_dead(false);
-        self.update_choked();
+        self.update_incomplete();
         let mut plan = Plan { rules: self.numbers.take_fresh(), ..Plan::default() };
         for (id, row) in self.resolved.iter_mut().filter(|(_, row)| !row.in_kernel || row.is_changed()) {
             let is_new = !row.in_kernel;
@@ -54,7 +54,7 @@ impl Engine {
                 plan.put.push((*id, Arc::new(row.compiled().clone())));
                 continue;
             }
-            // Also what is about to go must know the new classes, as long as endpoints have it.
+            // A policy that is about to be removed needs the new rows too, until its endpoints are switched.
             if new != PolicyPatch::default() {
                 plan.patch.push((*id, new));
             }
@@ -62,7 +62,7 @@ impl Engine {
                 plan.late_patch.push((*id, gone));
             }
         }
-        self.teach_stale(&mut plan);
+        self.patch_stale(&mut plan);
         self.move_peers(&mut plan);
         plan.add_cidrs = self.peers.prefixes_mut().take_fresh();
         plan.remove = self.sweep(true);
@@ -77,15 +77,15 @@ impl Engine {
             }
         }
         plan.touched.extend(std::mem::take(&mut self.dirty.touched));
-        self.dirty.born.clear();
+        self.dirty.added.clear();
         self.remove_unused(&mut plan);
         self.peers.forget_adopted();
         self.room = !(plan.remove.is_empty() && plan.remove_cidrs.is_empty() && plan.late_patch.is_empty());
         plan
     }
 
-    /// Peers whose rows change. What is neutral or lets more pass goes first, the rest once addresses point to where they
-    /// shall: what takes the place of a peer must be there before the peer goes.
+    /// Adds the peers whose rows change. Moves that allow as much or more come first, the others after the ipcache is written:
+    /// an address must have its new identity before the old one loses its row.
     fn move_peers(&mut self, plan: &mut Plan) {
         let mut known: HashMap<(PeerClass, PeerClass, bool), Step> = HashMap::default();
         let is_restart = !self.stale.is_empty();
@@ -97,7 +97,7 @@ impl Engine {
                 plan.del_peers.push(peer);
                 continue;
             }
-            let step = known.entry((from, to, is_prefix)).or_insert_with(|| self.judge(from, to, is_prefix, &new));
+            let step = known.entry((from, to, is_prefix)).or_insert_with(|| self.effect(from, to, is_prefix, &new));
             plan.touched.extend(&step.touched);
             if to == PeerClass(0) {
                 plan.narrow.push((peer, None));
@@ -109,8 +109,9 @@ impl Engine {
         }
     }
 
-    /// Policies that are new do not count: they are made for what peers shall be, and nobody has them yet.
-    fn judge(&self, from: PeerClass, to: PeerClass, is_prefix: bool, new: &BTreeSet<PolicyId>) -> Step {
+    /// The effect of a move on the policies in use. New policies do not count: they are compiled for the new classes, and no
+    /// endpoint has them yet.
+    fn effect(&self, from: PeerClass, to: PeerClass, is_prefix: bool, new: &BTreeSet<PolicyId>) -> Step {
         let mut users: BTreeSet<PolicyId> = BTreeSet::new();
         for class in [from, to].into_iter().filter_map(|number| self.peers.classes().numbered(number)) {
             users.extend(self.peers.users_of(class));
@@ -129,15 +130,15 @@ impl Engine {
         step
     }
 
-    /// Policies from before a restart learn of new classes too, for as long as endpoints have them: what holds for the
-    /// class of before that is behind a new one holds for the new one.
-    fn teach_stale(&mut self, plan: &mut Plan) {
+    /// Adds rows of new classes to policies of a previous agent, which stay in force until their endpoints are switched. A
+    /// new class gets the policy class of the adopted class that it was split from.
+    fn patch_stale(&mut self, plan: &mut Plan) {
         for (id, stale) in &self.stale {
             let mut patch = PolicyPatch::default();
             for (_, class) in self.peers.classes().iter().filter(|(_, class)| class.members > 0) {
-                let known = match self.peers.was_class(&class.key) {
-                    Some(was) if was == class.number => None,
-                    Some(was) => stale.classes.get(&was).copied(),
+                let known = match self.peers.adopted_class(&class.key) {
+                    Some(adopted) if adopted == class.number => None,
+                    Some(adopted) => stale.classes.get(&adopted).copied(),
                     None => (!class.is_prefix && stale.rest != PolicyClass::ANY).then_some(PolicyClass::ANY),
                 };
                 if let Some(known) = known {
@@ -150,7 +151,7 @@ impl Engine {
         }
     }
 
-    /// Prefixes that nobody names any more, and classes without peers.
+    /// Adds the removal of prefixes that no policy names and of classes without peers.
     fn remove_unused(&mut self, plan: &mut Plan) {
         plan.remove_cidrs = self.peers.take_unused_prefixes();
         for row in self.peers.take_moves() {
@@ -171,13 +172,13 @@ impl Engine {
         }
     }
 
-    /// Drops classes without peers; those that the kernel knows only if `all`. Returns the policies that forget them.
+    /// Removes classes without peers; those that the kernel may know only if `all`. Returns the policies that had them.
     pub(super) fn drop_dead(&mut self, all: bool) -> BTreeSet<PolicyId> {
         let mut changed: BTreeSet<PolicyId> = BTreeSet::new();
         for index in self.peers.take_dead_classes(all) {
             for id in self.peers.users_of(index).into_iter().chain(self.with_rest.iter().copied()) {
                 let Some(row) = self.resolved.get_mut(&id) else { continue };
-                row.forget(self.peers.classes().get(index), &mut self.usage, &self.limits);
+                row.remove_row(self.peers.classes().get(index), &mut self.usage, &self.limits);
                 changed.insert(id);
             }
             for (_, classes) in self.starved.values_mut() {

@@ -1,4 +1,4 @@
-//! The named ports of the pods behind each identity.
+//! The pods of the cluster by identity, and their named ports.
 
 use super::resolved::PortName;
 use foldhash::{HashMap, HashSet};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use weft_model::id::Identity;
 use weft_model::intent::RemoteEndpoint;
 
-/// An endpoint under its pod's UID.
+/// An endpoint, hashed by its pod's UID.
 #[derive(Clone, Debug)]
 struct ByUid(Arc<RemoteEndpoint>);
 
@@ -33,7 +33,6 @@ impl Hash for ByUid {
     }
 }
 
-/// The endpoints of the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Pods {
     all: HashSet<ByUid>,
@@ -41,7 +40,7 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// An endpoint is there. Returns the identities whose named ports may have changed.
+    /// Upserts an endpoint. Returns the identities whose named ports may have changed.
     pub fn put(&mut self, pod: Arc<RemoteEndpoint>) -> BTreeSet<Identity> {
         if self.all.get(pod.pod_uid.as_str()).is_some_and(|known| known.0 == pod) {
             return BTreeSet::new();
@@ -53,11 +52,11 @@ impl Pods {
         changed
     }
 
-    /// It is gone.
+    /// Deletes an endpoint, likewise.
     pub fn remove(&mut self, uid: &str) -> BTreeSet<Identity> {
         let Some(ByUid(pod)) = self.all.take(uid) else { return BTreeSet::new() };
         if let Some(pods) = self.by_identity.get_mut(&pod.identity) {
-            // Which one it is its place in memory says: to read what all the others are called would take much longer.
+            // Comparing pointers is much cheaper than reading the UID of every pod of the identity.
             if let Some(at) = pods.iter().position(|other| Arc::ptr_eq(other, &pod)) {
                 pods.swap_remove(at);
             }
@@ -68,20 +67,19 @@ impl Pods {
         BTreeSet::from([pod.identity])
     }
 
-    /// Endpoints of an identity.
     pub fn of(&self, identity: Identity) -> &[Arc<RemoteEndpoint>] {
         self.by_identity.get(&identity).map_or(&[], Vec::as_slice)
     }
 
-    /// The numbers that a name has in an identity's pods, if it has the same in all of them.
-    pub fn common(&self, identity: Identity, name: &PortName) -> Option<Vec<u16>> {
+    /// The port numbers of a named port, if they are the same in all pods of an identity.
+    pub fn common_ports(&self, identity: Identity, name: &PortName) -> Option<Vec<u16>> {
         let mut pods = self.of(identity).iter();
         let first = pods.next().map(|pod| numbers(pod, name)).unwrap_or_default();
         pods.all(|pod| numbers(pod, name) == first).then_some(first)
     }
 }
 
-/// The numbers that a name has in a pod, sorted.
+/// The port numbers of a named port in a pod, sorted.
 pub fn numbers(pod: &RemoteEndpoint, name: &PortName) -> Vec<u16> {
     let ports = pod.named_ports.iter().filter(|port| port.protocol == name.0 && port.name == name.1);
     let mut numbers: Vec<u16> = ports.map(|port| port.port).collect();

@@ -1,34 +1,33 @@
-//! Ports as prefixes of their bits, and sets of them in which nothing is said twice.
+//! Ports as prefixes of their bits, and reduced sets of entries on them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use weft_model::desired::{Action, PortPrefix, Verdict, precedence};
 use weft_model::id::PolicyClass;
 
-/// Any protocol, any port.
+/// Any protocol and port.
 pub const ANYTHING: PortPrefix = PortPrefix { protocol: 0, port: 0, prefix_len: 0 };
 
-/// Where an entry stands in a content: the Admin tier apart from the others.
+/// The key of an entry within its set. Entries of the Admin tier are kept apart from the others.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Place {
-    /// Among those of the Admin tier.
+pub struct EntryKey {
+    /// The entry is of the Admin tier.
     pub admin: bool,
-    /// For these ports.
     pub ports: PortPrefix,
 }
 
-impl Place {
-    /// As the key of an entry of a class.
+impl EntryKey {
+    /// The key in the compiled policy for an entry of policy class `class`.
     #[must_use]
     pub const fn of(self, class: PolicyClass) -> (PolicyClass, PortPrefix) {
         (if self.admin { class.admin() } else { class }, self.ports)
     }
 }
 
-/// What is decided for which ports. Reduced: there is no entry that another one always beats.
-pub type Content = BTreeMap<Place, Verdict>;
+/// Verdicts by ports. Reduced: no entry is always overridden by another.
+pub type Entries = BTreeMap<EntryKey, Verdict>;
 
-/// The fewest prefixes that hold exactly `first..=last` of `protocol`: at most 30, none if the range is empty.
+/// The fewest prefixes that cover exactly `first..=last` of `protocol`: at most 30, none if the range is empty.
 #[must_use]
 pub fn split(protocol: u8, first: u16, last: u16) -> Vec<PortPrefix> {
     let mut prefixes = Vec::new();
@@ -63,45 +62,47 @@ pub fn truncate(port: u16, len: u8) -> u16 {
     }
 }
 
-/// Whether all that an entry matches, some entry of `content` matches too and comes first or says the same.
+/// Whether an entry is redundant: everything that it matches is matched by one of `entries` of higher precedence, or
+/// of equal precedence and action.
 #[must_use]
-pub fn is_idle(content: &Content, place: Place, verdict: &Verdict) -> bool {
-    let beaten = |ports: PortPrefix| {
-        let wider = content.get(&Place { ports, ..place });
+pub fn is_redundant(entries: &Entries, key: EntryKey, verdict: &Verdict) -> bool {
+    let overridden = |ports: PortPrefix| {
+        let wider = entries.get(&EntryKey { ports, ..key });
         wider.is_some_and(|wider| {
             wider.precedence > verdict.precedence
                 || (wider.precedence == verdict.precedence && wider.action == verdict.action)
         })
     };
-    let ports = place.ports;
-    !content.is_empty()
-        && (beaten(ANYTHING) || (ports.protocol != 0 && (0..=ports.prefix_len).any(|len| beaten(shorten(ports, len)))))
+    let ports = key.ports;
+    !entries.is_empty()
+        && (overridden(ANYTHING)
+            || (ports.protocol != 0 && (0..=ports.prefix_len).any(|len| overridden(shorten(ports, len)))))
 }
 
-/// The reduced content of `entries`, less what those for any peer, `any`, decide anyway. Of several rules that say the
-/// same of the same ports the one with the lowest number gets the credit.
+/// Reduces `entries`, and drops those that the entries for any peer, `any`, make redundant. If several rules have the same
+/// verdict on the same ports, the lowest rule number is kept.
 #[must_use]
-pub fn reduce(mut entries: Vec<(PortPrefix, Verdict)>, any: &Content) -> Content {
-    // What comes first beats what comes later, wherever both match: so only what is in already can make an entry idle.
+pub fn reduce(mut entries: Vec<(PortPrefix, Verdict)>, any: &Entries) -> Entries {
+    // In order of precedence: only entries that are already in can make a later one redundant.
     entries.sort_unstable_by_key(|(ports, verdict)| {
         (Reverse(verdict.precedence), ports.protocol != 0, ports.prefix_len, *ports, verdict.rule)
     });
-    let mut content = Content::new();
+    let mut reduced = Entries::new();
     for (ports, verdict) in entries {
-        let place = Place { admin: verdict.precedence >= precedence::ADMIN, ports };
-        if !is_idle(any, place, &verdict) && !is_idle(&content, place, &verdict) {
-            // An entry of the same precedence with another action, which no valid policy makes: the first stays.
-            content.entry(place).or_insert(verdict);
+        let key = EntryKey { admin: verdict.precedence >= precedence::ADMIN, ports };
+        if !is_redundant(any, key, &verdict) && !is_redundant(&reduced, key, &verdict) {
+            // No valid policy has two actions of the same precedence. If one did, the first would stay.
+            reduced.entry(key).or_insert(verdict);
         }
     }
-    content
+    reduced
 }
 
-/// Whether a peer that goes from `before` to `after` loses nothing, as far as that is plain to see.
+/// Whether a peer that moves from `before` to `after` is allowed at least as much. `false` if in doubt.
 #[must_use]
-pub fn only_grows(before: &Content, after: &Content) -> bool {
-    let allows = |content: &Content| content.values().all(|verdict| verdict.action == Action::Allow);
-    allows(before) && allows(after) && before.iter().all(|(place, verdict)| is_idle(after, *place, verdict))
+pub fn only_grows(before: &Entries, after: &Entries) -> bool {
+    let allows = |entries: &Entries| entries.values().all(|verdict| verdict.action == Action::Allow);
+    allows(before) && allows(after) && before.iter().all(|(key, verdict)| is_redundant(after, *key, verdict))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The address prefixes that policies in use name, each with its number.
 //!
-//! The kernel finds the longest of all of them that holds a peer's address. So every policy must know every prefix that
-//! lies inside one of its own: before a prefix is written to the kernel, the policies have its class, and a prefix leaves
-//! the kernel before the policies forget it. A prefix is three peers, one for each [`PeerScope`].
+//! The kernel looks up the longest of all prefixes that contains a peer's address. So every policy needs rows for all
+//! prefixes inside its own: the policies get the class of a prefix before the kernel gets the prefix, and lose it only
+//! after the kernel lost the prefix. A prefix is three peers, one per [`PeerScope`].
 
 use foldhash::HashMap;
 use ipnet::IpNet;
@@ -17,7 +17,6 @@ struct Row {
     in_kernel: bool,
 }
 
-/// The prefixes in use.
 #[derive(Clone, Debug, Default)]
 pub struct Prefixes {
     rows: BTreeMap<IpNet, Row>,
@@ -30,17 +29,18 @@ pub struct Prefixes {
     unused: BTreeSet<IpNet>,
 }
 
-fn family(net: &IpNet) -> usize {
+/// Index of the family in tables by prefix length.
+pub fn family(net: &IpNet) -> usize {
     usize::from(matches!(net, IpNet::V6(_)))
 }
 
-/// The prefix of `len` bits around `net`.
+/// The prefix of `len` bits that contains `net`.
 pub fn widen(net: &IpNet, len: u8) -> Option<IpNet> {
     IpNet::new(net.addr(), len).ok().map(|net| net.trunc())
 }
 
 impl Prefixes {
-    /// The kernel has it from before. Whether that can be.
+    /// Adopts a prefix that the kernel has. `false`: its number is invalid or used twice.
     pub fn adopt(&mut self, net: IpNet, number: Identity) -> bool {
         let net = net.trunc();
         let is_base = number.is_cidr() && number == number.in_scope(PeerScope::World);
@@ -59,7 +59,8 @@ impl Prefixes {
         self.rows.insert(net, Row { number, users, in_kernel });
     }
 
-    /// One more user. Returns its number, and whether it is new. `None`: `limit` prefixes are in use, or all numbers.
+    /// Adds a reference. Returns the number, and whether the prefix is new. `None`: `limit` prefixes, or all numbers, are in
+    /// use.
     pub fn acquire(&mut self, net: IpNet, limit: usize) -> Option<(Identity, bool)> {
         if let Some(row) = self.rows.get_mut(&net) {
             row.users += 1;
@@ -81,7 +82,7 @@ impl Prefixes {
         Some((number, true))
     }
 
-    /// One user less.
+    /// Drops a reference.
     pub fn release(&mut self, net: &IpNet) {
         if let Some(row) = self.rows.get_mut(net) {
             row.users = row.users.saturating_sub(1);
@@ -91,18 +92,18 @@ impl Prefixes {
         }
     }
 
-    /// It could not be used after all, and nobody heard of it.
+    /// Removes a prefix that was just acquired and not yet returned to anyone.
     pub fn discard(&mut self, net: &IpNet) {
         self.remove(net);
     }
 
-    /// Drops those without users which the kernel never had. Returns their numbers.
-    pub fn drop_unborn(&mut self) -> Vec<Identity> {
-        let unborn: Vec<IpNet> = self.unused.iter().copied().filter(|net| !self.rows[net].in_kernel).collect();
-        unborn.iter().filter_map(|net| self.remove(net)).collect()
+    /// Removes the prefixes without users that the kernel never had. Returns their numbers.
+    pub fn drop_unwritten(&mut self) -> Vec<Identity> {
+        let unwritten: Vec<IpNet> = self.unused.iter().copied().filter(|net| !self.rows[net].in_kernel).collect();
+        unwritten.iter().filter_map(|net| self.remove(net)).collect()
     }
 
-    /// Those that the kernel does not have yet; from now on it counts as having them.
+    /// Returns the prefixes that the kernel does not have yet. From now on it counts as having them.
     pub fn take_fresh(&mut self) -> Vec<(IpNet, Identity)> {
         let mut fresh = Vec::new();
         for net in std::mem::take(&mut self.fresh) {
@@ -114,7 +115,7 @@ impl Prefixes {
         fresh
     }
 
-    /// Drops those without users.
+    /// Removes the prefixes without users.
     pub fn take_unused(&mut self) -> Vec<(IpNet, Identity)> {
         let unused: Vec<IpNet> = self.unused.iter().copied().collect();
         unused.iter().filter_map(|net| self.remove(net).map(|number| (*net, number))).collect()
@@ -135,17 +136,16 @@ impl Prefixes {
         Some(row.number)
     }
 
-    /// The prefix of a number, that of any scope.
+    /// The prefix of a number of any scope.
     pub fn net(&self, number: Identity) -> Option<IpNet> {
         self.numbers.get(&number.in_scope(PeerScope::World)).copied()
     }
 
-    /// The number of a prefix.
     pub fn number(&self, net: &IpNet) -> Option<Identity> {
         self.rows.get(net).map(|row| row.number)
     }
 
-    /// The longest prefix that holds `address`.
+    /// The longest prefix that contains `address`.
     pub fn longest(&self, address: IpAddr) -> Option<(IpNet, Identity)> {
         let host = IpNet::from(address);
         self.lengths[family(&host)].keys().rev().find_map(|len| {
@@ -154,19 +154,17 @@ impl Prefixes {
         })
     }
 
-    /// Those inside `net`, and perhaps a few around it.
+    /// The prefixes inside `net`, and possibly a few others.
     pub fn near(&self, net: &IpNet) -> impl Iterator<Item = (IpNet, Identity)> {
         let last = IpNet::new(net.broadcast(), net.max_prefix_len()).expect("the longest there is");
         let first = IpNet::new(net.network(), 0).expect("the shortest there is");
         self.rows.range(first..=last).map(|(net, row)| (*net, row.number))
     }
 
-    /// All.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, Identity)> {
         self.rows.iter().map(|(net, row)| (*net, row.number))
     }
 
-    /// How many.
     pub fn len(&self) -> usize {
         self.rows.len()
     }

@@ -1,4 +1,4 @@
-//! What the engine knows, to be asked.
+//! Read access to the engine.
 
 use super::engine::Engine;
 use super::lookup::lookup;
@@ -15,13 +15,12 @@ use weft_model::intent::{Policy, PolicyName, RemoteEndpoint, Tier};
 use weft_model::label::LabelSet;
 
 impl Engine {
-    /// What an endpoint shall have.
     #[must_use]
     pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointPolicy> {
         self.endpoints.get(&id).map(|row| &row.now)
     }
 
-    /// Policies that isolate an endpoint in a direction; `None`: it is not isolated.
+    /// The policies that isolate an endpoint in a direction; `None`: it is not isolated.
     #[must_use]
     pub fn isolating(&self, id: EndpointId, direction: Direction) -> Option<Vec<&Policy>> {
         let row = self.endpoints.get(&id)?;
@@ -36,7 +35,7 @@ impl Engine {
         (!policies.is_empty()).then_some(policies)
     }
 
-    /// The rules that count for an endpoint in a direction.
+    /// The rules that apply to an endpoint in a direction.
     pub(crate) fn rules_of(
         &self,
         id: EndpointId,
@@ -51,18 +50,17 @@ impl Engine {
         rules.filter_map(|rule| Some((self.numbers.get(rule.id)?, rule)))
     }
 
-    /// The numbers that a port's name has in a local endpoint.
+    /// The port numbers of a named port in a local endpoint.
     pub(crate) fn own_numbers(&self, id: EndpointId, name: &PortName) -> Vec<u16> {
         let ports = self.endpoints.get(&id).into_iter().flat_map(|row| &row.endpoint.named_ports);
         ports.filter(|port| port.protocol == name.0 && port.name == name.1).map(|port| port.port).collect()
     }
 
-    /// The endpoints of an identity.
     pub(crate) fn pods_of(&self, identity: Identity) -> &[Arc<RemoteEndpoint>] {
         self.peers.pods().of(identity)
     }
 
-    /// A resolved policy; none for [`PolicyId::OPEN`].
+    /// A resolved policy; `None` for [`PolicyId::OPEN`].
     #[must_use]
     pub fn compiled(&self, id: PolicyId) -> Option<&CompiledPolicy> {
         self.resolved.get(&id).map(Resolved::compiled)
@@ -74,13 +72,13 @@ impl Engine {
         self.peers.class_of(peer).map(|class| self.peers.classes().get(class).number)
     }
 
-    /// The number of the longest prefix in use that holds `address`.
+    /// The number of the longest prefix in use that contains `address`.
     #[must_use]
     pub fn prefix_of(&self, address: IpAddr) -> Option<Identity> {
         self.peers.prefixes().longest(address).map(|(_, number)| number)
     }
 
-    /// The entry of a policy that decides about a new connection with a peer; `None`: there is none.
+    /// The entry of a policy that decides a new connection with a peer, if one matches.
     #[must_use]
     pub fn lookup(
         &self,
@@ -95,18 +93,16 @@ impl Engine {
         lookup(policy, self.peer_class(identity), prefix, protocol, port)
     }
 
-    /// The endpoints of this node.
     pub fn endpoint_ids(&self) -> impl Iterator<Item = EndpointId> {
         self.endpoints.keys().copied()
     }
 
-    /// The rule of a number, also for a while after it is gone.
+    /// The rule of a number. Deleted rules are remembered for a while, for events that are still on their way.
     #[must_use]
     pub fn rule(&self, id: RuleId) -> Option<&RuleRef> {
         self.numbers.get(id)
     }
 
-    /// Labels of an identity.
     #[must_use]
     pub fn labels(&self, identity: Identity) -> Option<&Arc<LabelSet>> {
         self.peers.labels(identity)
@@ -156,14 +152,18 @@ impl Engine {
         self.policies.values().map(|row| (&row.object, &row.endpoints))
     }
 
-    /// What is not in force as it was written.
+    /// Policy objects that are not in force as written.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let refused = self.refused.values().map(|refused| Problem {
             policy: refused.object.name.clone(),
             resource_version: refused.object.resource_version.clone(),
             refused: true,
-            text: format!("refused: {}; what was in force stays, new endpoints are blocked", refused.problem),
+            text: format!(
+                "refused, does not fit: {}; the previous version stays in force, traffic of new endpoints that this \
+                 version selects is dropped",
+                refused.problem
+            ),
         });
         let note = |row: &PolicyRow, text: String| Problem {
             policy: row.object.name.clone(),
@@ -186,7 +186,7 @@ impl Engine {
         for (id, problem, count) in by_peers.chain(by_rows) {
             let Some(users) = self.resolved.get(id).map(|row| &row.users) else { continue };
             for row in self.policies.values().filter(|row| !users.is_disjoint(&row.endpoints)) {
-                problems.push(note(row, format!("{count} peers are denied: {problem}")));
+                problems.push(note(row, format!("traffic of {count} peers is denied: {problem}")));
             }
         }
         problems.sort();
@@ -194,8 +194,7 @@ impl Engine {
         problems
     }
 
-    /// Identities, selectors in use, prefixes, classes of peers, resolved policies, their entries and rows, and rows for
-    /// peers.
+    /// Sizes of the tables, for metrics.
     #[must_use]
     pub fn sizes(&self) -> [(&'static str, usize); 8] {
         let [identities, selectors, peers] = self.peers.len();

@@ -1,12 +1,11 @@
-//! One resolved policy: the rules that count for some endpoints in one direction, made into classes and entries.
+//! One resolved policy: the rules that apply to some endpoints in one direction, compiled to policy classes and their entries.
 //!
-//! A class here is a content: peers for which the same rules say the same of the same ports share it. What a class of
-//! all peers of the node ([`PeerClass`]) comes to in a policy never changes: policies in force only learn of new ones,
-//! and forget those that are no more.
+//! Peer classes to which the same rules apply with the same ports share a policy class. The policy class of a peer class in a
+//! policy never changes: a policy in force only gets rows for new classes, and loses those of removed ones.
 
-use super::classes::{Class as Peer, Classes, Index, Mark};
+use super::classes::{Class, Classes, Index, Mark};
 use super::peers::Peers;
-use super::ports::{self, Content};
+use super::ports::{self, Entries};
 use super::rule::{self, Rule};
 use super::selector::{PeerSelector, Select};
 use super::{Direction, Limits, Overflow, SelectorId};
@@ -21,62 +20,59 @@ use weft_model::intent::Protocol;
 
 mod rest;
 
-/// A named port.
 pub type PortName = (Protocol, String);
 
-/// Every IPv4 address.
 const EVERY_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
 
-/// The kernel keeps IPv4 addresses as IPv6 ones, so a short IPv6 prefix such as `::/0` would be the longest match of
-/// an IPv4 address too, unless there is an IPv4 prefix for every address.
-fn holds_mapped(net: &IpNet) -> bool {
+/// Whether an IPv6 prefix contains the IPv4-mapped addresses. The kernel keeps IPv4 addresses in this form, so a prefix such
+/// as `::/0` would match them too, unless `0.0.0.0/0` is a longer match.
+fn contains_mapped(net: &IpNet) -> bool {
     matches!(net, IpNet::V6(v6) if v6.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()))
 }
 
-/// What makes a resolved policy: endpoints with an equal key share it.
+/// The inputs of a resolved policy. Endpoints with equal keys share it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Key {
-    /// Direction.
     pub direction: Direction,
-    /// What no rule is about passes.
+    /// Traffic that no rule matches is allowed.
     pub default_allow: bool,
-    /// Its rules, sorted.
+    /// Sorted.
     pub rules: Vec<RuleId>,
-    /// For ingress: the numbers of the subject's ports that the rules name.
+    /// For ingress: the subject's port numbers for the named ports in the rules.
     pub names: Vec<(PortName, Vec<u16>)>,
 }
 
-/// Entries and rows of all policies together.
+/// Room that policies take.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// Entries.
     pub entries: usize,
-    /// Rows: what classes of peers come to.
+    /// Peer classes with a policy class of their own.
     pub rows: usize,
 }
 
-/// A rule's ports, for the peers that one of its selectors selects.
+/// Verdict and ports of a rule.
 #[derive(Clone, Debug)]
 struct Part {
     verdict: Verdict,
     ports: Vec<PortPrefix>,
 }
 
-/// What a selector means for a class.
+/// How a rule uses a selector.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Use {
-    /// The ports of a part.
+    /// The numeric ports of a part.
     Numbers(u32),
-    /// The port that the selector tells, for the rule of a part.
+    /// A named port: the number is the value of the selector's mark; with the part and the protocol.
     Name(u32, u8),
 }
 
-/// A part that applies to a class, and the port (and one) that it asks the peers for; 0: its own ports.
+/// A part that applies to a class, with the value of the mark: 0, or the named port's number plus one.
 type Hit = (Use, u32);
 
 #[derive(Clone, Debug)]
-struct Class {
-    content: Arc<Content>,
+struct ClassEntries {
+    entries: Arc<Entries>,
+    /// Peer classes that use it.
     rows: usize,
     in_kernel: bool,
 }
@@ -84,36 +80,34 @@ struct Class {
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// What it was made from.
     pub key: Key,
-    /// Endpoints that have it.
     pub users: BTreeSet<EndpointId>,
-    /// The kernel has it, but for the pending changes.
+    /// The kernel has it, except for the changes since [`Self::commit`].
     pub in_kernel: bool,
     compiled: CompiledPolicy,
     parts: Vec<Part>,
-    any: Content,
+    any: Entries,
     uses: HashMap<SelectorId, Vec<Use>>,
-    /// All that it holds, those without a use as well.
+    /// All selectors that it holds a reference on, also those without a use.
     selectors: Vec<SelectorId>,
     prefixes: Vec<IpNet>,
-    /// Some rule does something else than to allow.
+    /// Some rule does not allow.
     has_denials: bool,
-    classes: HashMap<Arc<Content>, PolicyClass>,
-    /// The same by what makes a content; not all of them.
-    known: HashMap<Vec<Hit>, PolicyClass>,
-    rows: BTreeMap<PolicyClass, Class>,
-    /// Classes that may have lost their last row.
+    by_entries: HashMap<Arc<Entries>, PolicyClass>,
+    /// A cache: some policy classes by their hits.
+    by_hits: HashMap<Vec<Hit>, PolicyClass>,
+    by_class: BTreeMap<PolicyClass, ClassEntries>,
+    /// Policy classes that may have lost their last row.
     idle: BTreeSet<PolicyClass>,
     next_class: u32,
     /// Rows that changed, with what the kernel has.
     touched: BTreeMap<PeerClass, Option<PolicyClass>>,
-    rows_when_made: usize,
+    rows_when_compiled: usize,
 }
 
 impl Resolved {
-    /// Starts one: takes hold of the prefixes and selectors that its rules name. `Err`: they do not fit. Then what it
-    /// took hold of is to be released all the same.
+    /// Acquires the prefixes and selectors of the rules. `Err`: they do not fit; release what the returned policy holds all
+    /// the same.
     pub fn new(id: PolicyId, key: Key, rules: &[Arc<Rule>], peers: &mut Peers) -> (Self, Result<(), Overflow>) {
         let compiled = CompiledPolicy { default_allow: key.default_allow, ..CompiledPolicy::default() };
         let mut resolved = Self {
@@ -122,24 +116,24 @@ impl Resolved {
             in_kernel: false,
             compiled,
             parts: Vec::new(),
-            any: Content::new(),
+            any: Entries::new(),
             uses: HashMap::default(),
             selectors: Vec::new(),
             prefixes: Vec::new(),
             has_denials: false,
-            classes: HashMap::default(),
-            known: HashMap::default(),
-            rows: BTreeMap::new(),
+            by_entries: HashMap::default(),
+            by_hits: HashMap::default(),
+            by_class: BTreeMap::new(),
             idle: BTreeSet::new(),
             next_class: 1,
             touched: BTreeMap::new(),
-            rows_when_made: 0,
+            rows_when_compiled: 0,
         };
-        let result = resolved.take_hold(id, rules, peers);
+        let result = resolved.acquire_selectors(id, rules, peers);
         (resolved, result)
     }
 
-    fn take_hold(&mut self, id: PolicyId, rules: &[Arc<Rule>], peers: &mut Peers) -> Result<(), Overflow> {
+    fn acquire_selectors(&mut self, id: PolicyId, rules: &[Arc<Rule>], peers: &mut Peers) -> Result<(), Overflow> {
         let mut nets = BTreeSet::new();
         for selector in rules.iter().flat_map(|rule| selectors(rule)) {
             if let PeerSelector::Cidr { cidr, except, .. } = &**selector {
@@ -147,7 +141,7 @@ impl Resolved {
                 nets.extend(except.iter());
             }
         }
-        if nets.iter().any(holds_mapped) {
+        if nets.iter().any(contains_mapped) {
             nets.insert(EVERY_V4);
         }
         for net in nets {
@@ -159,14 +153,14 @@ impl Resolved {
         self.selectors.sort_unstable();
         self.selectors.dedup();
         result?;
-        self.any = ports::reduce(any, &Content::new());
-        for (place, verdict) in &self.any {
-            self.compiled.entries.insert(place.of(PolicyClass::ANY), *verdict);
+        self.any = ports::reduce(any, &Entries::new());
+        for (key, verdict) in &self.any {
+            self.compiled.entries.insert(key.of(PolicyClass::ANY), *verdict);
         }
         Ok(())
     }
 
-    fn hold(&mut self, select: Select, id: PolicyId, peers: &mut Peers) -> Result<SelectorId, Overflow> {
+    fn acquire(&mut self, select: Select, id: PolicyId, peers: &mut Peers) -> Result<SelectorId, Overflow> {
         let selector = peers.acquire(select, id)?;
         self.selectors.push(selector);
         Ok(selector)
@@ -181,38 +175,38 @@ impl Resolved {
     ) -> Result<(), Overflow> {
         let mut part = Part { verdict: rule.verdict, ports: rule.ports.clone() };
         self.has_denials |= rule.verdict.action != Action::Allow;
-        let mut asked: &[PortName] = &[];
+        let mut names_at_peers: &[PortName] = &[];
         match self.key.direction {
             Direction::Ingress => {
                 for (name, numbers) in self.key.names.iter().filter(|(name, _)| rule.names.contains(name)) {
                     part.ports.extend(numbers.iter().flat_map(|port| ports::split(name.0.number(), *port, *port)));
                 }
             }
-            Direction::Egress => asked = &rule.names,
+            Direction::Egress => names_at_peers = &rule.names,
         }
         let index = u32::try_from(self.parts.len()).expect("rules have 32 bit numbers");
-        // Only a pod's ports have names.
+        // Only pods have named ports.
         let every_pod = [Arc::new(PeerSelector::EVERY_POD)];
         let selectors: &[Arc<PeerSelector>] = match &rule.peers {
-            rule::Peers::Any => {
+            rule::PeerMatch::Any => {
                 any.extend(part.ports.drain(..).map(|prefix| (prefix, rule.verdict)));
-                if asked.is_empty() { &[] } else { &every_pod }
+                if names_at_peers.is_empty() { &[] } else { &every_pod }
             }
-            rule::Peers::Some(selectors) => selectors,
+            rule::PeerMatch::Selectors(selectors) => selectors,
         };
         for selector in selectors {
-            if part.ports.is_empty() && asked.is_empty() {
+            if part.ports.is_empty() && names_at_peers.is_empty() {
                 continue;
             }
-            let id_of = self.hold(Select::Peer(Arc::clone(selector)), id, peers)?;
+            let id_of = self.acquire(Select::Peer(Arc::clone(selector)), id, peers)?;
             if !part.ports.is_empty() {
                 self.uses.entry(id_of).or_default().push(Use::Numbers(index));
             }
             if matches!(**selector, PeerSelector::Cidr { .. }) {
                 continue;
             }
-            for name in asked {
-                let named = self.hold(Select::Named(Arc::clone(selector), name.clone()), id, peers)?;
+            for name in names_at_peers {
+                let named = self.acquire(Select::Named(Arc::clone(selector), name.clone()), id, peers)?;
                 self.uses.entry(named).or_default().push(Use::Name(index, name.0.number()));
             }
         }
@@ -220,32 +214,28 @@ impl Resolved {
         Ok(())
     }
 
-    /// Prefixes that it holds.
     pub fn prefixes(&self) -> &[IpNet] {
         &self.prefixes
     }
 
-    /// Selectors that it holds.
     pub fn selectors(&self) -> &[SelectorId] {
         &self.selectors
     }
 
-    /// As the kernel shall have it.
     pub fn compiled(&self) -> &CompiledPolicy {
         &self.compiled
     }
 
-    /// Entries and rows in it.
     pub fn usage(&self) -> Usage {
         Usage { entries: self.compiled.entries.len(), rows: self.compiled.classes.len() }
     }
 
-    /// Whether more may pass if it does not know of some class.
+    /// Whether it may allow too much while it lacks a row.
     pub fn is_strict(&self) -> bool {
         self.has_denials || self.compiled.rest != PolicyClass::ANY
     }
 
-    /// Whether classes of identities that no selector of it selects need rows.
+    /// Whether classes of identities that none of its selectors selects need rows.
     pub fn has_rest(&self) -> bool {
         self.compiled.rest != PolicyClass::ANY
     }
@@ -262,7 +252,7 @@ impl Resolved {
         hits
     }
 
-    fn content(&self, hits: &[Hit]) -> Content {
+    fn entries_of(&self, hits: &[Hit]) -> Entries {
         let mut entries = Vec::new();
         for (apply, value) in hits {
             match apply {
@@ -280,95 +270,99 @@ impl Resolved {
         ports::reduce(entries, &self.any)
     }
 
-    /// Classes of which its selectors say something, with what applies to each.
-    fn concerned(&self, classes: &Classes) -> BTreeMap<Index, Vec<Hit>> {
-        let mut concerned: BTreeSet<Index> = BTreeSet::new();
+    /// The classes that its selectors mark, with what applies to each.
+    fn marked_classes(&self, classes: &Classes) -> BTreeMap<Index, Vec<Hit>> {
+        let mut marked: BTreeSet<Index> = BTreeSet::new();
         for selector in self.uses.keys() {
-            concerned.extend(classes.of(*selector));
+            marked.extend(classes.of(*selector));
         }
-        // Those without peers count as long as the kernel may still have peers there.
+        // Classes without peers count while the kernel may still have rows of them.
         let row = |class: Index| Some(classes.get(class)).filter(|row| row.members > 0 || row.in_kernel);
-        concerned.into_iter().filter_map(|class| Some((class, self.hits(&row(class)?.key)))).collect()
+        marked.into_iter().filter_map(|class| Some((class, self.hits(&row(class)?.key)))).collect()
     }
 
-    /// Looks at all classes. Refused if they do not fit.
+    /// Adds the rows of all classes.
     pub fn fill(&mut self, peers: &Peers, usage: &mut Usage, limits: &Limits) -> Result<(), Overflow> {
-        let concerned = self.concerned(peers.classes());
-        if let Some(content) = self.best_rest(peers, &concerned) {
-            let class = self.class_for(content, usage, limits)?;
-            self.compiled.rest = class;
-            self.rows.get_mut(&class).expect("just made").rows += 1;
+        let marked = self.marked_classes(peers.classes());
+        if let Some(entries) = self.best_rest(peers, &marked) {
+            let policy_class = self.class_of_entries(entries, usage, limits)?;
+            self.compiled.rest = policy_class;
+            self.by_class.get_mut(&policy_class).expect("just made").rows += 1;
         }
-        for (class, hits) in &concerned {
-            let content = self.class_of_hits(hits, usage, limits)?;
-            self.set_row(peers.classes().get(*class), Some(content), usage, limits)?;
+        for (class, hits) in &marked {
+            let policy_class = self.class_of_hits(hits, usage, limits)?;
+            self.set_row(peers.classes().get(*class), Some(policy_class), usage, limits)?;
         }
         if self.has_rest() {
             for (class, row) in peers.classes().iter() {
-                if !row.is_prefix && !concerned.contains_key(&class) {
+                if !row.is_prefix && !marked.contains_key(&class) {
                     self.set_row(row, Some(PolicyClass::ANY), usage, limits)?;
                 }
             }
         }
-        self.rows_when_made = self.compiled.classes.len();
+        self.rows_when_compiled = self.compiled.classes.len();
         Ok(())
     }
 
-    /// Looks at one class.
-    pub fn learn(&mut self, class: &Peer, usage: &mut Usage, limits: &Limits) -> Result<(), Overflow> {
+    /// Adds the row of a class.
+    pub fn add_row(&mut self, class: &Class, usage: &mut Usage, limits: &Limits) -> Result<(), Overflow> {
         let hits = self.hits(&class.key);
-        let content = self.class_of_hits(&hits, usage, limits)?;
-        self.set_row(class, Some(content), usage, limits)
+        let policy_class = self.class_of_hits(&hits, usage, limits)?;
+        self.set_row(class, Some(policy_class), usage, limits)
     }
 
-    /// A class is no more, or its row does not fit.
-    pub fn forget(&mut self, class: &Peer, usage: &mut Usage, limits: &Limits) {
-        let forgotten = self.set_row(class, None, usage, limits);
-        debug_assert!(forgotten.is_ok(), "removing a row needs no room");
+    /// Removes the row of a class that was removed, or whose row does not fit.
+    pub fn remove_row(&mut self, class: &Class, usage: &mut Usage, limits: &Limits) {
+        let removed = self.set_row(class, None, usage, limits);
+        debug_assert!(removed.is_ok(), "removing a row needs no room");
     }
 
     fn class_of_hits(&mut self, hits: &[Hit], usage: &mut Usage, limits: &Limits) -> Result<PolicyClass, Overflow> {
-        if let Some(class) = self.known.get(hits) {
-            return Ok(*class);
+        if let Some(policy_class) = self.by_hits.get(hits) {
+            return Ok(*policy_class);
         }
-        let class = self.class_for(self.content(hits), usage, limits)?;
-        self.known.insert(hits.to_vec(), class);
-        Ok(class)
+        let policy_class = self.class_of_entries(self.entries_of(hits), usage, limits)?;
+        self.by_hits.insert(hits.to_vec(), policy_class);
+        Ok(policy_class)
     }
 
-    fn class_for(&mut self, content: Content, usage: &mut Usage, limits: &Limits) -> Result<PolicyClass, Overflow> {
-        if content.is_empty() {
+    fn class_of_entries(
+        &mut self,
+        entries: Entries,
+        usage: &mut Usage,
+        limits: &Limits,
+    ) -> Result<PolicyClass, Overflow> {
+        if entries.is_empty() {
             return Ok(PolicyClass::ANY);
         }
-        if let Some(class) = self.classes.get(&content) {
-            return Ok(*class);
+        if let Some(policy_class) = self.by_entries.get(&entries) {
+            return Ok(*policy_class);
         }
-        limits.check_policy(self.compiled.entries.len() + content.len(), self.compiled.classes.len())?;
-        limits.check_total(usage.entries + content.len(), usage.rows)?;
-        let class = PolicyClass(self.next_class);
+        limits.check_policy(self.compiled.entries.len() + entries.len(), self.compiled.classes.len())?;
+        limits.check_total(usage.entries + entries.len(), usage.rows)?;
+        let policy_class = PolicyClass(self.next_class);
         self.next_class += 1;
-        for (place, verdict) in &content {
-            self.compiled.entries.insert(place.of(class), *verdict);
+        for (key, verdict) in &entries {
+            self.compiled.entries.insert(key.of(policy_class), *verdict);
         }
-        usage.entries += content.len();
-        let content = Arc::new(content);
-        self.classes.insert(Arc::clone(&content), class);
-        self.rows.insert(class, Class { content, rows: 0, in_kernel: false });
-        self.idle.insert(class);
-        Ok(class)
+        usage.entries += entries.len();
+        let entries = Arc::new(entries);
+        self.by_entries.insert(Arc::clone(&entries), policy_class);
+        self.by_class.insert(policy_class, ClassEntries { entries, rows: 0, in_kernel: false });
+        self.idle.insert(policy_class);
+        Ok(policy_class)
     }
 
-    /// What a class of peers comes to; `None`: nothing, since it is no more. Refused, and nothing changed, if that would
-    /// exceed a limit.
+    /// Sets the policy class of a peer class; `None`: the class is removed. Nothing changes if that would exceed a limit.
     fn set_row(
         &mut self,
-        class: &Peer,
-        content: Option<PolicyClass>,
+        class: &Class,
+        policy_class: Option<PolicyClass>,
         usage: &mut Usage,
         limits: &Limits,
     ) -> Result<(), Overflow> {
         let implied = if class.is_prefix { PolicyClass::ANY } else { self.compiled.rest };
-        let new = content.filter(|content| *content != implied);
+        let new = policy_class.filter(|policy_class| *policy_class != implied);
         let old = self.compiled.classes.get(&class.number).copied();
         if old == new {
             return Ok(());
@@ -388,35 +382,35 @@ impl Resolved {
                 usage.rows -= 1;
             }
         }
-        if let Some(row) = new.and_then(|new| self.rows.get_mut(&new)) {
-            row.rows += 1;
+        if let Some(policy_class) = new.and_then(|new| self.by_class.get_mut(&new)) {
+            policy_class.rows += 1;
         }
         if let Some(old) = old
-            && let Some(row) = self.rows.get_mut(&old)
+            && let Some(policy_class) = self.by_class.get_mut(&old)
         {
-            row.rows -= 1;
-            if row.rows == 0 {
+            policy_class.rows -= 1;
+            if policy_class.rows == 0 {
                 self.idle.insert(old);
             }
         }
         Ok(())
     }
 
-    /// What is decided for the peers of a class beside what is decided for anybody.
-    fn content_at(&self, class: PeerClass, is_prefix: bool) -> Option<&Content> {
+    /// The entries for the peers of a class, beside those for any peer.
+    fn entries_at(&self, class: PeerClass, is_prefix: bool) -> Option<&Entries> {
         let implied = if is_prefix || class == PeerClass(0) { PolicyClass::ANY } else { self.compiled.rest };
-        let id = self.compiled.classes.get(&class).copied().unwrap_or(implied);
-        self.rows.get(&id).map(|row| &*row.content)
+        let policy_class = self.compiled.classes.get(&class).copied().unwrap_or(implied);
+        self.by_class.get(&policy_class).map(|policy_class| &*policy_class.entries)
     }
 
-    /// Whether a peer that goes from one class to another keeps all that it may do here, and whether anything changes
-    /// for it at all.
+    /// Whether a peer that moves from one class to another is allowed at least as much here, and whether anything changes
+    /// for it.
     pub fn compare(&self, from: PeerClass, to: PeerClass, is_prefix: bool) -> (bool, bool) {
-        let (from, to) = (self.content_at(from, is_prefix), self.content_at(to, is_prefix));
+        let (from, to) = (self.entries_at(from, is_prefix), self.entries_at(to, is_prefix));
         if from == to {
             return (true, false);
         }
-        let none = Content::new();
+        let none = Entries::new();
         (ports::only_grows(from.unwrap_or(&none), to.unwrap_or(&none)), true)
     }
 
@@ -425,7 +419,7 @@ impl Resolved {
         !self.touched.is_empty() || !self.idle.is_empty()
     }
 
-    /// What changed: what is new, and what is no more. The kernel counts as having it from now on.
+    /// Returns what is new and what is removed since the last call. From now on the kernel counts as having it.
     pub fn commit(&mut self, usage: &mut Usage) -> (PolicyPatch, PolicyPatch) {
         let (mut new, mut gone) = (PolicyPatch::default(), PolicyPatch::default());
         for (class, before) in std::mem::take(&mut self.touched) {
@@ -440,33 +434,33 @@ impl Resolved {
                 None => {}
             }
         }
-        let unknown = new.put_classes.values().chain([&self.compiled.rest]).copied().collect::<BTreeSet<_>>();
-        for class in unknown {
-            if let Some(row) = self.rows.get_mut(&class)
-                && !std::mem::replace(&mut row.in_kernel, true)
+        let used = new.put_classes.values().chain([&self.compiled.rest]).copied().collect::<BTreeSet<_>>();
+        for id in used {
+            if let Some(policy_class) = self.by_class.get_mut(&id)
+                && !std::mem::replace(&mut policy_class.in_kernel, true)
             {
-                new.put_entries.extend(row.content.iter().map(|(place, verdict)| (place.of(class), *verdict)));
+                new.put_entries.extend(policy_class.entries.iter().map(|(key, verdict)| (key.of(id), *verdict)));
             }
         }
-        let mut is_forgotten = false;
-        for class in std::mem::take(&mut self.idle) {
-            if self.rows.get(&class).is_none_or(|row| row.rows > 0) {
+        let mut any_removed = false;
+        for id in std::mem::take(&mut self.idle) {
+            if self.by_class.get(&id).is_none_or(|policy_class| policy_class.rows > 0) {
                 continue;
             }
-            let row = self.rows.remove(&class).expect("just looked at");
-            self.classes.remove(&row.content);
-            is_forgotten = true;
-            usage.entries -= row.content.len();
-            for place in row.content.keys() {
-                self.compiled.entries.remove(&place.of(class));
-                if row.in_kernel {
-                    gone.del_entries.insert(place.of(class));
+            let policy_class = self.by_class.remove(&id).expect("just looked at");
+            self.by_entries.remove(&policy_class.entries);
+            any_removed = true;
+            usage.entries -= policy_class.entries.len();
+            for key in policy_class.entries.keys() {
+                self.compiled.entries.remove(&key.of(id));
+                if policy_class.in_kernel {
+                    gone.del_entries.insert(key.of(id));
                 }
             }
         }
-        if is_forgotten {
-            let rows = &self.rows;
-            self.known.retain(|_, class| *class == PolicyClass::ANY || rows.contains_key(class));
+        if any_removed {
+            let by_class = &self.by_class;
+            self.by_hits.retain(|_, id| *id == PolicyClass::ANY || by_class.contains_key(id));
         }
         self.in_kernel = true;
         (new, gone)
@@ -475,7 +469,7 @@ impl Resolved {
 
 fn selectors(rule: &Rule) -> &[Arc<PeerSelector>] {
     match &rule.peers {
-        rule::Peers::Any => &[],
-        rule::Peers::Some(selectors) => selectors,
+        rule::PeerMatch::Any => &[],
+        rule::PeerMatch::Selectors(selectors) => selectors,
     }
 }

@@ -1,4 +1,4 @@
-//! Rules as the compiler reads them, and their numbers.
+//! Rules in compiled form, and their numbers.
 
 use super::RuleRef;
 use super::ports;
@@ -11,42 +11,39 @@ use weft_model::desired::{Action, PortPrefix, Verdict, precedence};
 use weft_model::id::RuleId;
 use weft_model::intent::{self, Entity, Peer, PortMatch, Protocol, RuleAction, Tier};
 
-/// Numbers of rules that are gone can still be named: events about them may be under way.
+/// How many deleted rules are remembered, for events about them that are still on their way.
 const REMEMBERED: usize = 4096;
 
-/// Who a rule is about.
+/// Which peers a rule matches.
 #[derive(Clone, Debug)]
-pub enum Peers {
-    /// Anybody.
+pub enum PeerMatch {
     Any,
-    /// Whom one of these selects.
-    Some(Vec<Arc<PeerSelector>>),
+    /// Peers that at least one of these selects.
+    Selectors(Vec<Arc<PeerSelector>>),
 }
 
-/// One rule, ready to be resolved.
+/// One rule in compiled form.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Its number.
     pub id: RuleId,
-    /// As it was written.
+    /// As written.
     pub source: intent::Rule,
-    /// What its entries say.
+    /// The verdict of all its entries.
     pub verdict: Verdict,
-    /// Copied to what it decides.
+    /// `spec.log.value` of its policy.
     pub log: Option<Arc<str>>,
-    /// Who.
-    pub peers: Peers,
-    /// Ports that have a number.
+    pub peers: PeerMatch,
+    /// Numeric ports.
     pub ports: Vec<PortPrefix>,
-    /// Ports that have a name.
+    /// Named ports.
     pub names: Vec<(Protocol, String)>,
-    /// What of it can not be honoured.
+    /// Parts of it that cannot take effect, for the object's status.
     pub notes: Vec<String>,
 }
 
-/// What an entry of the rule at `index` of a list of `spec` does, and how strongly.
+/// Action and precedence of the rule at `index` of a policy in this tier.
 #[must_use]
-pub fn strength(tier: Tier, index: usize, action: RuleAction) -> (Action, u32) {
+pub fn action_and_precedence(tier: Tier, index: usize, action: RuleAction) -> (Action, u32) {
     let index = u16::try_from(index).unwrap_or(u16::MAX);
     let plain = if action == RuleAction::Deny { Action::Deny } else { Action::Allow };
     match tier {
@@ -56,18 +53,17 @@ pub fn strength(tier: Tier, index: usize, action: RuleAction) -> (Action, u32) {
         Tier::Admin(priority) => (plain, precedence::admin(priority, index, action)),
         Tier::Normal if plain == Action::Deny => (plain, precedence::DENY),
         Tier::Normal => (plain, precedence::ALLOW),
-        // What the last tier leaves to the next passes.
+        // There is no tier after Baseline: a Pass allows.
         Tier::Baseline(priority) => (plain, precedence::baseline(priority, index, action)),
     }
 }
 
 impl Rule {
-    /// Prepares a rule.
     pub fn new(id: RuleId, rule: &intent::Rule, (action, precedence): (Action, u32), log: Option<Arc<str>>) -> Self {
         let mut notes = Vec::new();
         let peers = match &rule.peers {
-            None => Peers::Any,
-            Some(peers) if peers.contains(&Peer::Entity(Entity::All)) => Peers::Any,
+            None => PeerMatch::Any,
+            Some(peers) if peers.contains(&Peer::Entity(Entity::All)) => PeerMatch::Any,
             Some(peers) => {
                 let mut selectors = Vec::new();
                 for (n, peer) in peers.iter().enumerate() {
@@ -76,7 +72,7 @@ impl Rule {
                         Err(problem) => notes.push(format!("{}: peer {n} {problem}", rule.place)),
                     }
                 }
-                Peers::Some(selectors)
+                PeerMatch::Selectors(selectors)
             }
         };
         let (mut numbers, mut names) = (Vec::new(), Vec::new());
@@ -104,7 +100,7 @@ impl Rule {
         Self { id, source: rule.clone(), verdict, log, peers, ports: numbers, names, notes }
     }
 
-    /// Whether it is made from this.
+    /// Whether compiling this would give the same rule, so that it can keep its number.
     #[must_use]
     pub fn is_made_from(
         &self,
@@ -122,23 +118,22 @@ impl Rule {
 /// What rules' numbers stand for. Persistent: a clone costs nothing and never changes.
 pub type RuleRefs = HashTrieMapSync<RuleId, Arc<RuleRef>, RandomState>;
 
-/// The numbers of rules. A number is given once and never again.
+/// Allocates rule numbers. A number is not reused while events may still carry it.
 #[derive(Clone, Debug, Default)]
 pub struct RuleNumbers {
     refs: RuleRefs,
-    gone: VecDeque<RuleId>,
+    retired: VecDeque<RuleId>,
     next: u32,
     fresh: Vec<(RuleId, RuleRef)>,
 }
 
 impl RuleNumbers {
-    /// Numbers up to this one were given before.
+    /// Numbers up to this one are in use in the kernel.
     pub fn start_after(&mut self, last: RuleId) {
         self.next = self.next.max(last.0);
     }
 
-    /// A number for a rule.
-    pub fn give(&mut self, rule: RuleRef) -> RuleId {
+    pub fn allocate(&mut self, rule: RuleRef) -> RuleId {
         loop {
             self.next = self.next.wrapping_add(1);
             let id = RuleId(self.next);
@@ -150,17 +145,17 @@ impl RuleNumbers {
         }
     }
 
-    /// Its rule is no more.
+    /// The rule was deleted. Its number stays resolvable for a while.
     pub fn retire(&mut self, id: RuleId) {
-        self.gone.push_back(id);
-        if self.gone.len() > REMEMBERED
-            && let Some(oldest) = self.gone.pop_front()
+        self.retired.push_back(id);
+        if self.retired.len() > REMEMBERED
+            && let Some(oldest) = self.retired.pop_front()
         {
             self.refs.remove_mut(&oldest);
         }
     }
 
-    /// What a number stands or stood for.
+    /// The rule of a number, also of a recently deleted one.
     pub fn get(&self, id: RuleId) -> Option<&RuleRef> {
         self.refs.get(&id).map(|rule| &**rule)
     }
@@ -170,7 +165,7 @@ impl RuleNumbers {
         self.refs.clone()
     }
 
-    /// Numbers given since the last call.
+    /// Numbers allocated since the last call.
     pub fn take_fresh(&mut self) -> Vec<(RuleId, RuleRef)> {
         std::mem::take(&mut self.fresh)
     }

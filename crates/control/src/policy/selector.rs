@@ -1,4 +1,4 @@
-//! Whom a rule names, as the engine asks about it.
+//! The peers of a rule in the form that the engine indexes.
 
 use super::resolved::PortName;
 use ipnet::IpNet;
@@ -13,24 +13,21 @@ use weft_model::selector::Requirement;
 pub enum PeerSelector {
     /// Endpoints by the labels of their identity.
     Endpoints(EndpointSelector),
-    /// A group with a name.
     Entity(Entity),
-    /// Addresses.
     Cidr {
-        /// The prefix.
         cidr: IpNet,
-        /// What is left out of it.
+        /// Prefixes inside `cidr` that are excluded.
         except: Arc<[IpNet]>,
-        /// Which addresses of the cluster count.
+        /// Which addresses of the cluster it matches.
         covers: Covers,
     },
 }
 
 impl PeerSelector {
-    /// Every pod.
     pub const EVERY_POD: Self = Self::Endpoints(EndpointSelector::EVERY_POD);
 
-    /// Of a peer of a rule; `Ok(None)`: it selects nobody. `Err`: why it selects nobody although it was meant to.
+    /// Converts a peer of a rule. `Ok(None)`: it matches nothing, by intent. `Err`: it matches nothing although its author
+    /// meant it to; with the reason.
     pub fn new(peer: &Peer) -> Result<Option<Self>, String> {
         Ok(Some(match peer {
             Peer::Endpoints(selector) => {
@@ -43,7 +40,7 @@ impl PeerSelector {
                     }
                     Some(key) => {
                         return Err(format!(
-                            "selects by the pod label {:?}, which is not part of a pod's identity: it selects nobody",
+                            "selects by the pod label {:?}, which is excluded from identities, so it matches nothing",
                             super::labels::bare(key)
                         ));
                     }
@@ -62,7 +59,7 @@ impl PeerSelector {
         }))
     }
 
-    /// Whether an identity with these labels is selected. Prefixes select no identities.
+    /// Whether it selects an identity with these labels. Prefixes select no identities.
     #[must_use]
     pub fn matches(&self, labels: &LabelSet) -> bool {
         match self {
@@ -72,7 +69,7 @@ impl PeerSelector {
         }
     }
 
-    /// Whether the addresses of `net` are selected for peers of a scope.
+    /// Whether it selects every address of `net` for peers of a scope.
     #[must_use]
     pub fn holds(&self, net: &IpNet, scope: PeerScope) -> bool {
         let Self::Cidr { cidr, except, covers } = self else { return false };
@@ -86,7 +83,7 @@ impl PeerSelector {
 }
 
 fn unresolved(what: &str) -> String {
-    format!("names {what}, which nobody replaced by addresses: it selects nobody")
+    format!("names {what}, which were not expanded to addresses, so it matches nothing")
 }
 
 fn entity_matches(entity: Entity, labels: &LabelSet) -> bool {
@@ -110,11 +107,11 @@ fn entity_matches(entity: Entity, labels: &LabelSet) -> bool {
     }
 }
 
-/// What tells peers apart.
+/// A predicate that splits peers into classes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Select {
-    /// Whether it is selected.
+    /// Whether the selector selects the peer.
     Peer(Arc<PeerSelector>),
-    /// Which numbers a port's name has there, if it is selected.
+    /// Which port numbers a name stands for in a peer that the selector selects.
     Named(Arc<PeerSelector>, PortName),
 }

@@ -22,83 +22,83 @@ fn slice(name: &str, endpoints: &[(u8, u32)]) -> EndpointSlice {
     EndpointSlice { name: name.into(), endpoints, written: Written::default() }
 }
 
-fn put(uid: u8, identity: u32) -> Merged {
-    Merged::Put(Arc::new(endpoint(uid, identity)))
+fn put(uid: u8, identity: u32) -> RemoteChange {
+    RemoteChange::Upsert(Arc::new(endpoint(uid, identity)))
 }
 
 #[test]
-fn the_last_word_holds_and_the_one_before_comes_back() {
+fn the_last_change_wins_and_the_version_before_comes_back() {
     let mut remotes = Remotes::default();
     assert_eq!(remotes.set(&slice("a", &[(1, 0)]), |_| false), [put(1, 0)]);
     assert_eq!(remotes.set(&slice("b", &[(1, 1)]), |_| false), [put(1, 1)]);
-    assert!(remotes.set(&slice("a", &[(1, 0)]), |_| false).is_empty(), "the same word again is no news");
+    assert!(remotes.set(&slice("a", &[(1, 0)]), |_| false).is_empty(), "an unchanged source changes nothing");
     assert_eq!(remotes.remove("b"), [put(1, 0)]);
-    assert_eq!(remotes.remove("a"), [Merged::Gone("uid-1".into())]);
+    assert_eq!(remotes.remove("a"), [RemoteChange::Delete("uid-1".into())]);
     assert!(remotes.rows.is_empty() && remotes.sources.is_empty());
 }
 
 #[test]
-fn a_source_that_does_not_hold_may_leave_unnoticed() {
+fn deleting_a_source_that_does_not_win_changes_nothing() {
     let mut remotes = Remotes::default();
     remotes.set(&slice("a", &[(1, 0)]), |_| false);
     remotes.set(&slice("b", &[(1, 0)]), |_| false);
     assert!(remotes.remove("a").is_empty());
-    assert!(remotes.is_told("uid-1", |source| source == "b"));
-    assert_eq!(remotes.told_only(|source| source == "a").count(), 0);
-    assert_eq!(remotes.told_only(|source| source == "b").collect::<Vec<_>>(), ["uid-1"]);
+    assert!(remotes.has_source("uid-1", |source| source == "b"));
+    assert_eq!(remotes.uids_only_from(|source| source == "a").count(), 0);
+    assert_eq!(remotes.uids_only_from(|source| source == "b").collect::<Vec<_>>(), ["uid-1"]);
 }
 
-/// A source that tells of an endpoint twice is believed the second time, and told again the same it is no news.
+/// If a source lists an endpoint twice, the second entry counts, and the same content again changes nothing.
 #[test]
-fn of_two_words_of_one_source_the_last_counts() {
+fn of_two_entries_of_one_source_the_last_counts() {
     let mut remotes = Remotes::default();
     let twice = slice("a", &[(1, 0), (2, 0), (1, 1)]);
     let mut first = remotes.set(&twice, |_| false);
-    first.sort_by_key(|news| format!("{news:?}"));
+    first.sort_by_key(|change| format!("{change:?}"));
     assert_eq!(first.len(), 2);
     assert!(first.contains(&put(1, 1)) && first.contains(&put(2, 0)), "{first:?}");
     assert!(remotes.set(&twice, |_| false).is_empty());
     assert_eq!(remotes.set(&slice("a", &[(1, 0), (2, 0)]), |_| false), [put(1, 0)]);
-    assert_eq!(remotes.set(&slice("a", &[(2, 0)]), |_| false), [Merged::Gone("uid-1".into())]);
-    assert_eq!(remotes.remove("a"), [Merged::Gone("uid-2".into())]);
+    assert_eq!(remotes.set(&slice("a", &[(2, 0)]), |_| false), [RemoteChange::Delete("uid-1".into())]);
+    assert_eq!(remotes.remove("a"), [RemoteChange::Delete("uid-2".into())]);
     assert!(remotes.rows.is_empty() && remotes.sources.is_empty());
 }
 
 proptest! {
-    /// Whatever the order: an endpoint is there exactly while a source has it, and is as the last change said.
+    /// In any order, an endpoint exists exactly while a source has it, in the version of the last change.
     #[test]
     fn any_order_gives_what_a_plain_model_gives(
-        words in prop::collection::vec((0_u8..4, prop::collection::btree_map(0_u8..5, 0_u32..3, 0..4)), 1..40),
+        events in prop::collection::vec((0_u8..4, prop::collection::btree_map(0_u8..5, 0_u32..3, 0..4)), 1..40),
     ) {
         let mut remotes = Remotes::default();
-        let mut told: BTreeMap<String, Arc<RemoteEndpoint>> = BTreeMap::new();
+        let mut seen: BTreeMap<String, Arc<RemoteEndpoint>> = BTreeMap::new();
         // Of each endpoint: the sources that have it, in the order of their last change.
         let mut model: BTreeMap<u8, Vec<(u8, u32)>> = BTreeMap::new();
-        for (source, holds) in words {
+        for (source, holds) in events {
             let endpoints: Vec<(u8, u32)> = holds.iter().map(|(uid, identity)| (*uid, *identity)).collect();
             let merged = if endpoints.is_empty() {
                 remotes.remove(&source.to_string())
             } else {
                 remotes.set(&slice(&source.to_string(), &endpoints), |_| false)
             };
-            for news in merged {
-                match news {
-                    Merged::Put(endpoint) => drop(told.insert(endpoint.pod_uid.clone(), endpoint)),
-                    Merged::Gone(uid) => prop_assert!(told.remove(&uid).is_some(), "gone twice"),
+            for change in merged {
+                match change {
+                    RemoteChange::Upsert(endpoint) => drop(seen.insert(endpoint.pod_uid.clone(), endpoint)),
+                    RemoteChange::Delete(uid) => prop_assert!(seen.remove(&uid).is_some(), "deleted twice"),
                 }
             }
             for uid in 0_u8..5 {
-                let words = model.entry(uid).or_default();
+                let versions = model.entry(uid).or_default();
                 match holds.get(&uid) {
-                    Some(identity) if words.contains(&(source, *identity)) => {}
+                    Some(identity) if versions.contains(&(source, *identity)) => {}
                     Some(identity) => {
-                        words.retain(|(held, _)| *held != source);
-                        words.push((source, *identity));
+                        versions.retain(|(held, _)| *held != source);
+                        versions.push((source, *identity));
                     }
-                    None => words.retain(|(held, _)| *held != source),
+                    None => versions.retain(|(held, _)| *held != source),
                 }
-                let now = told.get(&format!("uid-{uid}")).map(|endpoint| endpoint.identity.raw() - 256);
-                prop_assert_eq!(now, words.last().map(|(_, identity)| *identity));
+                let now = seen.get(&format!("uid-{uid}")).map(|endpoint| endpoint.identity.raw() - 256);
+                prop_assert_eq!(now, versions.last().map(|(_, identity)| *identity));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! EndpointSlices, and which of their endpoints a client is sent to.
+//! EndpointSlices, and the selection of backends from their endpoints.
 
 use super::Settings;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -6,29 +6,27 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use weft_model::intent::{Backends, NamedPort, ObjectName, Protocol, Topology};
 
-/// Where a backend is.
-pub(super) type Place = (IpAddr, u16);
+/// Address and port of a backend.
+pub(super) type BackendAddr = (IpAddr, u16);
 
-/// What counts of an endpoint. Better ones are greater: of two that are the same place the better one counts.
+/// The state of an endpoint. If several endpoints have one address and port, the greatest state counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum State {
-    /// Takes nothing.
-    Idle,
-    /// Ends, and does not answer any more.
-    Ending,
-    /// Ends, and answers: better than nothing.
+    /// Neither ready nor terminating.
+    NotReady,
+    /// Terminating and not serving.
+    Terminating,
+    /// Terminating but serving: used if nothing is ready.
     Serving,
-    /// Takes new connections.
     Ready,
 }
 
 impl State {
     pub(super) fn is_terminating(self) -> bool {
-        matches!(self, Self::Ending | Self::Serving)
+        matches!(self, Self::Terminating | Self::Serving)
     }
 }
 
-/// An endpoint of a slice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Endpoint {
     address: IpAddr,
@@ -39,14 +37,14 @@ struct Endpoint {
     zones: Option<Arc<BTreeSet<String>>>,
 }
 
-/// A slice. Names of nodes are not kept, sets of zones once.
+/// An EndpointSlice. Node names are reduced to `local`, sets of zones are interned.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Slice {
     ports: Vec<NamedPort>,
     endpoints: Vec<Endpoint>,
 }
 
-/// All slices.
+/// All EndpointSlices.
 #[derive(Default)]
 pub(super) struct Slices {
     of_service: HashMap<ObjectName, BTreeMap<ObjectName, Slice>>,
@@ -55,7 +53,7 @@ pub(super) struct Slices {
 }
 
 impl Slices {
-    /// Takes in a slice; answers the Services behind which something changed.
+    /// Upserts a slice. Returns the Services whose backends changed.
     pub(super) fn put(&mut self, slice: &Backends, settings: &Settings) -> Vec<ObjectName> {
         let mut changed = Vec::new();
         if self.service_of.get(&slice.slice).is_some_and(|service| *service != slice.service) {
@@ -79,7 +77,7 @@ impl Slices {
         changed
     }
 
-    /// A slice is gone; answers its Service.
+    /// Deletes a slice. Returns its Service.
     pub(super) fn remove(&mut self, slice: &ObjectName) -> Option<ObjectName> {
         let service = self.service_of.remove(slice)?;
         let slices = self.of_service.get_mut(&service)?;
@@ -97,16 +95,16 @@ impl Slices {
         if let Some(known) = self.zones.get(zones) {
             return Some(known.clone());
         }
-        // What nobody uses any more goes when something new comes.
+        // Collect unused sets whenever a new one is added.
         self.zones.retain(|zones| Arc::strong_count(zones) > 1);
         let zones = Arc::new(zones.clone());
         self.zones.insert(zones.clone());
         Some(zones)
     }
 
-    /// The backends of a port of a Service. The same place in several slices is one backend.
+    /// The candidates for a port of a Service. The same address and port in several slices is one backend.
     pub(super) fn candidates(&self, service: &ObjectName, port: &str, protocol: Protocol, publish: bool) -> Candidates {
-        let mut places: BTreeMap<Place, Candidate> = BTreeMap::new();
+        let mut places: BTreeMap<BackendAddr, Candidate> = BTreeMap::new();
         for slice in self.of_service.get(service).into_iter().flat_map(BTreeMap::values) {
             let ports = slice.ports.iter().filter(|own| own.name == port && own.protocol == protocol);
             for number in ports.map(|own| own.port) {
@@ -115,8 +113,8 @@ impl Slices {
                         Endpoint { ready: true, .. } => State::Ready,
                         _ if publish => State::Ready,
                         Endpoint { terminating: true, serving: true, .. } => State::Serving,
-                        Endpoint { terminating: true, .. } => State::Ending,
-                        _ => State::Idle,
+                        Endpoint { terminating: true, .. } => State::Terminating,
+                        _ => State::NotReady,
                     };
                     let new = Candidate { state, local: endpoint.local, zones: endpoint.zones.clone() };
                     let known = places.entry((endpoint.address, number)).or_insert_with(|| new.clone());
@@ -130,7 +128,6 @@ impl Slices {
     }
 }
 
-/// What might be a backend of a port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Candidate {
     pub state: State,
@@ -138,12 +135,12 @@ pub(super) struct Candidate {
     zones: Option<Arc<BTreeSet<String>>>,
 }
 
-/// All of a port, in order.
-pub(super) struct Candidates(pub BTreeMap<Place, Candidate>);
+/// All candidates of a port.
+pub(super) struct Candidates(pub BTreeMap<BackendAddr, Candidate>);
 
 impl Candidates {
-    /// Those that a client of this node's is sent to, of one family.
-    pub(super) fn of_cluster(&self, v6: bool, topology: Topology, zone: Option<&str>) -> Vec<Place> {
+    /// Backends of one family for clients of this node, by topology.
+    pub(super) fn of_cluster(&self, v6: bool, topology: Topology, zone: Option<&str>) -> Vec<BackendAddr> {
         let ready: Vec<_> = self.in_state(v6, State::Ready, false).collect();
         if ready.is_empty() {
             return places(self.in_state(v6, State::Serving, false));
@@ -152,32 +149,32 @@ impl Candidates {
             Topology::None => Vec::new(),
             Topology::Hints => of_zone(&ready, zone),
             Topology::SameNode => {
-                let local: Vec<Place> = places(ready.iter().copied().filter(|(_, candidate)| candidate.local));
+                let local: Vec<BackendAddr> = places(ready.iter().copied().filter(|(_, candidate)| candidate.local));
                 if local.is_empty() { of_zone(&ready, zone) } else { local }
             }
         };
         if near.is_empty() { places(ready.into_iter()) } else { near }
     }
 
-    /// Those on this node, of one family.
-    pub(super) fn of_node(&self, v6: bool) -> Vec<Place> {
+    /// Local backends of one family.
+    pub(super) fn of_node(&self, v6: bool) -> Vec<BackendAddr> {
         let ready = places(self.in_state(v6, State::Ready, true));
         if ready.is_empty() { places(self.in_state(v6, State::Serving, true)) } else { ready }
     }
 
-    fn in_state(&self, v6: bool, state: State, local: bool) -> impl Iterator<Item = (&Place, &Candidate)> {
+    fn in_state(&self, v6: bool, state: State, local: bool) -> impl Iterator<Item = (&BackendAddr, &Candidate)> {
         self.0.iter().filter(move |(place, candidate)| {
             place.0.is_ipv6() == v6 && candidate.state == state && (candidate.local || !local)
         })
     }
 }
 
-fn places<'a>(candidates: impl Iterator<Item = (&'a Place, &'a Candidate)>) -> Vec<Place> {
+fn places<'a>(candidates: impl Iterator<Item = (&'a BackendAddr, &'a Candidate)>) -> Vec<BackendAddr> {
     candidates.map(|(place, _)| *place).collect()
 }
 
-/// Those that the hints give to a zone; none if one has no hints, or the node no zone.
-fn of_zone(ready: &[(&Place, &Candidate)], zone: Option<&str>) -> Vec<Place> {
+/// The backends with a hint for the zone; none if one of them lacks hints, or the node has no zone.
+fn of_zone(ready: &[(&BackendAddr, &Candidate)], zone: Option<&str>) -> Vec<BackendAddr> {
     let Some(zone) = zone.filter(|_| ready.iter().all(|(_, candidate)| candidate.zones.is_some())) else {
         return Vec::new();
     };

@@ -1,11 +1,11 @@
-//! Which object has which frontend. Who has one keeps it while it wants it; of those that wait the least is next.
+//! Claims of objects on frontends. The owner keeps a frontend until it releases it; then the least of those that wait gets
+//! it.
 
 use super::Object;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use weft_model::desired::Frontend;
 
-/// Who has a frontend, and who would like to.
 #[derive(Default)]
 struct Claim {
     /// `None` only between [`Claims::release`] and [`Claims::decide`].
@@ -13,16 +13,15 @@ struct Claim {
     waiting: BTreeSet<Arc<Object>>,
 }
 
-/// All frontends that somebody wants.
+/// All claimed frontends.
 #[derive(Default)]
 pub(super) struct Claims {
     claims: HashMap<Frontend, Claim>,
-    /// Those that somebody waits for.
+    /// Frontends with objects that wait.
     contested: BTreeSet<Frontend>,
 }
 
 impl Claims {
-    /// Who has a frontend.
     pub(super) fn owner(&self, frontend: &Frontend) -> Option<&Arc<Object>> {
         self.claims.get(frontend)?.owner.as_ref()
     }
@@ -31,7 +30,7 @@ impl Claims {
         self.contested.contains(frontend)
     }
 
-    /// Frontends that somebody waits for: who has it, and who waits.
+    /// Contested frontends: owner, and those that wait.
     pub(super) fn contested(&self) -> impl Iterator<Item = (&Frontend, &Arc<Object>, &BTreeSet<Arc<Object>>)> {
         self.contested.iter().filter_map(|frontend| {
             let claim = self.claims.get(frontend)?;
@@ -39,7 +38,7 @@ impl Claims {
         })
     }
 
-    /// An object wants a frontend, from the next [`Claims::decide`] on.
+    /// Claims a frontend; takes effect with [`Claims::decide`].
     pub(super) fn claim(&mut self, frontend: Frontend, object: &Arc<Object>) {
         let claim = self.claims.entry(frontend).or_default();
         if claim.owner.as_ref() != Some(object) {
@@ -47,14 +46,14 @@ impl Claims {
         }
     }
 
-    /// An object does not want a frontend any more.
+    /// Withdraws a claim; takes effect with [`Claims::decide`].
     pub(super) fn release(&mut self, frontend: &Frontend, object: &Arc<Object>) {
         let Some(claim) = self.claims.get_mut(frontend) else { return };
         claim.owner.take_if(|owner| owner == object);
         claim.waiting.remove(object);
     }
 
-    /// After all that changed was said: who has a frontend now, if it is somebody else than before.
+    /// Decides the owner after a batch of claims and releases. Returns a new owner.
     pub(super) fn decide(&mut self, frontend: &Frontend) -> Option<Arc<Object>> {
         let claim = self.claims.get_mut(frontend)?;
         let new = if claim.owner.is_none() { claim.waiting.pop_first() } else { None };
@@ -70,7 +69,7 @@ impl Claims {
         new
     }
 
-    /// One that waits had the frontend before everybody came: it has it again.
+    /// Makes an object that waits the owner, since the adopted tables say so.
     pub(super) fn restore(&mut self, frontend: &Frontend, object: &Arc<Object>) {
         let Some(claim) = self.claims.get_mut(frontend) else { return };
         if claim.waiting.remove(object) {

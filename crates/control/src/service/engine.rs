@@ -1,9 +1,9 @@
-//! [`Engine`]: hears of changes, plans patches, remembers what is in force.
+//! [`Engine`]: applies changes, plans patches, and keeps the rows in force.
 
 use super::claims::Claims;
 use super::held::Held;
 use super::maglev;
-use super::wanted::{PortKey, Sources, Wanted, WantedPort, minds_zone};
+use super::wanted::{PortKey, Sources, Wanted, WantedPort, depends_on_zone};
 use super::{LocalPod, Object, Problem, Reason, Settings};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -13,37 +13,34 @@ use weft_model::desired::{
 };
 use weft_model::intent::{Algorithm, Change, LocalRedirect, Node, ObjectName, Protocol, RedirectFrontend, Service};
 
-/// Label of a Node: its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// What became of a patch.
+/// The outcome of writing a patch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// It is in force.
     Written,
-    /// It does not fit, and nothing of it was written.
+    /// It does not fit, and nothing of it was written; with the reason for the objects' status.
     Refused(String),
-    /// Some of it may have been written. The engine must be told what the kernel holds ([`Engine::adopt`]).
+    /// Some of it may have been written. Read back what the kernel has and call [`Engine::adopt`].
     Failed,
 }
 
-/// What an object has.
 #[derive(Default)]
 pub(super) struct Own {
     pub(super) ports: BTreeMap<PortKey, ServiceId>,
     claimed: BTreeSet<Frontend>,
     problems: Vec<Problem>,
-    /// It did not fit.
+    /// Why it did not fit.
     refused: Option<String>,
 }
 
-/// What is planned together.
+/// Objects that are planned in one patch.
 #[derive(Clone, Default)]
 struct Group {
     objects: BTreeSet<Arc<Object>>,
-    /// And everything that nobody wants.
+    /// Also remove all rows that no object owns.
     sweep: bool,
-    /// Tried again because there may be room now.
+    /// A retry of a refused object, since there may be room now.
     retry: bool,
 }
 
@@ -56,8 +53,8 @@ pub struct Engine {
     claims: Claims,
     pub(super) held: Held,
     pub(super) owners: HashMap<ServiceId, (Arc<Object>, PortKey)>,
-    /// Tables were taken over, and not yet compared with what is wanted.
-    fresh: bool,
+    /// Tables were adopted and not reconciled yet.
+    adopted: bool,
     groups: VecDeque<Group>,
     planned: Option<(Group, ServicePatch)>,
     refused: VecDeque<Arc<Object>>,
@@ -69,8 +66,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Without services, over a kernel without services. Numbers are given from behind `first` on: the kernel may
-    /// remember clients and sockets of numbers that a former agent gave, so every agent should start elsewhere.
+    /// Numbers are allocated after `first`. It should be random for every agent, since the kernel may still have affinity and
+    /// socket state under the numbers of a previous one.
     #[must_use]
     pub fn new(settings: Settings, first: u32) -> Self {
         Self {
@@ -81,7 +78,7 @@ impl Engine {
             claims: Claims::default(),
             held: Held::default(),
             owners: HashMap::new(),
-            fresh: false,
+            adopted: false,
             groups: VecDeque::new(),
             planned: None,
             refused: VecDeque::new(),
@@ -92,38 +89,37 @@ impl Engine {
         }
     }
 
-    /// This is what the kernel holds: left by a former agent, or read back after a write that failed. What equals
-    /// something wanted stays as it is, with its numbers; the next plan removes the rest, so it must not be asked for
-    /// before the engine has heard everything.
+    /// Adopts what the kernel has, after a restart or a failed write. Rows that equal desired ones stay, with their numbers.
+    /// The next plan removes all others, so call it only after all sources have synced.
     pub fn adopt(&mut self, tables: ServiceTables) {
         self.held = Held::adopt(tables);
-        self.fresh = true;
+        self.adopted = true;
         self.planned = None;
         self.groups.clear();
         self.refused.clear();
         self.dirty.extend(self.objects.keys().cloned());
     }
 
-    /// Hears of a change.
-    pub fn hear(&mut self, change: &Change) {
+    /// Applies a change and enqueues the objects that it concerns. Other kinds are ignored.
+    pub fn apply(&mut self, change: &Change) {
         match change {
             Change::Service(service) => self.set_service(service),
             Change::ServiceGone(name) => self.remove_service_object(name),
             Change::Backends(slice) => {
                 let services = self.sources.slices.put(slice, &self.settings);
-                services.into_iter().for_each(|service| self.touch(Object::Service(service)));
+                services.into_iter().for_each(|service| self.enqueue(Object::Service(service)));
             }
             Change::BackendsGone(slice) => {
                 let service = self.sources.slices.remove(slice);
-                service.into_iter().for_each(|service| self.touch(Object::Service(service)));
+                service.into_iter().for_each(|service| self.enqueue(Object::Service(service)));
             }
             Change::LocalRedirect(redirect) => {
                 let old = self.sources.redirects.insert(redirect.name.clone(), redirect.clone());
-                old.iter().chain([redirect]).for_each(|redirect| self.touch_redirect(redirect));
+                old.iter().chain([redirect]).for_each(|redirect| self.enqueue_redirect(redirect));
             }
             Change::LocalRedirectGone(name) => {
                 let old = self.sources.redirects.remove(name);
-                old.iter().for_each(|redirect| self.touch_redirect(redirect));
+                old.iter().for_each(|redirect| self.enqueue_redirect(redirect));
             }
             Change::Node(node) if node.name == self.settings.node_name => self.set_node(node),
             _ => {}
@@ -137,19 +133,19 @@ impl Engine {
             Some(routing) => drop(self.sources.services.insert(name.clone(), routing.clone())),
             None => drop(self.sources.services.remove(name)),
         }
-        self.touch_service(name);
+        self.enqueue_service(name);
     }
 
     fn remove_service_object(&mut self, name: &ObjectName) {
         if self.sources.services.remove(name).is_some() {
-            self.touch_service(name);
+            self.enqueue_service(name);
         }
     }
 
-    fn touch_service(&mut self, name: &ObjectName) {
+    fn enqueue_service(&mut self, name: &ObjectName) {
         let redirects: Vec<ObjectName> = self.sources.of_service(name).map(|redirect| redirect.name.clone()).collect();
-        self.touch(Object::Service(name.clone()));
-        redirects.into_iter().for_each(|name| self.touch(Object::Redirect(name)));
+        self.enqueue(Object::Service(name.clone()));
+        redirects.into_iter().for_each(|name| self.enqueue(Object::Redirect(name)));
     }
 
     fn set_node(&mut self, node: &Node) {
@@ -158,12 +154,12 @@ impl Engine {
             return;
         }
         self.sources.zone = zone;
-        let minding = self.sources.services.iter().filter(|(_, routing)| minds_zone(routing));
-        let minding: Vec<ObjectName> = minding.map(|(name, _)| name.clone()).collect();
-        minding.into_iter().for_each(|name| self.touch(Object::Service(name)));
+        let affected = self.sources.services.iter().filter(|(_, routing)| depends_on_zone(routing));
+        let affected: Vec<ObjectName> = affected.map(|(name, _)| name.clone()).collect();
+        affected.into_iter().for_each(|name| self.enqueue(Object::Service(name)));
     }
 
-    /// A pod of this node is there, or has changed.
+    /// Upserts a pod of this node.
     pub fn put_pod(&mut self, pod: LocalPod) {
         let old = self.sources.pods.get(&pod.name);
         if old == Some(&pod) {
@@ -171,57 +167,56 @@ impl Engine {
         }
         let name = pod.name.clone();
         let old = self.sources.pods.insert(name.clone(), pod);
-        self.touch_pod(&name, old);
+        self.enqueue_pod(&name, old);
     }
 
-    /// It is gone.
     pub fn remove_pod(&mut self, name: &ObjectName) {
         if let Some(old) = self.sources.pods.remove(name) {
-            self.touch_pod(name, Some(old));
+            self.enqueue_pod(name, Some(old));
         }
     }
 
-    fn touch_pod(&mut self, name: &ObjectName, old: Option<LocalPod>) {
+    fn enqueue_pod(&mut self, name: &ObjectName, old: Option<LocalPod>) {
         let new = self.sources.pods.get(name).cloned();
         let both: Vec<LocalPod> = old.into_iter().chain(new).collect();
         if both.iter().any(|pod| !pod.host_ports.is_empty()) {
-            self.touch(Object::Pod(name.clone()));
+            self.enqueue(Object::Pod(name.clone()));
         }
         let selects = |redirect: &&LocalRedirect| {
             redirect.name.namespace == name.namespace && both.iter().any(|pod| redirect.selector.matches(&pod.labels))
         };
         let redirects: Vec<LocalRedirect> = self.sources.redirects.values().filter(selects).cloned().collect();
-        redirects.iter().for_each(|redirect| self.touch_redirect(redirect));
+        redirects.iter().for_each(|redirect| self.enqueue_redirect(redirect));
     }
 
-    fn touch_redirect(&mut self, redirect: &LocalRedirect) {
+    fn enqueue_redirect(&mut self, redirect: &LocalRedirect) {
         match &redirect.frontend {
             RedirectFrontend::Address { .. } => {}
-            RedirectFrontend::Service { name, .. } => self.touch_service(name),
+            RedirectFrontend::Service { name, .. } => self.enqueue_service(name),
         }
-        // Its address may be one of before.
-        self.touch(Object::Redirect(redirect.name.clone()));
+        // Also if it is for a Service now: it may have been for an address before.
+        self.enqueue(Object::Redirect(redirect.name.clone()));
     }
 
-    fn touch(&mut self, object: Object) {
+    fn enqueue(&mut self, object: Object) {
         self.dirty.insert(Arc::new(object));
     }
 
-    /// Something is to be planned.
+    /// Whether there is something to plan.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.fresh || self.planned.is_some() || !self.dirty.is_empty() || !self.groups.is_empty()
+        self.adopted || self.planned.is_some() || !self.dirty.is_empty() || !self.groups.is_empty()
     }
 
-    /// What to write next; `None`: everything that fits is in force. What became of it must be told
-    /// ([`Engine::done`]) before the next one.
+    /// The next patch to write; `None`: everything that fits is in force. Report the outcome with [`Engine::done`] before
+    /// planning the next one.
     pub fn plan(&mut self) -> Option<&ServicePatch> {
         if self.planned.is_none() {
-            self.settle();
+            self.assign_frontends();
             while let Some(group) = self.groups.pop_front() {
                 let patch = self.build(&group);
                 if patch.is_empty() {
-                    self.accomplished(&group);
+                    self.commit(&group);
                     continue;
                 }
                 self.planned = Some((group, patch));
@@ -231,24 +226,24 @@ impl Engine {
         self.planned.as_ref().map(|(_, patch)| patch)
     }
 
-    /// The patch that was planned last, if nobody has said yet what became of it.
+    /// The planned patch whose outcome is not reported yet.
     pub(super) fn planned_patch(&self) -> Option<&ServicePatch> {
         self.planned.as_ref().map(|(_, patch)| patch)
     }
 
-    /// What became of the patch that was planned last. Answers the backends that are gone.
+    /// Reports the outcome of the planned patch. Returns the backends that it removed.
     pub fn done(&mut self, outcome: Outcome) -> Vec<(BackendId, BackendEntry)> {
         let Some((group, patch)) = self.planned.take() else { return Vec::new() };
         match outcome {
             Outcome::Written => {
                 let gone = self.held.apply(&patch);
-                self.accomplished(&group);
+                self.commit(&group);
                 let room = !patch.del_sets.is_empty()
                     || !patch.del_backends.is_empty()
                     || !patch.del_frontends.is_empty()
                     || !patch.del_ranges.is_empty();
                 if room || group.retry {
-                    // One at a time, until one does not fit.
+                    // Retry refused objects one at a time, until one does not fit.
                     let next = self.refused.pop_front();
                     self.groups.extend(next.map(|object| Group {
                         objects: [object].into(),
@@ -270,7 +265,7 @@ impl Engine {
         }
     }
 
-    /// A group that does not fit is tried in halves; what is left over does not fit alone.
+    /// Bisects a group that does not fit, down to the objects that do not fit alone.
     fn refuse(&mut self, mut group: Group, why: String) {
         if group.objects.len() + usize::from(group.sweep) <= 1 {
             for object in group.objects {
@@ -283,7 +278,7 @@ impl Engine {
             return;
         }
         if group.sweep {
-            // It takes no room. First what is wanted moves to what is new, then the rest goes.
+            // Sweeping needs no room, but must follow: frontends are switched to new sets before old ones are removed.
             self.groups.push_front(Group { sweep: true, ..Group::default() });
             group.sweep = false;
         }
@@ -296,8 +291,8 @@ impl Engine {
         self.groups.push_front(group);
     }
 
-    /// All that a group's objects want is in force.
-    fn accomplished(&mut self, group: &Group) {
+    /// The desired state of a group is in force.
+    fn commit(&mut self, group: &Group) {
         for object in &group.objects {
             let Some(own) = self.objects.get_mut(object) else { continue };
             own.refused = None;
@@ -326,8 +321,8 @@ impl Engine {
         }
     }
 
-    /// Works out who has which frontend, and with it whose plans change.
-    fn settle(&mut self) {
+    /// Decides the owners of frontends, and groups the objects to plan.
+    fn assign_frontends(&mut self) {
         let (mut objects, mut moved) = (std::mem::take(&mut self.dirty), BTreeSet::new());
         for object in &objects {
             let wanted = self.wanted(object);
@@ -349,23 +344,23 @@ impl Engine {
                 moved.insert(*frontend);
             }
         }
-        // Whoever waited for one has something to do.
+        // New owners of frontends have something to plan.
         objects.extend(moved.iter().filter_map(|frontend| self.claims.decide(frontend)));
-        if std::mem::take(&mut self.fresh) {
-            self.recognise(&objects);
+        if std::mem::take(&mut self.adopted) {
+            self.match_adopted(&objects);
             self.groups.push_back(Group { objects, sweep: true, retry: false });
         } else if !objects.is_empty() {
             self.groups.push_back(Group { objects, ..Group::default() });
         }
     }
 
-    /// Finds in adopted tables whose rows they are: by frontends that one object alone wants; with those, by frontends
-    /// that several want, who has them.
-    fn recognise(&mut self, objects: &BTreeSet<Arc<Object>>) {
+    /// Finds the owners of adopted rows: first by frontends that only one object claims, then with these the owners of
+    /// contested frontends.
+    fn match_adopted(&mut self, objects: &BTreeSet<Arc<Object>>) {
         for object in objects {
             for (key, port) in self.wanted(object).ports {
                 let plain = port.frontends.keys().filter(|frontend| !self.claims.is_contested(frontend));
-                self.assign(object, key, plain.copied().collect());
+                self.adopt_number(object, key, plain.copied().collect());
             }
         }
         let mut restored = Vec::new();
@@ -381,7 +376,7 @@ impl Engine {
     }
 
     /// Gives a port the number under which one of its frontends is in force, unless it has one.
-    fn assign(&mut self, object: &Arc<Object>, key: PortKey, frontends: Vec<Frontend>) {
+    fn adopt_number(&mut self, object: &Arc<Object>, key: PortKey, frontends: Vec<Frontend>) {
         let own = self.objects.entry(object.clone()).or_default();
         if own.ports.contains_key(&key) {
             return;
@@ -394,7 +389,7 @@ impl Engine {
         }
     }
 
-    /// From what is in force to what a group's objects want.
+    /// The patch from the rows in force to the desired ones of a group.
     fn build(&mut self, group: &Group) -> ServicePatch {
         let mut patch = ServicePatch::default();
         for object in &group.objects {
@@ -404,7 +399,7 @@ impl Engine {
             }
             wanted.ports.retain(|_, port| !port.frontends.is_empty());
             for (key, port) in &wanted.ports {
-                self.assign(object, *key, port.frontends.keys().copied().collect());
+                self.adopt_number(object, *key, port.frontends.keys().copied().collect());
                 let id = self.number(object, *key);
                 self.plan_port(id, key, port, &mut patch);
             }
@@ -417,13 +412,13 @@ impl Engine {
             for id in self.held.services().filter(|id| !self.owners.contains_key(id)) {
                 self.remove_service(id, &mut patch);
             }
-            patch.del_sets.extend(self.held.strays());
+            patch.del_sets.extend(self.held.orphan_sets());
         }
         patch.del_frontends.retain(|frontend| !patch.put_frontends.contains_key(frontend));
         patch
     }
 
-    /// The number of an object's port, a new one if it has none.
+    /// The number of a port, allocated if it has none.
     fn number(&mut self, object: &Arc<Object>, key: PortKey) -> ServiceId {
         let own = self.objects.entry(object.clone()).or_default();
         *own.ports.entry(key).or_insert_with(|| {
@@ -480,14 +475,14 @@ impl Engine {
         patch.del_sets.extend(rows.sets.difference(&keep));
     }
 
-    /// Numbers of a port's backends: those that are there keep theirs.
+    /// The numbers of a port's backends; those in force keep theirs.
     fn plan_backends(
         &mut self,
         service: ServiceId,
         protocol: Protocol,
         port: &WantedPort,
         patch: &mut ServicePatch,
-    ) -> HashMap<super::backends::Place, BackendId> {
+    ) -> HashMap<super::backends::BackendAddr, BackendId> {
         let tables = self.held.tables();
         let mut present = HashMap::new();
         for id in self.held.of_service(service).into_iter().flat_map(|rows| &rows.backends) {
@@ -519,7 +514,7 @@ impl Engine {
         present
     }
 
-    /// A set that is in force and has just these backends as they shall be.
+    /// A set in force with exactly these backends, none of which changes.
     fn set_in_force(
         &self,
         service: ServiceId,
@@ -549,34 +544,34 @@ impl Engine {
         patch.del_backends.extend(&rows.backends);
     }
 
-    /// What is in force, as far as the engine was told.
+    /// The rows in force.
     #[must_use]
     pub fn tables(&self) -> &ServiceTables {
         self.held.tables()
     }
 
-    /// Whose frontend it is that is in force.
+    /// The owner of a frontend in force.
     #[must_use]
     pub fn object_at(&self, frontend: &Frontend) -> Option<&Arc<Object>> {
         let entry = self.held.frontend(frontend)?;
         self.owners.get(&entry.service).map(|(object, _)| object)
     }
 
-    /// Who has a backend at an address and port; of several the one whose number is the least.
+    /// The owner of a backend; of several the one with the lowest number.
     #[must_use]
     pub fn object_behind(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<&Arc<Object>> {
         let service = self.held.service_behind(address, port, protocol)?;
         self.owners.get(&service).map(|(object, _)| object)
     }
 
-    /// How many Services have frontends in force.
+    /// Number of Services with frontends in force.
     #[must_use]
     pub fn count(&self) -> usize {
         let services = self.objects.iter().filter(|(object, _)| matches!(***object, Object::Service(_)));
         services.filter(|(_, own)| own.ports.values().any(|id| self.held.of_service(*id).is_some())).count()
     }
 
-    /// What of which object is not in force, and why.
+    /// Objects that are not in force as written.
     #[must_use]
     pub fn problems(&self) -> BTreeMap<Object, Vec<Problem>> {
         let mut problems: BTreeMap<Object, Vec<Problem>> = BTreeMap::new();
@@ -589,7 +584,7 @@ impl Engine {
             }
         }
         for (frontend, owner, waiting) in self.claims.contested() {
-            let text = format!("{}: {owner} has it", super::list::frontend(frontend));
+            let text = format!("{}: already in use by {owner}", super::list::frontend(frontend));
             let problem = Problem { reason: Reason::FrontendConflict, text };
             for object in waiting {
                 problems.entry((**object).clone()).or_default().push(problem.clone());
@@ -599,7 +594,7 @@ impl Engine {
     }
 }
 
-/// The number after the last one given that nobody has. Never 0.
+/// The next free number. Never 0.
 fn next(last: &mut u32, taken: impl Fn(u32) -> bool) -> u32 {
     loop {
         *last = last.wrapping_add(1);

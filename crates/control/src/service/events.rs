@@ -1,22 +1,20 @@
-//! What a plan does to whom: how Services come, change and go, for those who count.
+//! What the planned patch means for each object, for metrics.
 
 use super::{Engine, Object};
 use std::collections::BTreeMap;
 use weft_model::desired::ServiceId;
 
-/// What happens to an object.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Event {
     /// It gets its first frontends.
     Add,
-    /// Something about them, or behind them, is another.
+    /// Its frontends or their backends change.
     Update,
     /// It loses all of them.
     Delete,
 }
 
 impl Event {
-    /// One word.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -28,7 +26,7 @@ impl Event {
 }
 
 impl Engine {
-    /// What the patch that was planned last does, before anybody says what became of it.
+    /// The events of the planned patch. Call it between [`Engine::plan`] and [`Engine::done`].
     #[must_use]
     pub fn planned_events(&self) -> BTreeMap<Object, Event> {
         let Some(patch) = self.planned_patch() else { return BTreeMap::new() };

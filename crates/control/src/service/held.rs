@@ -1,4 +1,4 @@
-//! What is in force, by service.
+//! The rows in force, indexed by service.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -7,10 +7,10 @@ use weft_model::desired::{
 };
 use weft_model::intent::Protocol;
 
-/// A set that cannot be: what names it is to be written anew.
+/// No valid set: a frontend with it differs from every desired one, so it is written again.
 const NO_SET: SetId = SetId(0);
 
-/// What a service has in the tables.
+/// The rows of one service.
 #[derive(Default, Debug)]
 pub(super) struct Rows {
     pub frontends: BTreeSet<Frontend>,
@@ -18,21 +18,20 @@ pub(super) struct Rows {
     pub sets: BTreeSet<SetId>,
 }
 
-/// The tables, with what it takes to find a service's rows.
 #[derive(Default)]
 pub(super) struct Held {
     tables: ServiceTables,
     services: HashMap<ServiceId, Rows>,
-    /// Sets of nobody.
-    strays: BTreeSet<SetId>,
-    /// Who has a backend at a place.
+    /// Sets without a service.
+    orphan_sets: BTreeSet<SetId>,
+    /// Services by backend.
     places: BTreeSet<(IpAddr, u16, Protocol, ServiceId)>,
-    /// Sets that somebody else wrote.
+    /// Sets that a previous agent wrote.
     pub adopted: HashSet<SetId>,
 }
 
 impl Held {
-    /// Takes over tables. Rows that do not fit each other are kept as what equals nothing that is ever wanted.
+    /// Adopts tables. Inconsistent rows are kept in a form that differs from every desired row, so that they are replaced.
     pub(super) fn adopt(mut tables: ServiceTables) -> Self {
         let mut held = Self::default();
         for (id, set) in &tables.sets {
@@ -44,7 +43,7 @@ impl Held {
                     held.rows(service).sets.insert(*id);
                 }
                 None => {
-                    held.strays.insert(*id);
+                    held.orphan_sets.insert(*id);
                 }
             }
         }
@@ -80,8 +79,8 @@ impl Held {
         self.services.keys().copied()
     }
 
-    pub(super) fn strays(&self) -> &BTreeSet<SetId> {
-        &self.strays
+    pub(super) fn orphan_sets(&self) -> &BTreeSet<SetId> {
+        &self.orphan_sets
     }
 
     pub(super) fn frontend(&self, frontend: &Frontend) -> Option<&FrontendEntry> {
@@ -92,7 +91,7 @@ impl Held {
         self.services.entry(service).or_default()
     }
 
-    /// A patch is in force. Answers the backends that are gone.
+    /// A patch was written. Returns the backends that it removed.
     pub(super) fn apply(&mut self, patch: &ServicePatch) -> Vec<(BackendId, BackendEntry)> {
         let mut touched = BTreeSet::new();
         for (id, entry) in &patch.put_backends {
@@ -114,7 +113,7 @@ impl Held {
         let gone = |id: &BackendId| Some((*id, *self.tables.backends.get(id)?));
         let gone: Vec<_> = patch.del_backends.iter().filter_map(gone).collect();
         for id in &patch.del_sets {
-            self.strays.remove(id);
+            self.orphan_sets.remove(id);
             self.adopted.remove(id);
             if let Some(service) = self.service_of_set(*id) {
                 self.rows(service).sets.remove(id);
@@ -143,7 +142,7 @@ impl Held {
         gone
     }
 
-    /// A service that has a backend at an address and port; of several the first.
+    /// The service with this backend; of several the first.
     pub(super) fn service_behind(&self, address: IpAddr, port: u16, protocol: Protocol) -> Option<ServiceId> {
         let from = (address, port, protocol, ServiceId(0));
         let to = (address, port, protocol, ServiceId(u32::MAX));
@@ -155,7 +154,6 @@ impl Held {
         self.tables.backends.get(backend).map(|entry| entry.service)
     }
 
-    /// Source ranges of a service.
     pub(super) fn ranges(&self, service: ServiceId) -> impl Iterator<Item = ipnet::IpNet> {
         let first = (service, ipnet::IpNet::V4(ipnet::Ipv4Net::default()));
         self.tables.ranges.range(first..).take_while(move |(of, _)| *of == service).map(|(_, range)| *range)

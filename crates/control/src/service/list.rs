@@ -1,4 +1,4 @@
-//! What is in force, for people.
+//! The listing of Services in force for `weft service list`.
 
 use super::{Engine, ListedBackend, ListedPort};
 use std::collections::BTreeSet;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use weft_model::desired::{BackendId, Frontend, FrontendEntry, SetId};
 use weft_model::intent::{Algorithm, Protocol};
 
-/// A frontend as people write it.
+/// `10.96.0.1:80/TCP`.
 pub(super) fn frontend(frontend: &Frontend) -> String {
     let protocol = match frontend.protocol {
         Protocol::Tcp => "TCP",
@@ -16,7 +16,7 @@ pub(super) fn frontend(frontend: &Frontend) -> String {
     match frontend.address {
         address if address.is_unspecified() => {
             let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
-            format!("port {}/{protocol} of the nodes ({family})", frontend.port)
+            format!("node port {}/{protocol} ({family})", frontend.port)
         }
         IpAddr::V4(address) => format!("{address}:{}/{protocol}", frontend.port),
         IpAddr::V6(address) => format!("[{address}]:{}/{protocol}", frontend.port),
@@ -24,7 +24,7 @@ pub(super) fn frontend(frontend: &Frontend) -> String {
 }
 
 impl Engine {
-    /// Everything that is in force, in the order of the objects.
+    /// All ports in force, ordered by object.
     #[must_use]
     pub fn list(&self) -> Vec<ListedPort> {
         let tables = self.held.tables();

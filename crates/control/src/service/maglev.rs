@@ -1,34 +1,35 @@
 //! Consistent hashing of clients to backends: Maglev (Eisenbud et al., NSDI 2016, section 3.4).
 //!
-//! Every backend prefers the table's places in an order of its own, which follows from its address alone, and in turn
-//! each takes the first free place of its order. So all nodes fill the same table, and a backend that comes or goes
-//! moves few places of the others.
+//! Every backend has a permutation of the table's slots, derived from its address alone, and in turn each takes the first
+//! free slot of its permutation. So all nodes fill the same table, and adding or removing a backend moves few slots of the
+//! others.
 
 use sha2::{Digest as _, Sha256};
 use std::net::IpAddr;
 use weft_model::intent::Protocol;
 
-/// A place that nobody has taken yet.
+/// A slot that is not assigned yet.
 const FREE: u16 = u16::MAX;
 
-/// The table: for each place the index of the backend that has it. `size` must be a prime, or the order of a backend
-/// might not reach every place. More than 65,535 backends, none, or no size: empty.
+/// The lookup table: the backend's index for each slot. `size` must be prime, or a permutation might not reach every slot.
+/// Empty for no backends, 65,535 or more, or a size below 2.
 #[must_use]
 pub fn table(backends: &[(IpAddr, u16)], protocol: Protocol, size: u32) -> Vec<u16> {
     let size = size as usize;
     if backends.is_empty() || backends.len() >= usize::from(FREE) || size < 2 {
         return Vec::new();
     }
-    let mut orders: Vec<Order> = backends.iter().map(|backend| Order::of(backend, protocol, size)).collect();
+    let mut permutations: Vec<Permutation> =
+        backends.iter().map(|backend| Permutation::of(backend, protocol, size)).collect();
     let mut table = vec![FREE; size];
     let mut left = size;
     loop {
-        for (backend, order) in (0..).zip(&mut orders) {
-            let mut place = order.step(size);
-            while table[place] != FREE {
-                place = order.step(size);
+        for (backend, permutation) in (0..).zip(&mut permutations) {
+            let mut slot = permutation.step(size);
+            while table[slot] != FREE {
+                slot = permutation.step(size);
             }
-            table[place] = backend;
+            table[slot] = backend;
             left -= 1;
             if left == 0 {
                 return table;
@@ -37,13 +38,13 @@ pub fn table(backends: &[(IpAddr, u16)], protocol: Protocol, size: u32) -> Vec<u
     }
 }
 
-/// In which order a backend wants the places.
-struct Order {
+/// The permutation of a backend.
+struct Permutation {
     next: usize,
     skip: usize,
 }
 
-impl Order {
+impl Permutation {
     fn of((address, port): &(IpAddr, u16), protocol: Protocol, size: usize) -> Self {
         let octets = match address {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -60,12 +61,12 @@ impl Order {
     }
 
     fn step(&mut self, size: usize) -> usize {
-        let place = self.next;
+        let slot = self.next;
         self.next += self.skip;
         if self.next >= size {
             self.next -= size;
         }
-        place
+        slot
     }
 }
 
@@ -96,7 +97,7 @@ mod tests {
             let new = table(&after, Protocol::Tcp, 16_381);
             let stays = old.iter().zip(&new).filter(|(old, _)| before[usize::from(**old)] != before[gone]);
             let moved = stays.filter(|(old, new)| before[usize::from(**old)] != after[usize::from(**new)]).count();
-            assert!(moved * 100 <= 2 * old.len(), "without {gone}: {moved} of {} places moved", old.len());
+            assert!(moved * 100 <= 2 * old.len(), "without {gone}: {moved} of {} slots moved", old.len());
         }
     }
 
@@ -104,7 +105,7 @@ mod tests {
     fn edges() {
         assert_eq!(table(&[], Protocol::Tcp, 251), []);
         assert_eq!(table(&backends(1), Protocol::Udp, 251), vec![0; 251]);
-        // More backends than places: the first ones share it.
+        // More backends than slots: only the first ones get one.
         assert_eq!(table(&backends(300), Protocol::Udp, 251).len(), 251);
         assert_ne!(table(&backends(9), Protocol::Udp, 251), table(&backends(9), Protocol::Tcp, 251));
     }

@@ -1,14 +1,15 @@
-//! CiliumLocalRedirectPolicies: what is sent to an address, or to a Service, goes to pods of this node.
+//! CiliumLocalRedirectPolicies: traffic to an address or a Service is redirected to pods of this node.
 
-use super::backends::Place;
+use super::backends::BackendAddr;
 use super::wanted::{Sources, Trait, Wanted, WantedFrontend, WantedPort};
 use super::{Object, Reason, Settings};
+use crate::explain::protocol_text;
 use std::net::IpAddr;
 use weft_model::desired::{Frontend, FrontendKind};
 use weft_model::intent::{LocalRedirect, ObjectName, Protocol, RedirectFrontend, RedirectPort, Routing, ServicePort};
 
 impl Sources {
-    /// What a policy with an address wants; of one with a Service, what is wrong with it: its frontends are the Service's.
+    /// Desired state of a policy. One for a Service has no frontends of its own, only problems.
     pub(super) fn redirect(&self, name: &ObjectName, settings: &Settings) -> Wanted {
         let mut wanted = Wanted::default();
         let Some(redirect) = self.redirects.get(name) else { return wanted };
@@ -23,27 +24,25 @@ impl Sources {
         for port in ports {
             let Some(target) = target(redirect, ports.len(), &port.name, port.protocol) else {
                 let text = format!(
-                    "redirectFrontend port {}: expected a port of redirectBackend with the name {:?} and the protocol {:?}",
-                    port.port, port.name, port.protocol
+                    "redirectFrontend port {}: redirectBackend has no port with the name {:?} and the protocol {}",
+                    port.port,
+                    port.name,
+                    protocol_text(port.protocol.number())
                 );
                 wanted.problem(Reason::RedirectNotApplicable, text);
                 continue;
             };
             let places = self.local(redirect, target, address.is_ipv6());
             if places.is_empty() || !settings.has_family_of(address) {
-                // The traffic goes to the address itself.
+                // Without a backend the address itself is used.
                 continue;
             }
             let mut made = WantedPort { forwarding: settings.forwarding, ..WantedPort::default() };
             made.backends = places.iter().map(|place| (*place, Trait { local: true, terminating: false })).collect();
             let frontend = WantedFrontend {
-                kind: FrontendKind::Redirect,
                 internal: made.set(places),
-                external: None,
-                external_local: false,
-                internal_local: false,
-                source_ranges: false,
                 skip_from_backend: redirect.skip_from_backend,
+                ..WantedFrontend::of_kind(FrontendKind::Redirect)
             };
             let at = Frontend { address, port: port.port, protocol: port.protocol };
             made.frontends.insert(at, frontend);
@@ -52,14 +51,14 @@ impl Sources {
         wanted
     }
 
-    /// Where a policy sends the clients of a Service's port, and whether its own pods are left out of that.
+    /// The backends to which a policy redirects a port of a Service, and whether these pods themselves are exempt.
     pub(super) fn redirected(
         &self,
         service: &ObjectName,
         routing: &Routing,
         port: &ServicePort,
         v6: bool,
-    ) -> Option<(Vec<Place>, bool)> {
+    ) -> Option<(Vec<BackendAddr>, bool)> {
         if !is_cluster_ip(routing) {
             return None;
         }
@@ -68,25 +67,25 @@ impl Sources {
         (!places.is_empty()).then_some((places, redirect.skip_from_backend))
     }
 
-    /// Adds the pods that [`Sources::redirected`] named: they may be no backends of the Service.
+    /// Adds the pods from [`Sources::redirected`], which need not be backends of the Service.
     pub(super) fn redirect_backends(&self, made: &mut WantedPort) {
         for place in made.sets.iter().flatten() {
             made.backends.entry(*place).or_insert(Trait { local: true, terminating: false });
         }
     }
 
-    /// Policies that name a Service, in order.
+    /// Policies for a Service, by name; the first one wins.
     pub(super) fn of_service<'a>(&'a self, service: &'a ObjectName) -> impl Iterator<Item = &'a LocalRedirect> {
         self.redirects.values().filter(
             move |redirect| matches!(&redirect.frontend, RedirectFrontend::Service { name, .. } if name == service),
         )
     }
 
-    /// Tells what keeps a policy from applying to its Service.
+    /// Reports why a policy does not apply to its Service.
     fn redirect_problems(&self, redirect: &LocalRedirect, service: &ObjectName, wanted: &mut Wanted) {
         let Some(routing) = self.services.get(service) else { return };
         if !is_cluster_ip(routing) {
-            let text = format!("Service {service}: expected one of type ClusterIP");
+            let text = format!("Service {service}: only Services of type ClusterIP can be redirected");
             wanted.problem(Reason::RedirectNotApplicable, text);
             return;
         }
@@ -94,25 +93,26 @@ impl Sources {
             let first = self.of_service(service).find(|redirect| selects(redirect, port));
             if let Some(first) = first.filter(|first| first.name != redirect.name) {
                 let other = Object::Redirect(first.name.clone());
-                let text = format!("Service {service} port {}: {other} redirects it", port.port);
+                let text = format!("Service {service} port {}: already redirected by {other}", port.port);
                 wanted.problem(Reason::RedirectNotApplicable, text);
             } else if target_of_service(redirect, port).is_none() {
                 let text = format!(
-                    "Service {service} port {}: expected a port of redirectBackend with its name and the protocol {:?}",
-                    port.port, port.protocol
+                    "Service {service} port {}: redirectBackend has no port with its name and the protocol {}",
+                    port.port,
+                    protocol_text(port.protocol.number())
                 );
                 wanted.problem(Reason::RedirectNotApplicable, text);
             }
         }
     }
 
-    /// Ready pods of this node that a policy selects, at one of its ports.
-    fn local(&self, redirect: &LocalRedirect, target: &RedirectPort, v6: bool) -> Vec<Place> {
+    /// Ready pods of this node that the policy selects, with the target port.
+    fn local(&self, redirect: &LocalRedirect, target: &RedirectPort, v6: bool) -> Vec<BackendAddr> {
         let pods = self.pods.values().filter(|pod| {
             pod.ready && pod.name.namespace == redirect.name.namespace && redirect.selector.matches(&pod.labels)
         });
         let addresses = pods.flat_map(|pod| pod.addresses.iter().map(IpAddr::to_canonical));
-        let mut places: Vec<Place> =
+        let mut places: Vec<BackendAddr> =
             addresses.filter(|address| address.is_ipv6() == v6).map(|address| (address, target.port)).collect();
         places.sort_unstable();
         places.dedup();
@@ -120,18 +120,18 @@ impl Sources {
     }
 }
 
-/// No way in from outside but `externalIPs`.
+/// Whether it is of type ClusterIP; `externalIPs` are fine.
 fn is_cluster_ip(routing: &Routing) -> bool {
     !routing.node_ports && routing.load_balancer_ips.is_empty()
 }
 
-/// Whether a policy is about a port of its Service.
+/// Whether a policy redirects this port of its Service.
 fn selects(redirect: &LocalRedirect, port: &ServicePort) -> bool {
     let RedirectFrontend::Service { ports, .. } = &redirect.frontend else { return false };
     ports.is_empty() || named(ports, port).is_some()
 }
 
-/// The entry of `toPorts` that names a port of a Service.
+/// The entry of `toPorts` for a port of a Service.
 fn named<'a>(ports: &'a [RedirectPort], port: &ServicePort) -> Option<&'a RedirectPort> {
     ports.iter().find(|own| own.port == port.port && own.protocol == port.protocol)
 }
@@ -142,7 +142,7 @@ fn target_of_service<'a>(redirect: &'a LocalRedirect, port: &ServicePort) -> Opt
     target(redirect, ports.len(), name.unwrap_or(&port.name), port.protocol)
 }
 
-/// The pods' port for a port of the frontend: of the same protocol and name. Where there is one, names may be left out.
+/// The backend port for a frontend port: the one with equal protocol and name. Names are optional if there is only one.
 fn target<'a>(
     redirect: &'a LocalRedirect,
     frontends: usize,

@@ -1,6 +1,6 @@
-//! What an object wants, worked out from nothing but the tables.
+//! The desired state of one object, as a pure function of the tables.
 
-use super::backends::{Candidates, Place, Slices};
+use super::backends::{BackendAddr, Candidates, Slices};
 use super::{LocalPod, Problem, Reason, Settings};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -8,31 +8,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_model::desired::{Frontend, FrontendKind};
 use weft_model::intent::{Algorithm, Forwarding, LocalRedirect, ObjectName, Protocol, Routing, ServicePort, Topology};
 
-/// Most backends of a set.
+/// Maximum number of backends in a set.
 pub(super) const BACKENDS_MAX: usize = 65_534;
 
-/// Which port of an object.
+/// A port of an object.
 pub(super) type PortKey = (u16, Protocol);
 
-/// What the cluster says.
+/// The tables of the inputs.
 #[derive(Default)]
 pub(super) struct Sources {
     pub services: HashMap<ObjectName, Routing>,
     pub slices: Slices,
     pub redirects: BTreeMap<ObjectName, LocalRedirect>,
     pub pods: BTreeMap<ObjectName, LocalPod>,
-    /// The node's zone.
+    /// Zone of this node.
     pub zone: Option<String>,
 }
 
-/// What is known of a backend beside its place.
+/// Attributes of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Trait {
     pub local: bool,
     pub terminating: bool,
 }
 
-/// A frontend; sets by their place in [`WantedPort::sets`].
+/// A frontend; sets are indexes into [`WantedPort::sets`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct WantedFrontend {
     pub kind: FrontendKind,
@@ -44,14 +44,29 @@ pub(super) struct WantedFrontend {
     pub skip_from_backend: bool,
 }
 
+impl WantedFrontend {
+    /// Without backends.
+    pub(super) const fn of_kind(kind: FrontendKind) -> Self {
+        Self {
+            kind,
+            internal: None,
+            external: None,
+            external_local: false,
+            internal_local: false,
+            source_ranges: false,
+            skip_from_backend: false,
+        }
+    }
+}
+
 /// One port of an object.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct WantedPort {
     pub frontends: BTreeMap<Frontend, WantedFrontend>,
-    /// All that shall be there, in a set or not.
-    pub backends: BTreeMap<Place, Trait>,
-    /// Never empty ones.
-    pub sets: Vec<Vec<Place>>,
+    /// All backends to keep: those in a set, and terminating ones for their connections.
+    pub backends: BTreeMap<BackendAddr, Trait>,
+    /// None is empty.
+    pub sets: Vec<Vec<BackendAddr>>,
     pub ranges: BTreeSet<IpNet>,
     pub affinity_s: Option<u32>,
     pub forwarding: Forwarding,
@@ -59,8 +74,8 @@ pub(super) struct WantedPort {
 }
 
 impl WantedPort {
-    /// A set of these; the same ones are the same set.
-    pub(super) fn set(&mut self, places: Vec<Place>) -> Option<usize> {
+    /// The index of the set of these backends; equal sets are shared.
+    pub(super) fn set(&mut self, places: Vec<BackendAddr>) -> Option<usize> {
         if places.is_empty() {
             return None;
         }
@@ -75,7 +90,7 @@ impl WantedPort {
         self.frontends.entry(frontend).or_insert(wanted);
     }
 
-    /// Leaves the frontends that `keep` says, and what they need.
+    /// Keeps only some frontends, and what they need.
     pub(super) fn keep(&mut self, keep: impl Fn(&Frontend) -> bool) {
         let before = self.frontends.len();
         self.frontends.retain(|frontend, _| keep(frontend));
@@ -84,7 +99,7 @@ impl WantedPort {
         }
     }
 
-    /// Leaves what the frontends need, and what ends.
+    /// Removes what no frontend needs, except terminating backends.
     fn prune(&mut self) {
         let old = std::mem::take(&mut self.sets);
         let mut frontends = std::mem::take(&mut self.frontends);
@@ -96,11 +111,11 @@ impl WantedPort {
             self.ranges.clear();
         }
         self.frontends = frontends;
-        let used: BTreeSet<Place> = self.sets.iter().flatten().copied().collect();
+        let used: BTreeSet<BackendAddr> = self.sets.iter().flatten().copied().collect();
         self.backends.retain(|place, of| of.terminating || used.contains(place));
     }
 
-    fn know(&mut self, candidates: &Candidates, place: &Place) {
+    fn add_backend(&mut self, candidates: &Candidates, place: &BackendAddr) {
         if let Some(candidate) = candidates.0.get(place) {
             let terminating = candidate.state.is_terminating();
             self.backends.insert(*place, Trait { local: candidate.local, terminating });
@@ -108,7 +123,7 @@ impl WantedPort {
     }
 }
 
-/// What an object wants, by its ports, and what is wrong with it.
+/// The desired state of an object, and its problems.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Wanted {
     pub ports: BTreeMap<PortKey, WantedPort>,
@@ -120,7 +135,7 @@ impl Wanted {
         self.problems.push(Problem { reason, text });
     }
 
-    /// Frontends that the object names, each once.
+    /// All frontends of the object.
     pub(super) fn frontends(&self) -> BTreeSet<Frontend> {
         self.ports.values().flat_map(|port| port.frontends.keys().copied()).collect()
     }
@@ -128,12 +143,12 @@ impl Wanted {
     fn add(&mut self, key: PortKey, mut port: WantedPort) {
         for set in &mut port.sets {
             if set.len() > BACKENDS_MAX {
-                let text = format!("port {}: {} backends, expected {BACKENDS_MAX} at most", key.0, set.len());
+                let text = format!("port {}: {} backends, only the first {BACKENDS_MAX} are used", key.0, set.len());
                 self.problems.push(Problem { reason: Reason::TooManyBackends, text });
                 set.truncate(BACKENDS_MAX);
             }
         }
-        // The first port of an object that names a frontend has it.
+        // If two ports of an object name one frontend, the first gets it.
         let taken = self.frontends();
         port.keep(|frontend| !taken.contains(frontend));
         if !port.frontends.is_empty() {
@@ -142,7 +157,7 @@ impl Wanted {
     }
 }
 
-/// All addresses of the node's own, of a family.
+/// Stands for all own addresses of the node of a family.
 pub(super) const fn any(v6: bool) -> IpAddr {
     if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) }
 }
@@ -188,19 +203,19 @@ impl Sources {
             made.ranges = routing.source_ranges.iter().map(IpNet::trunc).collect();
         }
         for places in made.sets.clone() {
-            places.iter().for_each(|place| made.know(&candidates, place));
+            places.iter().for_each(|place| made.add_backend(&candidates, place));
         }
-        // What ends keeps its connections as long as it is there.
+        // Terminating backends keep their connections until they are removed.
         for (place, candidate) in &candidates.0 {
             if candidate.state.is_terminating() && settings.has_family_of(place.0) {
-                made.know(&candidates, place);
+                made.add_backend(&candidates, place);
             }
         }
         self.redirect_backends(&mut made);
         made
     }
 
-    /// The port at the nodes' addresses, if it may be there.
+    /// The NodePort, if it is in the range.
     fn node_port(
         &self,
         routing: &Routing,
@@ -215,7 +230,8 @@ impl Sources {
             return Some(port.node_port);
         }
         let (first, last) = (settings.node_ports.start(), settings.node_ports.end());
-        let text = format!("port {}: nodePort {}: expected {first} to {last}", port.port, port.node_port);
+        let text =
+            format!("port {}: nodePort {}: expected {first} to {last}, the node port range", port.port, port.node_port);
         wanted.problem(Reason::NodePortOutOfRange, text);
         None
     }
@@ -239,15 +255,7 @@ impl Sources {
 
         let everywhere = candidates.of_cluster(v6, routing.topology, self.zone.as_deref());
         let here = if routing.internal_local || routing.external_local { candidates.of_node(v6) } else { Vec::new() };
-        let plain = WantedFrontend {
-            kind: FrontendKind::ClusterIp,
-            internal: None,
-            external: None,
-            external_local: false,
-            internal_local: false,
-            source_ranges: false,
-            skip_from_backend: false,
-        };
+        let plain = WantedFrontend::of_kind(FrontendKind::ClusterIp);
         if !cluster_ips.is_empty() {
             let redirected = self.redirected(name, routing, port, v6);
             let frontend = match redirected {
@@ -264,7 +272,7 @@ impl Sources {
         if !outside {
             return;
         }
-        // `internalTrafficPolicy` is about the cluster's addresses; `externalTrafficPolicy` about clients outside.
+        // `internalTrafficPolicy` applies to cluster IPs only, `externalTrafficPolicy` to external clients only.
         let internal = made.set(everywhere.clone());
         let external_set = made.set(if routing.external_local { here } else { everywhere });
         let open = WantedFrontend { internal, external: external_set, external_local: routing.external_local, ..plain };
@@ -281,7 +289,7 @@ impl Sources {
         }
     }
 
-    /// The hostPorts of a pod.
+    /// The desired state for the hostPorts of a pod.
     pub(super) fn pod(&self, name: &ObjectName, settings: &Settings) -> Wanted {
         let mut wanted = Wanted::default();
         let Some(pod) = self.pods.get(name) else { return wanted };
@@ -297,19 +305,12 @@ impl Sources {
                 made.backends.insert(place, Trait { local: true, terminating: false });
                 let set = made.set(vec![place]);
                 let frontend = Frontend { address: host, port: host_port.port, protocol: host_port.protocol };
-                let at = WantedFrontend {
-                    kind: FrontendKind::HostPort,
-                    internal: set,
-                    external: set,
-                    external_local: false,
-                    internal_local: false,
-                    source_ranges: false,
-                    skip_from_backend: false,
-                };
+                let at =
+                    WantedFrontend { internal: set, external: set, ..WantedFrontend::of_kind(FrontendKind::HostPort) };
                 made.frontend(frontend, at);
             }
             match wanted.ports.get_mut(&(host_port.port, host_port.protocol)) {
-                // The same port at several addresses of the node.
+                // The same port on several addresses of the node.
                 Some(known) => known.join(made),
                 None => wanted.add((host_port.port, host_port.protocol), made),
             }
@@ -330,7 +331,7 @@ impl WantedPort {
     }
 }
 
-/// Whether the rules for topology can tell one backend of a Service from another.
-pub(super) fn minds_zone(routing: &Routing) -> bool {
+/// Whether the selection of backends depends on the zone of the node.
+pub(super) fn depends_on_zone(routing: &Routing) -> bool {
     routing.topology != Topology::None
 }

@@ -22,7 +22,7 @@ fn slice(of: &str, service: &str, endpoints: Vec<Backend>) -> Change {
 
 fn started(changes: &[Change]) -> (Engine, Kernel) {
     let mut engine = Engine::new(settings(), 0);
-    changes.iter().for_each(|change| engine.hear(change));
+    changes.iter().for_each(|change| engine.apply(change));
     let mut kernel = Kernel::default();
     kernel.follow(&mut engine);
     (engine, kernel)
@@ -36,23 +36,23 @@ fn texts(engine: &Engine, object: &Object) -> Vec<String> {
 fn a_frontend_stays_with_who_had_it_first() {
     let shared = |of: &str| Routing { external_ips: vec![ip("203.0.113.1")], ..routing(of) };
     let (mut engine, mut kernel) = started(&[service("web", shared("10.96.0.2")), slice("w", "web", vec![])]);
-    engine.hear(&service("api", shared("10.96.0.1")));
+    engine.apply(&service("api", shared("10.96.0.1")));
     kernel.follow(&mut engine);
     let external = Frontend { address: ip("203.0.113.1"), port: 80, protocol: Protocol::Tcp };
     let owner = |engine: &Engine| owners_now(engine)[&external].clone();
     assert_eq!(owner(&engine), Object::Service(name("web")));
     let api = Object::Service(name("api"));
-    assert_eq!(texts(&engine, &api), ["203.0.113.1:80/TCP: Service shop/web has it"]);
+    assert_eq!(texts(&engine, &api), ["203.0.113.1:80/TCP: already in use by Service shop/web"]);
     // A new agent finds it so, though the other comes first by name.
     let tables = kernel.tables.clone();
     let mut again = Engine::new(settings(), 0);
-    again.hear(&service("api", shared("10.96.0.1")));
-    again.hear(&service("web", shared("10.96.0.2")));
+    again.apply(&service("api", shared("10.96.0.1")));
+    again.apply(&service("web", shared("10.96.0.2")));
     again.adopt(tables.clone());
     kernel.follow(&mut again);
     assert_eq!((owner(&again), &kernel.tables), (Object::Service(name("web")), &tables));
     // It goes to the other as soon as the first is gone.
-    again.hear(&Change::ServiceGone(name("web")));
+    again.apply(&Change::ServiceGone(name("web")));
     kernel.follow(&mut again);
     assert_eq!((owner(&again), texts(&again, &api)), (api, Vec::<String>::new()));
 }
@@ -64,7 +64,7 @@ fn a_node_port_outside_the_range_is_left_out() {
     let ports: Vec<u16> = kernel.tables.frontends.keys().map(|frontend| frontend.port).collect();
     assert_eq!(ports, [30_001, 80, 81]);
     let told = texts(&engine, &Object::Service(name("web")));
-    assert_eq!(told, ["port 80: nodePort 29999: expected 30000 to 30002"]);
+    assert_eq!(told, ["port 80: nodePort 29999: expected 30000 to 30002, the node port range"]);
 }
 
 #[test]
@@ -77,14 +77,14 @@ fn one_more_backend_costs_its_service_only() {
     }
     let (mut engine, _) = started(&changes);
     let endpoints = (0..11).map(|backend| Backend::ready(IpAddr::from([10, 244, 7, backend]))).collect();
-    engine.hear(&slice("slice7", "svc7", endpoints));
+    engine.apply(&slice("slice7", "svc7", endpoints));
     let patch = engine.plan().unwrap();
     let counts = (patch.put_backends.len(), patch.put_sets.len(), patch.put_frontends.len(), patch.del_sets.len());
     assert_eq!((counts, patch.del_backends.len()), ((1, 1, 1, 1), 0));
     engine.done(Outcome::Written);
     // The same again is nothing.
     let endpoints = (0..11).map(|backend| Backend::ready(IpAddr::from([10, 244, 7, backend]))).collect();
-    engine.hear(&slice("slice7", "svc7", endpoints));
+    engine.apply(&slice("slice7", "svc7", endpoints));
     assert_eq!(engine.plan(), None);
 }
 
@@ -92,7 +92,7 @@ fn one_more_backend_costs_its_service_only() {
 fn a_failed_write_is_made_good_from_what_the_kernel_holds() {
     let backends = |n: u8| (0..n).map(|n| Backend::ready(IpAddr::from([10, 244, 0, n]))).collect();
     let (mut engine, mut kernel) = started(&[service("web", routing("10.96.0.1")), slice("w", "web", backends(3))]);
-    engine.hear(&slice("w", "web", backends(5)));
+    engine.apply(&slice("w", "web", backends(5)));
     let patch = engine.plan().unwrap().clone();
     let half = ServicePatch { put_backends: patch.put_backends, put_sets: patch.put_sets, ..ServicePatch::default() };
     kernel.tables.apply(&half);
@@ -117,13 +117,13 @@ fn what_ends_serves_only_while_nothing_else_does() {
     let (mut engine, mut kernel) =
         started(&[service("web", routing("10.96.0.1")), slice("w", "web", vec![ready(1), ready(2)])]);
     assert_eq!(state(&kernel), (2, 2, 0));
-    engine.hear(&slice("w", "web", vec![ready(1), ending(2)]));
+    engine.apply(&slice("w", "web", vec![ready(1), ending(2)]));
     kernel.follow(&mut engine);
     assert_eq!(state(&kernel), (1, 2, 1), "it keeps its connections");
-    engine.hear(&slice("w", "web", vec![ending(1), ending(2)]));
+    engine.apply(&slice("w", "web", vec![ending(1), ending(2)]));
     kernel.follow(&mut engine);
     assert_eq!(state(&kernel), (2, 2, 2));
-    engine.hear(&slice("w", "web", vec![]));
+    engine.apply(&slice("w", "web", vec![]));
     kernel.follow(&mut engine);
     assert_eq!(state(&kernel), (0, 0, 0));
 }

@@ -9,7 +9,7 @@ use crate::wire::WirePool;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use weft_model::intent::PoolWish;
+use weft_model::intent::PoolRequest;
 
 /// Annotation of pods and namespaces: the pool of both families.
 const POOL: &str = "ipam.cilium.io/ip-pool";
@@ -21,9 +21,9 @@ const POOL_V6: &str = "ipam.cilium.io/ipv6-pool";
 const REQUIRE: &str = "ipam.cilium.io/require-pool-match";
 
 /// What the annotations of a pod or namespace ask for. The one of a family beats the one of both.
-pub(super) fn wish(annotations: &BTreeMap<String, String>) -> PoolWish {
+pub(super) fn wish(annotations: &BTreeMap<String, String>) -> PoolRequest {
     let named = |key: &str| annotations.get(key).or_else(|| annotations.get(POOL)).filter(|name| !name.is_empty());
-    PoolWish {
+    PoolRequest {
         v4: named(POOL_V4).cloned(),
         v6: named(POOL_V6).cloned(),
         required: annotations.get(REQUIRE).is_some_and(|text| text == "true"),

@@ -1,4 +1,4 @@
-//! Policies of every kind in one form: what a user wrote, checked, and free of Kubernetes types.
+//! All kinds of policies in one validated form, free of Kubernetes types.
 
 use super::ObjectName;
 use crate::label::{LabelSet, NAMESPACE};
@@ -8,21 +8,20 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
-/// The kinds of objects that hold policies.
+/// The kinds of policy objects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum PolicyKind {
     /// networking.k8s.io/v1.
     NetworkPolicy,
-    /// cilium.io/v2, of a namespace.
+    /// cilium.io/v2, namespaced.
     CiliumNetworkPolicy,
-    /// cilium.io/v2, of the cluster.
+    /// cilium.io/v2, cluster-scoped.
     CiliumClusterwideNetworkPolicy,
-    /// policy.networking.k8s.io: the tiers of the cluster's administrator.
+    /// policy.networking.k8s.io: the Admin and Baseline tiers.
     ClusterNetworkPolicy,
 }
 
 impl PolicyKind {
-    /// All of them.
     pub const ALL: [Self; 4] = [
         Self::NetworkPolicy,
         Self::CiliumNetworkPolicy,
@@ -30,7 +29,6 @@ impl PolicyKind {
         Self::ClusterNetworkPolicy,
     ];
 
-    /// As objects write it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,7 +39,6 @@ impl PolicyKind {
         }
     }
 
-    /// Whether its objects live in a namespace.
     #[must_use]
     pub const fn is_namespaced(self) -> bool {
         matches!(self, Self::NetworkPolicy | Self::CiliumNetworkPolicy)
@@ -57,9 +54,8 @@ impl fmt::Display for PolicyKind {
 /// A policy object: `NetworkPolicy shop/web`, `CiliumClusterwideNetworkPolicy lock`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct PolicyName {
-    /// Its kind.
     pub kind: PolicyKind,
-    /// Its namespace (empty for a kind without) and name.
+    /// The namespace is empty for cluster-scoped kinds.
     pub object: ObjectName,
 }
 
@@ -80,181 +76,155 @@ impl fmt::Display for PolicyName {
 /// A policy object, validated.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Policy {
-    /// Kind, namespace and name.
     pub name: PolicyName,
-    /// UID.
     pub uid: String,
-    /// Opaque version of the object that this was made from.
     pub resource_version: String,
-    /// Its parts, each on its own: `spec` and `specs` of the cilium.io kinds; one for the others.
+    /// `spec` and `specs` of the cilium.io kinds, each independent; one for the other kinds.
     pub specs: Vec<Spec>,
 }
 
-/// Rules for some subjects.
+/// Rules for a set of subjects.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Spec {
-    /// Whom the rules apply to.
     pub subject: Subject,
-    /// Which tier the rules are in.
     pub tier: Tier,
-    /// Whether packets to the subjects are dropped unless a rule of the normal tier allows them. Always false outside
-    /// [`Tier::Normal`].
+    /// Ingress is denied by default for the subjects. Only in [`Tier::Normal`].
     pub isolates_ingress: bool,
-    /// The same for packets from them.
+    /// Egress, likewise.
     pub isolates_egress: bool,
-    /// Rules for packets to the subjects. The order counts in the tiers of the administrator only.
+    /// The order matters only in the Admin and Baseline tiers.
     pub ingress: Vec<Rule>,
-    /// Rules for packets from them.
     pub egress: Vec<Rule>,
-    /// Copied to flow records that a rule of this decided; at most 32 printable characters.
+    /// Copied to the flows that a rule of this decides; at most 32 printable characters.
     pub log: Option<Arc<str>>,
 }
 
-/// Whom rules apply to.
+/// What rules apply to.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Subject {
-    /// Endpoints: pods with a network of their own.
+    /// Pods without `hostNetwork`.
     Endpoints(EndpointSelector),
-    /// Nodes themselves, by the labels of the Node (plain keys).
+    /// Nodes, by the labels of the Node (keys without source).
     Nodes(Selector),
 }
 
-/// The order of evaluation: Admin, then Normal, then Baseline for what no Normal policy isolates.
+/// Tiers in the order of evaluation. Baseline applies only where no Normal policy isolates the subject.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Tier {
-    /// Before all others; priority 0..=1000, lower first.
+    /// Evaluated first; priority 0..=1000, lower first.
     Admin(u16),
-    /// NetworkPolicy and the cilium.io kinds: no order, deny before allow.
+    /// NetworkPolicy and the cilium.io kinds: unordered, deny wins over allow.
     Normal,
-    /// After all others; priority 0..=1000, lower first.
+    /// Evaluated last; priority 0..=1000, lower first.
     Baseline(u16),
 }
 
-/// What a rule does with what it matches.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum RuleAction {
-    /// Let it pass.
     Allow,
-    /// Drop it.
     Deny,
-    /// Leave it to the next tier. Never in [`Tier::Normal`].
+    /// Pass to the next tier. Never in [`Tier::Normal`].
     Pass,
 }
 
-/// One rule: (any of the peers) and (any of the ports).
+/// One rule. It matches if any of its peers and any of its ports match.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Rule {
-    /// Where it stands in its object: `ingress[0]`, `specs[1].egressDeny[2]`.
+    /// Its field in the object: `ingress[0]`, `specs[1].egressDeny[2]`.
     pub place: Arc<str>,
-    /// What it does.
     pub action: RuleAction,
-    /// `None`: any peer. Empty: nobody.
+    /// `None`: any peer. Empty: none.
     pub peers: Option<Vec<Peer>>,
     /// `None`: any protocol and port. Empty: none.
     pub ports: Option<Vec<PortRule>>,
 }
 
-/// One peer.
+/// An entry of a rule's `from` or `to`: what the rule selects as the other end of a connection.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Peer {
     /// Endpoints by their labels.
     Endpoints(EndpointSelector),
-    /// Addresses.
     Cidr {
-        /// The prefix.
         cidr: IpNet,
-        /// Prefixes inside it that are left out.
+        /// Prefixes inside it that are excluded.
         except: Vec<IpNet>,
-        /// Whether addresses of the cluster count.
+        /// Which addresses of the cluster it matches.
         covers: Covers,
     },
-    /// A group with a name of its own.
     Entity(Entity),
-    /// Addresses of CiliumCIDRGroups. Replaced by [`Peer::Cidr`] before policies are compiled.
+    /// CiliumCIDRGroups. Expanded to [`Peer::Cidr`] before policies are compiled.
     CidrGroups {
-        /// Which groups.
         groups: CidrGroups,
-        /// Whether addresses of the cluster count.
+        /// Which addresses of the cluster it matches.
         covers: Covers,
     },
-    /// What is behind Services. Replaced by [`Peer::Endpoints`] and [`Peer::Cidr`] before policies are compiled.
+    /// The backends of Services. Expanded to [`Peer::Endpoints`] and [`Peer::Cidr`] before policies are compiled.
     Services(Services),
-    /// Nodes by the labels of the Node (plain keys). Replaced by [`Peer::Cidr`] before policies are compiled.
+    /// Nodes by the labels of the Node (keys without source). Expanded to [`Peer::Cidr`] before policies are compiled.
     Nodes(Selector),
 }
 
-/// Which addresses of the cluster a prefix matches beside those outside of it.
+/// Which addresses of the cluster a CIDR rule matches, besides those outside of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Covers {
-    /// Those of pods.
     pub pods: bool,
-    /// Those of nodes.
     pub nodes: bool,
 }
 
 impl Covers {
-    /// Every address literally.
+    /// Every address in the CIDR.
     pub const ALL: Self = Self { pods: true, nodes: true };
-    /// Addresses outside the cluster only.
+    /// Only addresses outside the cluster.
     pub const WORLD: Self = Self { pods: false, nodes: false };
 }
 
-/// Which CiliumCIDRGroups.
+/// A reference to CiliumCIDRGroups.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum CidrGroups {
-    /// The one of this name.
     Name(String),
-    /// By their labels (plain keys).
+    /// By labels (keys without source).
     Selector(Selector),
 }
 
-/// Which Services.
+/// A reference to Services.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Services {
-    /// The one of this name.
     Name(ObjectName),
-    /// By their labels (plain keys), in this namespace or in all.
+    /// By labels (keys without source).
     Selector {
         /// `None`: in every namespace.
         namespace: Option<String>,
-        /// On the Service's own labels.
         selector: Selector,
     },
 }
 
-/// Groups of peers that have names.
+/// Predefined groups of peers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Entity {
-    /// Everything.
     All,
     /// Everything outside the cluster.
     World,
-    /// Of that, IPv4.
     WorldIpv4,
-    /// Of that, IPv6.
     WorldIpv6,
     /// The endpoint's own node.
     Host,
     /// All other nodes.
     RemoteNode,
-    /// The addresses of the API server, wherever they are.
+    /// The addresses of the API server, inside or outside the cluster.
     KubeApiserver,
-    /// Ingress proxies.
     Ingress,
-    /// Health endpoints.
     Health,
     /// Endpoints whose labels are not known yet.
     Init,
-    /// Pods that this network does not manage.
+    /// Pods that another network plugin manages.
     Unmanaged,
-    /// Everything inside the cluster: nodes, pods, and the others above but for the world.
+    /// Everything inside the cluster: all of the above but the world.
     Cluster,
-    /// Nobody.
     None,
 }
 
-/// Endpoints by labels. Keys carry their source: `k8s:app`, `reserved:host`; `any:app` is a label of any source.
-/// Of a pod in namespace `shop` the key [`NAMESPACE`] has the value `shop`, and the labels of the namespace stand behind
+/// Selects endpoints by labels. Keys have a source: `k8s:app`, `reserved:host`; `any:app` matches a label of any source.
+/// A pod in namespace `shop` has the label [`NAMESPACE`] with value `shop`, and the labels of its namespace with the prefix
 /// [`crate::label::NAMESPACE_LABELS`].
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct EndpointSelector {
@@ -265,17 +235,14 @@ pub struct EndpointSelector {
 }
 
 impl EndpointSelector {
-    /// Every pod.
     pub const EVERY_POD: Self = Self { namespace: None, requirements: Vec::new() };
 
-    /// Whether a requirement names what is selected by a `reserved:` label: then it need not be a pod.
+    /// Whether a requirement names a `reserved:` label. Only then can it select something other than a pod.
     #[must_use]
     pub fn names_reserved(&self) -> bool {
         self.requirements.iter().any(names_reserved)
     }
 
-    /// Whether an endpoint with these labels is selected: a pod, or something else that a requirement names by a
-    /// `reserved:` label.
     #[must_use]
     pub fn matches(&self, labels: &LabelSet) -> bool {
         let in_scope = match (labels.get(NAMESPACE), &self.namespace) {
@@ -301,58 +268,44 @@ fn holds(requirement: &Requirement, labels: &LabelSet) -> bool {
     }
 }
 
-/// One protocol and port.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PortRule {
-    /// Protocol.
     pub protocol: Protocol,
-    /// Port; for [`Protocol::Icmp`] and [`Protocol::Icmpv6`] the type of the message.
+    /// For [`Protocol::Icmp`] and [`Protocol::Icmpv6`] the type of the message.
     pub port: PortMatch,
 }
 
-/// Ports.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum PortMatch {
-    /// All of the protocol.
     Any,
-    /// From first to last, inclusive.
+    /// Inclusive.
     Range(u16, u16),
-    /// A container port's name: of the subject (ingress), of each peer (egress).
+    /// A named container port: of the subject for ingress, of each peer for egress.
     Name(String),
 }
 
-/// A protocol that policies can name.
+/// A protocol that rules can name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
-    /// 6.
     Tcp,
-    /// 17.
     Udp,
-    /// 132.
     Sctp,
-    /// 1; ports are types of messages.
+    /// Ports are message types.
     Icmp,
-    /// 58; ports are types of messages.
+    /// Ports are message types.
     Icmpv6,
-    /// 112.
     Vrrp,
-    /// 2.
     Igmp,
-    /// 47.
     Gre,
-    /// 4.
     IpIp,
-    /// 41.
     Ipv6,
-    /// 50.
     Esp,
-    /// 51.
     Ah,
 }
 
 impl Protocol {
-    /// IANA number.
+    /// IANA protocol number.
     #[must_use]
     pub const fn number(self) -> u8 {
         match self {
@@ -371,7 +324,7 @@ impl Protocol {
         }
     }
 
-    /// Whether its packets have a port (or a type) that rules can name.
+    /// Whether its packets have a port (or ICMP type) that rules can match.
     #[must_use]
     pub const fn has_ports(self) -> bool {
         matches!(self, Self::Tcp | Self::Udp | Self::Sctp | Self::Icmp | Self::Icmpv6)

@@ -1,4 +1,4 @@
-//! Services and what stands behind them.
+//! Services, their EndpointSlices and local redirects.
 
 use super::{NamedPort, ObjectName, Protocol};
 use ipnet::IpNet;
@@ -6,131 +6,119 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// A Service.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Service {
-    /// Namespace and name.
     pub name: ObjectName,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its pods, by their plain labels; empty: it has no selector.
+    /// On pod labels; empty: it has no selector.
     pub selector: BTreeMap<String, String>,
-    /// How it is reached; `None`: not through this network (headless, an external name, another proxy's).
+    /// `None`: not served here (headless, ExternalName, or labelled for another proxy).
     pub routing: Option<Routing>,
 }
 
-/// How a Service is reached.
+/// The routing of a Service.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Routing {
-    /// Its ports.
     pub ports: Vec<ServicePort>,
-    /// Its addresses inside the cluster, at most one per family.
+    /// At most one per family.
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
-    /// `status.loadBalancer.ingress[].ip`, those that the nodes shall serve (`ipMode: VIP`).
+    /// `status.loadBalancer.ingress[].ip`, those that nodes serve (`ipMode: VIP`).
     pub load_balancer_ips: Vec<IpAddr>,
-    /// Its ports are reached at the nodes' addresses, too (`ports[].node_port`).
+    /// It has NodePorts (`ports[].node_port`).
     pub node_ports: bool,
-    /// Seconds for which a client stays with its backend (`sessionAffinity: ClientIP`); `None`: it does not.
+    /// `sessionAffinity: ClientIP` with its timeout in seconds.
     pub affinity_s: Option<u32>,
-    /// Only backends of the client's own node, for clients inside the cluster.
+    /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
-    /// Only backends of the node that the packet came to, for clients outside.
+    /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
-    /// Clients outside that may use load-balancer addresses; empty: all.
+    /// `loadBalancerSourceRanges`; empty: all.
     pub source_ranges: Vec<IpNet>,
-    /// `healthCheckNodePort`, where it has one.
+    /// `healthCheckNodePort`.
     pub health_check_node_port: Option<u16>,
-    /// Pods that are not ready count as if they were.
+    /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
-    /// Prefer backends that the hints (or, without hints, `trafficDistribution`) name for the client's zone.
+    /// Preference by hints or `trafficDistribution`.
     pub topology: Topology,
-    /// How a backend is chosen.
     pub algorithm: Algorithm,
-    /// How packets of clients outside reach backends of other nodes; `None`: as the node is set.
+    /// `None`: the default of the node.
     pub forwarding: Option<Forwarding>,
 }
 
 /// One port of a Service.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServicePort {
-    /// Its name, empty if it is the only one. EndpointSlices name their ports so.
+    /// Refers to the ports of EndpointSlices. May be empty if it is the only one.
     pub name: String,
-    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// Port at the Service's addresses.
+    /// Port on the Service's addresses.
     pub port: u16,
-    /// Port at the nodes' addresses; 0: none.
+    /// 0: none.
     pub node_port: u16,
 }
 
-/// Whose backends are preferred.
+/// Which backends are preferred.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Topology {
-    /// Any.
     #[default]
     None,
-    /// Those that the slices' hints give to the client's zone, if all endpoints have hints and one is the zone's.
+    /// Those with a hint for the client's zone, if all endpoints have hints and at least one is for the zone.
     Hints,
     /// Those of the client's own node, then as [`Topology::Hints`] (`trafficDistribution: PreferSameNode`).
     SameNode,
 }
 
-/// How a backend is chosen.
+/// How a backend is selected.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Algorithm {
-    /// At random.
     #[default]
     Random,
-    /// By consistent hashing of the client (Maglev, NSDI 2016): all nodes choose the same.
+    /// Consistent hashing of the client (Maglev, NSDI 2016): all nodes select the same backend.
     Maglev,
 }
 
-/// How packets of clients outside reach backends of other nodes.
+/// How packets of external clients reach backends on other nodes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Forwarding {
-    /// With the node's address; answers come back through it.
+    /// With the node's source address, so that replies come back through it.
     #[default]
     Snat,
-    /// With the client's address; the backend's node answers directly.
+    /// With the client's source address; the backend's node replies directly.
     Dsr,
 }
 
 /// One EndpointSlice (discovery.k8s.io) of a Service.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Backends {
-    /// The slice.
     pub slice: ObjectName,
     /// The Service that it belongs to.
     pub service: ObjectName,
-    /// Ports of every endpoint of the slice.
+    /// The same for all endpoints.
     pub ports: Vec<NamedPort>,
-    /// Its endpoints.
     pub endpoints: Vec<Backend>,
 }
 
 /// One endpoint of an EndpointSlice.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Backend {
-    /// Its address: the first one, of the slice's family.
+    /// The first one, of the slice's family.
     pub address: IpAddr,
-    /// Takes new connections (`conditions.ready`; absent: yes).
+    /// `conditions.ready`; absent: true.
     pub ready: bool,
-    /// Answers, perhaps while it ends (`conditions.serving`; absent: as `ready`).
+    /// `conditions.serving`; absent: as `ready`.
     pub serving: bool,
-    /// Is about to end (`conditions.terminating`).
+    /// `conditions.terminating`.
     pub terminating: bool,
-    /// Its node.
     pub node: Option<String>,
-    /// Its zone.
     pub zone: Option<String>,
-    /// Zones whose clients it is meant for (`hints.forZones`).
+    /// `hints.forZones`.
     pub for_zones: BTreeSet<String>,
 }
 
 impl Backend {
-    /// One that is ready, of which nothing but the address is known.
+    /// A ready endpoint with nothing but an address.
     #[must_use]
     pub const fn ready(address: IpAddr) -> Self {
         Self {
@@ -145,36 +133,27 @@ impl Backend {
     }
 }
 
-/// A CiliumLocalRedirectPolicy: what is sent to a frontend goes to pods of the client's own node.
+/// A CiliumLocalRedirectPolicy: traffic to a frontend is redirected to pods on the client's own node.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct LocalRedirect {
-    /// Namespace and name.
     pub name: ObjectName,
-    /// What is redirected.
     pub frontend: RedirectFrontend,
-    /// The pods of the policy's namespace that it goes to.
+    /// The backend pods, in the policy's namespace.
     pub selector: crate::selector::Selector,
-    /// Ports of these pods. With a name each is for the frontend's port of that name.
+    /// Ports of these pods. A named one is for the frontend's port of that name.
     pub ports: Vec<RedirectPort>,
-    /// The pods themselves reach what is behind the frontend.
+    /// The backend pods themselves are not redirected.
     pub skip_from_backend: bool,
 }
 
-/// What a [`LocalRedirect`] redirects.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum RedirectFrontend {
-    /// An address. Without a backend the traffic goes to the address itself.
-    Address {
-        /// The address.
-        address: IpAddr,
-        /// Its ports.
-        ports: Vec<RedirectPort>,
-    },
-    /// A Service of kind ClusterIP in the policy's namespace. Without a backend the Service's own are used.
+    /// Without a local backend, traffic goes to the address itself.
+    Address { address: IpAddr, ports: Vec<RedirectPort> },
+    /// A Service of type ClusterIP in the policy's namespace. Without a local backend, its own backends are used.
     Service {
-        /// The Service.
         name: ObjectName,
-        /// Which of its ports; empty: all.
+        /// Empty: all ports.
         ports: Vec<RedirectPort>,
     },
 }
@@ -182,23 +161,20 @@ pub enum RedirectFrontend {
 /// A port of a [`LocalRedirect`].
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RedirectPort {
-    /// Name, may be empty where there is one port.
+    /// May be empty if there is one port.
     pub name: String,
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// Number.
     pub port: u16,
 }
 
-/// A port of the node that a container asks for (`hostPort`).
+/// A `hostPort` of a container.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct HostPort {
-    /// At which address of the node; `None`: at all.
+    /// `None`: all addresses of the node.
     pub host_ip: Option<IpAddr>,
-    /// Port of the node.
+    /// Port on the node.
     pub port: u16,
-    /// Protocol.
     pub protocol: Protocol,
-    /// Port of the pod.
     pub container_port: u16,
 }

@@ -7,7 +7,7 @@ use super::{
 use crate::random::Random;
 use crate::world::World;
 
-/// Something happens. Pods keep their index as long as they exist; only the last of them goes.
+/// Applies one random change. Pods keep their index; only the last one is ever deleted.
 pub fn change(random: &mut Random, world: &mut World) {
     let fresh = random.below(1000) + 100;
     let pods = world.pods.len();
@@ -25,7 +25,7 @@ pub fn change(random: &mut Random, world: &mut World) {
             let n = random.below(world.policies.len());
             let mut new = policy(random, world, fresh);
             new.name = world.policies[n].name.clone();
-            // A kind has its own tiers and subjects: only the rules change hands.
+            // Tiers and subjects depend on the kind, so only the rules are exchanged.
             if let (Some(old), Some(spec)) = (world.policies[n].specs.first_mut(), new.specs.first())
                 && old.tier == spec.tier
             {

@@ -12,7 +12,7 @@ use weft_model::desired::{Action, CompiledPolicy, PortPrefix};
 use weft_model::id::{EndpointId, Identity, PeerScope, PolicyClass, PolicyId};
 use weft_oracle::generate;
 use weft_oracle::{Decision, End, Judge, Packet, Random, Reason, World};
-use weft_trial::feed::{News, Numbers, View};
+use weft_trial::feed::{Input, Numbers, View};
 
 /// The node whose engine is tested.
 const NODE: usize = 0;
@@ -52,15 +52,15 @@ fn is_asked(world: &World, decision: &Decision<'_>, subject: End) -> bool {
     here && decision.reason != Reason::Exempt
 }
 
-fn changes(expander: &mut Expander, news: Vec<News>) -> Vec<Change> {
+fn changes(expander: &mut Expander, inputs: Vec<Input>) -> Vec<Change> {
     let mut direct = Vec::new();
-    for news in news {
-        match news {
-            News::Object(change) => expander.hear(&change),
-            News::Direct(change) => direct.push(change),
+    for inputs in inputs {
+        match inputs {
+            Input::Object(change) => expander.apply(&change),
+            Input::Direct(change) => direct.push(change),
         }
     }
-    let mut changes = expander.take();
+    let mut changes = expander.take_changes();
     changes.append(&mut direct);
     changes
 }
@@ -172,8 +172,8 @@ impl Scene {
             }
         }
         let mut scratch = Engine::default();
-        let news = View::of(&self.world, NODE, &mut self.numbers).since(&View::default());
-        scratch.apply(changes(&mut Expander::default(), news));
+        let inputs = View::of(&self.world, NODE, &mut self.numbers).since(&View::default());
+        scratch.apply(changes(&mut Expander::default(), inputs));
         assert_eq!(summary(&self.engine), summary(&scratch), "seed {}", self.seed);
     }
 
@@ -334,7 +334,7 @@ fn with_too_little_room_nothing_passes_that_should_not() {
             }
             let problems = scene.engine.problems();
             refused += problems.iter().filter(|problem| problem.refused).count();
-            denied += problems.iter().filter(|problem| problem.text.contains("are denied")).count();
+            denied += problems.iter().filter(|problem| problem.text.contains("is denied")).count();
             blocked += scene.kernel.endpoints.values().filter(|endpoint| endpoint.blocked.is_some()).count();
             // What is in force is what the objects in force say, or less.
             let mut accepted = scene.world.clone();

@@ -3,6 +3,7 @@
 use rpds::RedBlackTreeMapSync;
 use std::sync::Arc;
 use weft_api::flow::PolicyRef;
+use weft_control::expand::DanglingRef;
 use weft_control::policy::{Direction, Problem, RuleRef, RuleRefs};
 use weft_model::id::{EndpointId, Identity, RuleId};
 use weft_model::intent::{Policy, PolicyName};
@@ -37,7 +38,7 @@ pub struct View {
     pub(super) rules: RuleRefs,
     pub(super) cidrs: RedBlackTreeMapSync<ipnet::IpNet, Identity>,
     pub(super) problems: Arc<[Problem]>,
-    pub(super) missing: Arc<[(PolicyName, String)]>,
+    pub(super) dangling: Arc<[DanglingRef]>,
 }
 
 impl View {
@@ -101,8 +102,8 @@ impl View {
             Some(format!("{name}: {}{kept}", invalid.problem))
         });
         let refused = self.problems.iter().map(|problem| format!("{}: {}", problem.policy, problem.text));
-        let missing = self.missing.iter().map(|(policy, missing)| format!("{policy}: {missing}"));
-        invalid.chain(refused).chain(missing).collect()
+        let dangling = self.dangling.iter().map(ToString::to_string);
+        invalid.chain(refused).chain(dangling).collect()
     }
 
     /// Every policy object with the endpoints that it selects.

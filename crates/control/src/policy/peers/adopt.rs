@@ -1,14 +1,15 @@
-//! What the kernel holds from before.
+//! Adoption of what a previous agent left in the kernel.
 //!
-//! Each class that it knows stands in the keys of its peers as if a selector had said so, until the first plan is made:
-//! so every class of that plan has one class of before behind it, and policies from before can be told what holds for it.
+//! Until the first plan, each class that the kernel has marks its peers like a selector would. So every class of the first
+//! plan is a part of one adopted class, and the old policies, which stay in force until endpoints are switched, can get
+//! rows for it.
 
 use super::super::classes::Mark;
 use super::{BTreeMap, Identity, IpNet, PeerClass, Peers, SCOPES, SelectorId};
 use weft_model::id::PeerScope;
 
 impl Peers {
-    /// The kernel holds this. Before anything is put.
+    /// Call before anything else is added.
     pub fn adopt(&mut self, cidrs: &BTreeMap<IpNet, Identity>, peers: &BTreeMap<Identity, PeerClass>) {
         for (net, number) in cidrs {
             if self.prefixes.adopt(*net, *number) {
@@ -18,21 +19,21 @@ impl Peers {
                 self.adopted.insert(net.trunc());
             }
         }
-        let mut was: BTreeMap<PeerClass, SelectorId> = BTreeMap::new();
+        let mut marks: BTreeMap<PeerClass, SelectorId> = BTreeMap::new();
         for (peer, number) in peers {
             let slot = self.new_slot(*peer);
             self.slots[slot as usize].kernel = *number;
-            self.soil(slot);
+            self.mark_dirty(slot);
             let of_prefix = self.prefixes.net(*peer).and_then(|net| self.prefixes.number(&net));
             let is_known = !peer.is_cidr() || of_prefix.is_some_and(|base| base == peer.in_scope(PeerScope::World));
             if *number == PeerClass(0) || !is_known {
                 self.set_class(slot, None);
                 continue;
             }
-            let id = *was.entry(*number).or_insert_with(|| {
+            let id = *marks.entry(*number).or_insert_with(|| {
                 self.last_id += 1;
                 let id = SelectorId(self.last_id);
-                self.was.insert(id, *number);
+                self.adopted_classes.insert(id, *number);
                 self.classes.adopt(*number, peer.is_cidr(), vec![Mark::plain(id)]);
                 id
             });
@@ -41,12 +42,12 @@ impl Peers {
         }
     }
 
-    /// Numbers of classes up to this one mean something to the kernel.
+    /// Class numbers up to this one are in use in the kernel.
     pub fn start_classes_after(&mut self, number: PeerClass) {
         self.classes.start_after(number);
     }
 
-    /// The first batch is in: what it did not name is no more.
+    /// Removes adopted identities that the first batch did not contain.
     pub fn drop_unclaimed(&mut self) {
         for slot in 0..self.slots.len() {
             let peer = self.slots[slot].peer;
@@ -57,15 +58,15 @@ impl Peers {
         }
     }
 
-    /// The class of before that is behind one; `None`: it is new in every respect.
-    pub fn was_class(&self, key: &[Mark]) -> Option<PeerClass> {
-        key.iter().find_map(|mark| self.was.get(&mark.selector).copied())
+    /// The adopted class that a class with this key is a part of; `None`: none.
+    pub fn adopted_class(&self, key: &[Mark]) -> Option<PeerClass> {
+        key.iter().find_map(|mark| self.adopted_classes.get(&mark.selector).copied())
     }
 
-    /// The first plan is made: what was before counts no more.
+    /// Removes the marks of adopted classes, after the first plan.
     pub fn forget_adopted(&mut self) {
         self.adopted.clear();
-        for id in std::mem::take(&mut self.was).into_keys() {
+        for id in std::mem::take(&mut self.adopted_classes).into_keys() {
             let merge = self.classes.forget(id);
             self.merge(&merge);
         }

@@ -1,12 +1,13 @@
-//! Selectors come into use and go.
+//! Acquiring and releasing selectors, which refine the classes.
 
-use super::super::classes::{Index, Mark, NOBODY};
+use super::super::classes::{Index, Mark, UNSELECTED};
 use super::{
-    Arc, BTreeSet, HashMap, Identity, Overflow, PeerSelector, Peers, PolicyId, Row, SCOPES, Select, SelectorId, family,
+    Arc, BTreeSet, HashMap, Identity, Overflow, PeerSelector, Peers, PolicyId, Resource, Row, SCOPES, Select,
+    SelectorId, family,
 };
 
 impl Peers {
-    /// A policy uses a selector. Refused, and nothing changed, if its peers do not fit.
+    /// Adds a reference of a policy to a selector. `Err`: its peers do not fit, and nothing changed.
     pub fn acquire(&mut self, select: Select, user: PolicyId) -> Result<SelectorId, Overflow> {
         if let Some(id) = self.ids.get(&select) {
             self.rows.get_mut(id).expect("ids and rows agree").users.insert(user);
@@ -23,13 +24,13 @@ impl Peers {
                 self.refine(&[Mark::plain(id)], &slots)
             }
             Select::Named(of, name) => {
-                let asked = self.ids[&Select::Peer(Arc::clone(of))];
-                self.named.entry(asked).or_default().push(id);
+                let pods = self.ids[&Select::Peer(Arc::clone(of))];
+                self.named.entry(pods).or_default().push(id);
                 let mut groups: HashMap<Vec<u16>, Vec<u32>> = HashMap::default();
                 let mut differing: Vec<Identity> = Vec::new();
                 for slot in self.slots_of(of) {
                     let identity = self.slots[slot as usize].peer;
-                    match self.pods.common(identity, name) {
+                    match self.pods.common_ports(identity, name) {
                         None => differing.push(identity),
                         Some(numbers) if numbers.is_empty() => {}
                         Some(numbers) => groups.entry(numbers).or_default().push(slot),
@@ -39,7 +40,7 @@ impl Peers {
                     let marks = numbers.into_iter().map(|n| Mark { selector: id, value: u32::from(n) + 1 });
                     self.refine(&marks.collect::<Vec<_>>(), &slots)
                 });
-                refined.and_then(|()| differing.into_iter().try_for_each(|identity| self.retell(identity)))
+                refined.and_then(|()| differing.into_iter().try_for_each(|identity| self.update_overrides(identity)))
             }
         };
         if let Err(problem) = result {
@@ -49,7 +50,7 @@ impl Peers {
         Ok(id)
     }
 
-    /// Peers that a selector selects.
+    /// The peers that a selector selects, except identities that did not fit.
     fn slots_of(&self, selector: &PeerSelector) -> Vec<u32> {
         let mut slots = match selector {
             PeerSelector::Endpoints(selector) => self.index.select(selector),
@@ -116,13 +117,13 @@ impl Peers {
         }
     }
 
-    /// A selector that is new says this of these peers, each named once.
+    /// Applies the marks of a new selector to the peers that it selects, each listed once.
     fn refine(&mut self, marks: &[Mark], slots: &[u32]) -> Result<(), Overflow> {
         let mut counts: HashMap<Index, usize> = HashMap::default();
         let mut last = (Index::MAX, 0);
         for slot in slots {
             let Some(class) = self.slots[*slot as usize].class else { continue };
-            // Neighbours are often of one class.
+            // Adjacent slots are often of one class: count runs.
             if class == last.0 {
                 last.1 += 1;
             } else {
@@ -135,18 +136,18 @@ impl Peers {
         if last.1 > 0 {
             *counts.entry(last.0).or_default() += last.1;
         }
-        let unplaced: usize = NOBODY.iter().filter_map(|nobody| counts.get(nobody)).sum();
-        Overflow::check("peers on this node", self.placed + unplaced, self.room.peers)?;
+        let unplaced: usize = UNSELECTED.iter().filter_map(|nobody| counts.get(nobody)).sum();
+        Overflow::check(Resource::Peers, self.placed + unplaced, self.room.peers)?;
 
         let mut targets: HashMap<Index, Index> = HashMap::default();
         let mut kept: BTreeSet<Index> = BTreeSet::new();
         for (class, count) in counts {
             let row = self.classes.get(class);
-            let is_nobody = NOBODY.contains(&class);
+            let is_nobody = UNSELECTED.contains(&class);
             if !is_nobody && count == row.members {
                 self.classes.mark(class, marks);
             } else if !is_nobody && row.in_kernel && count > 64 && count > row.members / 2 {
-                // Fewer rows change if the others get a new number.
+                // Fewer rows change if the peers that are not selected move.
                 kept.insert(class);
             } else {
                 let mut key = row.key.clone();
@@ -170,7 +171,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Of these classes the peers that are not among `slots` leave.
+    /// Marks these classes, and moves their peers that are not in `slots` to new classes.
     fn split_off(&mut self, marks: &[Mark], slots: &[u32], classes: &BTreeSet<Index>) {
         let mut targets: HashMap<Index, Index> = HashMap::default();
         for class in classes {
@@ -187,7 +188,7 @@ impl Peers {
         }
     }
 
-    /// A policy uses a selector no more.
+    /// Drops a reference.
     pub fn release(&mut self, id: SelectorId, user: PolicyId) {
         let Some(row) = self.rows.get_mut(&id) else { return };
         row.users.remove(&user);
@@ -199,12 +200,12 @@ impl Peers {
         match &row.select {
             Select::Peer(selector) => self.unindex_selector(id, selector),
             Select::Named(of, _) => {
-                if let Some(asked) = self.ids.get(&Select::Peer(Arc::clone(of)))
-                    && let Some(named) = self.named.get_mut(asked)
+                if let Some(pods) = self.ids.get(&Select::Peer(Arc::clone(of)))
+                    && let Some(named) = self.named.get_mut(pods)
                 {
                     named.retain(|other| *other != id);
                     if named.is_empty() {
-                        self.named.remove(asked);
+                        self.named.remove(pods);
                     }
                 }
             }
@@ -212,9 +213,9 @@ impl Peers {
         let merge = self.classes.forget(id);
         self.merge(&merge);
         if let Select::Named(..) = row.select {
-            for identity in self.told_apart() {
-                let gives_back = self.retell(identity);
-                debug_assert!(gives_back.is_ok(), "asking for less needs no room");
+            for identity in self.overridden() {
+                let freed = self.update_overrides(identity);
+                debug_assert!(freed.is_ok(), "fewer names need no room");
             }
         }
     }

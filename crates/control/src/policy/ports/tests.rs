@@ -30,12 +30,12 @@ fn admin(priority: u16, action: RuleAction, rule: u32) -> Verdict {
 
 const EXACT: PortPrefix = PortPrefix { protocol: 6, port: 8080, prefix_len: 16 };
 
-fn lower(ports: PortPrefix) -> Place {
-    Place { admin: false, ports }
+fn lower(ports: PortPrefix) -> EntryKey {
+    EntryKey { admin: false, ports }
 }
 
-fn upper(ports: PortPrefix) -> Place {
-    Place { admin: true, ports }
+fn upper(ports: PortPrefix) -> EntryKey {
+    EntryKey { admin: true, ports }
 }
 
 #[test]
@@ -55,51 +55,51 @@ fn ranges_split_exactly() {
 #[test]
 fn reduction_keeps_the_widest() {
     let wide = shorten(EXACT, 8);
-    let none = Content::new();
-    let content = reduce(vec![(EXACT, allow(1)), (wide, allow(3)), (wide, allow(2))], &none);
-    assert_eq!(content, Content::from([(lower(wide), allow(2))]));
-    assert!(reduce(vec![(EXACT, allow(1))], &Content::from([(lower(ANYTHING), allow(9))])).is_empty());
+    let none = Entries::new();
+    let entries = reduce(vec![(EXACT, allow(1)), (wide, allow(3)), (wide, allow(2))], &none);
+    assert_eq!(entries, Entries::from([(lower(wide), allow(2))]));
+    assert!(reduce(vec![(EXACT, allow(1))], &Entries::from([(lower(ANYTHING), allow(9))])).is_empty());
     let udp = PortPrefix { protocol: 17, ..EXACT };
     assert_eq!(reduce(vec![(EXACT, allow(1)), (udp, allow(1))], &none).len(), 2);
-    let content = reduce(vec![(EXACT, allow(1)), (ANYTHING, allow(5))], &none);
-    assert_eq!(content, Content::from([(lower(ANYTHING), allow(5))]));
+    let entries = reduce(vec![(EXACT, allow(1)), (ANYTHING, allow(5))], &none);
+    assert_eq!(entries, Entries::from([(lower(ANYTHING), allow(5))]));
 }
 
 #[test]
-fn a_deny_stays_under_an_allow_and_takes_the_place_of_one() {
-    let none = Content::new();
-    let content = reduce(vec![(ANYTHING, allow(1)), (EXACT, deny(2))], &none);
-    assert_eq!(content.len(), 2, "a narrow deny is no part of a wide allow");
-    let content = reduce(vec![(EXACT, allow(1)), (ANYTHING, deny(2))], &none);
-    assert_eq!(content, Content::from([(lower(ANYTHING), deny(2))]), "nothing gets past a wide deny");
-    let content = reduce(vec![(EXACT, allow(1)), (EXACT, deny(2))], &none);
-    assert_eq!(content, Content::from([(lower(EXACT), deny(2))]));
-    let any = Content::from([(lower(ANYTHING), allow(9))]);
+fn a_deny_stays_beside_a_wide_allow_and_replaces_a_narrow_one() {
+    let none = Entries::new();
+    let entries = reduce(vec![(ANYTHING, allow(1)), (EXACT, deny(2))], &none);
+    assert_eq!(entries.len(), 2, "a narrow deny is no part of a wide allow");
+    let entries = reduce(vec![(EXACT, allow(1)), (ANYTHING, deny(2))], &none);
+    assert_eq!(entries, Entries::from([(lower(ANYTHING), deny(2))]), "nothing gets past a wide deny");
+    let entries = reduce(vec![(EXACT, allow(1)), (EXACT, deny(2))], &none);
+    assert_eq!(entries, Entries::from([(lower(EXACT), deny(2))]));
+    let any = Entries::from([(lower(ANYTHING), allow(9))]);
     assert_eq!(reduce(vec![(EXACT, deny(2))], &any).len(), 1);
 }
 
 #[test]
 fn the_admin_tier_stands_apart() {
-    let none = Content::new();
-    // What passes on leaves what stands below alone, and beats its own tier only.
+    let none = Entries::new();
+    // A pass overrides entries of its own tier only.
     let (pass, later) = (admin(3, RuleAction::Pass, 1), admin(5, RuleAction::Deny, 2));
-    let content = reduce(vec![(ANYTHING, pass), (EXACT, later), (EXACT, allow(3))], &none);
-    assert_eq!(content, Content::from([(upper(ANYTHING), pass), (lower(EXACT), allow(3))]));
-    // A deny of the first tier leaves it too: a peer's prefix may pass both on.
-    let content = reduce(vec![(ANYTHING, later), (EXACT, allow(3))], &none);
-    assert_eq!(content.len(), 2);
+    let entries = reduce(vec![(ANYTHING, pass), (EXACT, later), (EXACT, allow(3))], &none);
+    assert_eq!(entries, Entries::from([(upper(ANYTHING), pass), (lower(EXACT), allow(3))]));
+    // A deny of the Admin tier keeps them too: an entry of the peer's prefix may pass both.
+    let entries = reduce(vec![(ANYTHING, later), (EXACT, allow(3))], &none);
+    assert_eq!(entries.len(), 2);
     let (first, second) = (admin(1, RuleAction::Allow, 1), admin(2, RuleAction::Deny, 2));
-    let content = reduce(vec![(EXACT, first), (ANYTHING, second)], &none);
-    assert_eq!(content.len(), 2, "the first decides for its port, the second for the others");
+    let entries = reduce(vec![(EXACT, first), (ANYTHING, second)], &none);
+    assert_eq!(entries.len(), 2, "the first decides for its port, the second for the others");
     assert!(precedence::admin(1000, 255, RuleAction::Allow) >= precedence::ADMIN);
     assert!(precedence::baseline(0, 0, RuleAction::Deny) < precedence::ALLOW);
 }
 
 #[test]
 fn only_plain_growth_is_growth() {
-    let narrow = Content::from([(lower(EXACT), allow(1))]);
-    let wide = Content::from([(lower(ANYTHING), allow(2))]);
-    let mixed = Content::from([(lower(ANYTHING), allow(2)), (lower(EXACT), deny(3))]);
-    assert!(only_grows(&narrow, &wide) && only_grows(&Content::new(), &wide));
+    let narrow = Entries::from([(lower(EXACT), allow(1))]);
+    let wide = Entries::from([(lower(ANYTHING), allow(2))]);
+    let mixed = Entries::from([(lower(ANYTHING), allow(2)), (lower(EXACT), deny(3))]);
+    assert!(only_grows(&narrow, &wide) && only_grows(&Entries::new(), &wide));
     assert!(!only_grows(&wide, &narrow) && !only_grows(&narrow, &mixed) && !only_grows(&mixed, &wide));
 }

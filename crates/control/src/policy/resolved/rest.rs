@@ -1,42 +1,42 @@
-//! What most identities come to: it is not written down for each of their classes.
+//! The default policy class for classes of identities, `rest`: the most common class needs no rows.
 
 use super::super::peers::Peers;
-use super::super::ports::Content;
+use super::super::ports::Entries;
 use super::{BTreeMap, HashMap, Hit, Index, Resolved};
 
-/// A policy that has this many rows more than when it was made may be better off if it is made anew.
+/// Rows that a policy may gain after its compilation before another `rest` is considered.
 const GROWTH: usize = 256;
 
 impl Resolved {
-    /// The content that most identities have, if it is worth not to write it down for each of their classes.
-    pub(super) fn best_rest(&self, peers: &Peers, concerned: &BTreeMap<Index, Vec<Hit>>) -> Option<Content> {
+    /// The entries that more than half of all identities have, if any.
+    pub(super) fn best_rest(&self, peers: &Peers, marked: &BTreeMap<Index, Vec<Hit>>) -> Option<Entries> {
         let mut counts: HashMap<&[Hit], usize> = HashMap::default();
-        for (class, hits) in concerned {
+        for (class, hits) in marked {
             let row = peers.classes().get(*class);
             if !row.is_prefix {
                 *counts.entry(hits).or_default() += row.members;
             }
         }
         let (hits, members) = counts.into_iter().max_by_key(|(hits, members)| (*members, *hits))?;
-        let content = (members * 2 > peers.pod_identities()).then(|| self.content(hits))?;
-        (!content.is_empty()).then_some(content)
+        let entries = (members * 2 > peers.pod_identities()).then(|| self.entries_of(hits))?;
+        (!entries.is_empty()).then_some(entries)
     }
 
-    /// Whether it has grown so much that another `rest` would make it much smaller.
+    /// Whether it has grown so much that recompiling it with another `rest` would halve it.
     pub fn is_outgrown(&mut self, peers: &Peers) -> bool {
         let rows = self.compiled.classes.len();
-        if rows < 2 * self.rows_when_made + GROWTH {
+        if rows < 2 * self.rows_when_compiled + GROWTH {
             return false;
         }
-        // Ask again when it has grown as much once more.
-        self.rows_when_made = rows;
-        let concerned = self.concerned(peers.classes());
-        let best = self.best_rest(peers, &concerned);
-        let plain = |content: &Content| best.as_ref().unwrap_or(&self.any) == content;
+        // The check is expensive: repeat it only after the same growth.
+        self.rows_when_compiled = rows;
+        let marked = self.marked_classes(peers.classes());
+        let best = self.best_rest(peers, &marked);
+        let is_default = |entries: &Entries| best.as_ref().unwrap_or(&self.any) == entries;
         let mut needed = 0;
         for (class, row) in peers.classes().iter() {
-            needed += match (concerned.get(&class), row.is_prefix, best.is_some()) {
-                (Some(hits), false, true) => usize::from(!plain(&self.content(hits))),
+            needed += match (marked.get(&class), row.is_prefix, best.is_some()) {
+                (Some(hits), false, true) => usize::from(!is_default(&self.entries_of(hits))),
                 (Some(_), ..) => 1,
                 (None, false, true) => 1,
                 (None, ..) => 0,

@@ -1,17 +1,17 @@
-//! Resolving: from policies in force to resolved policies, within the limits.
+//! Resolves endpoints: from policy objects in force to resolved policies, within the limits.
 
 use super::engine::Engine;
 use super::objects::{Refused, isolates};
 use super::resolved::{Key, PortName, Resolved};
 use super::rule::Rule;
-use super::{Direction, Overflow};
+use super::{Blocked, Direction, Overflow};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_model::id::{EndpointId, PolicyId};
 use weft_model::intent::{Policy, PolicyName, Subject, Tier};
 
 impl Engine {
-    /// Puts policies in force: all together, or if that does not fit one by one, refusing those that do not.
+    /// Puts policy objects in force: all at once or, if they do not fit, one by one, refusing those that do not.
     pub(super) fn put_policies(&mut self, policies: Vec<Arc<Policy>>) {
         let policies: Vec<_> = policies.into_iter().filter(|policy| !self.only_version_differs(policy)).collect();
         if policies.is_empty() {
@@ -19,36 +19,36 @@ impl Engine {
         }
         if self.try_policies(&policies).is_ok() {
             for policy in &policies {
-                self.forget_refused(&policy.name);
+                self.clear_refused(&policy.name);
             }
-            self.settle_what_fits();
+            self.resolve_and_spread();
             return;
         }
         for policy in &policies {
             match self.try_policies(std::slice::from_ref(policy)) {
-                Ok(()) => self.forget_refused(&policy.name),
+                Ok(()) => self.clear_refused(&policy.name),
                 Err(problem) => self.refuse(policy, problem),
             }
         }
-        self.settle_what_fits();
+        self.resolve_and_spread();
     }
 
-    /// A refused version counts no more: endpoints that were blocked for it may come up.
-    pub(super) fn forget_refused(&mut self, name: &PolicyName) {
+    /// Forgets a refused version; endpoints that it blocked are resolved again.
+    pub(super) fn clear_refused(&mut self, name: &PolicyName) {
         if let Some(refused) = self.refused.remove(name) {
             let selected = self.selected_by_any(&refused.object);
             self.dirty.endpoints.extend(selected);
         }
     }
 
-    /// The object says what it said before.
+    /// Whether only the version of the object changed, not its specs.
     fn only_version_differs(&mut self, policy: &Arc<Policy>) -> bool {
         let Some(row) = self.policies.get_mut(&policy.name) else { return false };
         let same = row.object.specs == policy.specs;
         if same {
             row.object = Arc::clone(policy);
-            self.forget_refused(&policy.name);
-            self.settle_what_fits();
+            self.clear_refused(&policy.name);
+            self.resolve_and_spread();
         }
         same
     }
@@ -58,7 +58,7 @@ impl Engine {
             (policy.name.clone(), engine.swap_policy(&policy.name, Some(policy)))
         };
         let before: Vec<_> = policies.iter().map(|policy| swap(self, policy)).collect();
-        let result = self.settle();
+        let result = self.try_resolve();
         if result.is_ok() {
             for (name, old) in before {
                 if let Some(old) = old
@@ -76,47 +76,47 @@ impl Engine {
                 self.place_policy(&name, Some(&new), old);
             }
         }
-        self.resolve_what_fits();
-        // Its resolved policies have no users any more: give their room back at once.
+        self.resolve_dirty();
+        // The resolved policies of the refused version have no users any more: free their room at once.
         self.sweep(false);
-        self.spread_what_fits();
+        self.spread();
         result
     }
 
     fn refuse(&mut self, policy: &Arc<Policy>, problem: Overflow) {
-        let mut spared = match self.refused.remove(&policy.name) {
-            Some(before) => before.spared,
+        let mut exempt = match self.refused.remove(&policy.name) {
+            Some(before) => before.exempt,
             None => BTreeSet::new(),
         };
         let selected = self.selected_by_any(policy);
-        // In the first batch nobody is spared: whatever is in the kernel from before is not known well enough.
-        let old = selected.iter().filter(|id| !self.dirty.born.contains(id));
-        spared.extend(old.filter(|id| self.endpoints[id].now.blocked.is_none()));
+        // In the first batch every endpoint is new: what the kernel enforces for it is not known well enough to keep.
+        let old = selected.iter().filter(|id| !self.dirty.added.contains(id));
+        exempt.extend(old.filter(|id| self.endpoints[id].now.blocked.is_none()));
         self.dirty.endpoints.extend(selected);
-        let refused = Refused { object: Arc::clone(policy), problem, spared };
+        let refused = Refused { object: Arc::clone(policy), problem, exempt };
         self.refused.insert(policy.name.clone(), refused);
     }
 
-    /// Resolves what is dirty; an endpoint that does not fit is blocked, a peer that does not fit is denied.
-    pub(super) fn settle_what_fits(&mut self) {
-        self.resolve_what_fits();
-        self.spread_what_fits();
+    /// Resolves everything that is dirty. An endpoint that does not fit is blocked, a peer that does not fit is denied.
+    pub(super) fn resolve_and_spread(&mut self) {
+        self.resolve_dirty();
+        self.spread();
     }
 
-    fn resolve_what_fits(&mut self) {
+    fn resolve_dirty(&mut self) {
         for id in std::mem::take(&mut self.dirty.endpoints) {
             if let Err(problem) = self.resolve_endpoint(id)
                 && let Some(row) = self.endpoints.get_mut(&id)
             {
-                row.unresolved = Some(format!("its policy {problem}"));
+                row.unresolved = Some(problem);
                 self.update_blocked(id);
             }
             self.dirty.switched.insert(id);
         }
     }
 
-    /// The same, but stops at what does not fit. The rest stays dirty.
-    fn settle(&mut self) -> Result<(), Overflow> {
+    /// The same, but stops at the first that does not fit. The rest stays dirty.
+    fn try_resolve(&mut self) -> Result<(), Overflow> {
         while let Some(id) = self.dirty.endpoints.first().copied() {
             self.resolve_endpoint(id)?;
             self.dirty.switched.insert(id);
@@ -124,7 +124,7 @@ impl Engine {
         }
         self.find_rows();
         while let Some((policy, class)) = self.dirty.rows.pop_first() {
-            if let Err(problem) = self.learn(policy, class) {
+            if let Err(problem) = self.add_row(policy, class) {
                 self.dirty.rows.insert((policy, class));
                 return Err(problem);
             }
@@ -132,7 +132,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Which policies must look at classes that are new.
+    /// Marks the policies that need rows for new classes.
     fn find_rows(&mut self) {
         self.drop_dead(false);
         for class in self.peers.take_fresh_classes() {
@@ -145,28 +145,29 @@ impl Engine {
         }
     }
 
-    pub(super) fn spread_what_fits(&mut self) {
+    /// Adds rows for new classes. A class whose row does not fit is denied, and retried with every batch.
+    pub(super) fn spread(&mut self) {
         self.find_rows();
         while let Some((policy, class)) = self.dirty.rows.pop_first() {
-            if let Err(problem) = self.learn(policy, class) {
+            if let Err(problem) = self.add_row(policy, class) {
                 let starved = self.starved.entry(policy).or_insert((problem, BTreeSet::new()));
                 starved.1.insert(class);
                 if let Some(row) = self.resolved.get_mut(&policy) {
-                    row.forget(self.peers.classes().get(class), &mut self.usage, &self.limits);
+                    row.remove_row(self.peers.classes().get(class), &mut self.usage, &self.limits);
                 }
             }
         }
     }
 
-    fn learn(&mut self, policy: PolicyId, class: super::classes::Index) -> Result<(), Overflow> {
+    fn add_row(&mut self, policy: PolicyId, class: super::classes::Index) -> Result<(), Overflow> {
         let (Some(row), Some(class)) = (self.resolved.get_mut(&policy), self.peers.classes().alive(class)) else {
             return Ok(());
         };
         self.dirty.grown.insert(policy);
-        row.learn(class, &mut self.usage, &self.limits)
+        row.add_row(class, &mut self.usage, &self.limits)
     }
 
-    /// What did not fit gets another chance.
+    /// Retries everything that did not fit.
     pub(super) fn retry_starved(&mut self) {
         for (policy, (_, classes)) in std::mem::take(&mut self.starved) {
             self.dirty.rows.extend(classes.into_iter().map(|class| (policy, class)));
@@ -174,29 +175,29 @@ impl Engine {
         self.peers.retry();
     }
 
-    /// A policy that misses a row may let more pass than it should: then who has it is blocked.
-    pub(super) fn update_choked(&mut self) {
-        let mut choked: BTreeMap<PolicyId, String> = BTreeMap::new();
+    /// A strict policy that misses a row would allow too much. Its endpoints are blocked.
+    pub(super) fn update_incomplete(&mut self) {
+        let mut incomplete: BTreeMap<PolicyId, Overflow> = BTreeMap::new();
         let starving = self.peers.starving();
         let by_peers = starving.iter().flat_map(|(problem, _, users)| users.iter().map(move |user| (user, problem)));
         let by_rows = self.starved.iter().map(|(id, (problem, _))| (id, problem));
         for (id, problem) in by_peers.chain(by_rows) {
             if self.resolved.get(id).is_some_and(Resolved::is_strict) {
-                choked.insert(*id, format!("its policy {problem}"));
+                incomplete.insert(*id, problem.clone());
             }
         }
-        if choked == self.choked {
+        if incomplete == self.incomplete {
             return;
         }
-        let before = std::mem::replace(&mut self.choked, choked);
-        let concerned: BTreeSet<EndpointId> = before
+        let before = std::mem::replace(&mut self.incomplete, incomplete);
+        let affected: BTreeSet<EndpointId> = before
             .keys()
-            .chain(self.choked.keys())
+            .chain(self.incomplete.keys())
             .filter_map(|id| self.resolved.get(id))
             .flat_map(|row| &row.users)
             .copied()
             .collect();
-        for id in concerned {
+        for id in affected {
             self.update_blocked(id);
             self.dirty.switched.insert(id);
         }
@@ -205,8 +206,10 @@ impl Engine {
     fn update_blocked(&mut self, id: EndpointId) {
         let by_refused = self.blocked_by_refused(id);
         let Some(row) = self.endpoints.get_mut(&id) else { return };
-        let choked = [row.now.ingress, row.now.egress].iter().find_map(|policy| self.choked.get(policy)).cloned();
-        row.now.blocked = by_refused.or_else(|| row.unresolved.clone()).or(choked);
+        let unresolved = row.unresolved.clone().map(Blocked::Unresolved);
+        let incomplete =
+            [row.now.ingress, row.now.egress].iter().find_map(|policy| self.incomplete.get(policy)).cloned();
+        row.now.blocked = by_refused.or(unresolved).or_else(|| incomplete.map(Blocked::Incomplete));
     }
 
     fn resolve_endpoint(&mut self, id: EndpointId) -> Result<(), Overflow> {
@@ -233,7 +236,7 @@ impl Engine {
         Ok(())
     }
 
-    fn blocked_by_refused(&self, id: EndpointId) -> Option<String> {
+    fn blocked_by_refused(&self, id: EndpointId) -> Option<Blocked> {
         if self.refused.is_empty() {
             return None;
         }
@@ -244,12 +247,12 @@ impl Engine {
             Subject::Nodes(selector) => is_host && selector.matches(&labels.0),
         };
         let blocking = self.refused.iter().find(|(_, refused)| {
-            !refused.spared.contains(&id) && refused.object.specs.iter().any(|spec| selects(&spec.subject))
+            !refused.exempt.contains(&id) && refused.object.specs.iter().any(|spec| selects(&spec.subject))
         });
-        blocking.map(|(name, refused)| format!("{name}: {}", refused.problem))
+        blocking.map(|(name, refused)| Blocked::PolicyRefused { policy: name.clone(), cause: refused.problem.clone() })
     }
 
-    /// What makes an endpoint's policy; `None`: there is nothing.
+    /// The key and rules of an endpoint's resolved policy; `None`: no policy applies.
     fn key_of(&self, id: EndpointId, direction: Direction) -> Option<(Key, Vec<Arc<Rule>>)> {
         let row = &self.endpoints[&id];
         let specs = || {
@@ -330,13 +333,13 @@ impl Engine {
         Ok(id)
     }
 
-    /// Takes a resolved policy away, with what it held.
+    /// Removes a resolved policy and releases its prefixes and selectors.
     pub(super) fn remove_resolved(&mut self, id: PolicyId) {
         let Some(row) = self.resolved.remove(&id) else { return };
         if self.by_key.get(&row.key) == Some(&id) {
             self.by_key.remove(&row.key);
         }
-        // A selector of named ports goes before the one whose peers it asks, which is older.
+        // In reverse: a selector of named ports depends on an older one.
         for selector in row.selectors().iter().rev() {
             self.peers.release(*selector, id);
         }
@@ -350,8 +353,8 @@ impl Engine {
         self.starved.remove(&id);
     }
 
-    /// Policies that would be much smaller if they were made anew are.
-    pub(super) fn renew_outgrown(&mut self) {
+    /// Recompiles policies that would become much smaller by it.
+    pub(super) fn recompile_outgrown(&mut self) {
         for id in std::mem::take(&mut self.dirty.grown) {
             let Some(row) = self.resolved.get_mut(&id) else { continue };
             if row.users.is_empty() || !row.is_outgrown(&self.peers) {
@@ -363,7 +366,7 @@ impl Engine {
             }
             self.by_key.remove(&key);
             self.dirty.endpoints.extend(users);
-            self.settle_what_fits();
+            self.resolve_and_spread();
         }
     }
 }
