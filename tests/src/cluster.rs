@@ -13,7 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Long enough for a machine that does other things as well.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 /// Port of a toolbox pod.
 pub const PORT: u16 = 8080;
 
@@ -320,7 +320,7 @@ impl Cluster {
              spec: {{nodeName: {node}, terminationGracePeriodSeconds: 1, \
              containers: [{{name: toolbox, image: weft/toolbox, {container}}}]}}}}"
         ))?;
-        self.kubectl(&["wait", "-n", namespace, "--for=condition=Ready", "--timeout=60s", &format!("pod/{short}")])?;
+        self.kubectl(&["wait", "-n", namespace, "--for=condition=Ready", "--timeout=120s", &format!("pod/{short}")])?;
         let object: Value =
             serde_json::from_str(&self.kubectl(&["get", "pod", "-n", namespace, short, "-o", "json"])?)?;
         pod_of(&object).map(|pod| Pod { name: name.to_owned(), ..pod })
@@ -350,11 +350,16 @@ impl Cluster {
     /// # Errors
     /// `kubectl exec` fails.
     pub fn connect(&self, from: &Pod, options: &str, to: &[IpAddr], port: u16) -> Result<Vec<String>> {
-        let mut script = String::new();
-        for address in to {
-            write!(script, "/weft toolbox connect {options} {address} {port}; ")?;
+        // All at once: those that must time out would otherwise do so one after the other.
+        let mut script = "t=$(mktemp -d); ".to_owned();
+        for (n, address) in to.iter().enumerate() {
+            write!(script, "/weft toolbox connect {options} {address} {port} >$t/{n} & ")?;
         }
-        script.push_str("true");
+        script.push_str("wait; ");
+        for n in 0..to.len() {
+            write!(script, "cat $t/{n}; ")?;
+        }
+        script.push_str("rm -r $t");
         let (namespace, name) = from.full_name();
         let answers = self.kubectl(&["exec", "-n", namespace, name, "--", "sh", "-c", &script])?;
         let answers: Vec<String> = answers.lines().map(str::to_owned).collect();

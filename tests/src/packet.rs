@@ -1,5 +1,6 @@
 //! Frames by hand: built byte by byte with right checksums, and read back without trust.
 
+pub mod contents;
 pub mod kernel;
 pub mod service;
 pub mod site;

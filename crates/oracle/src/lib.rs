@@ -17,6 +17,7 @@
 mod labels;
 mod peers;
 
+pub mod effort;
 pub mod generate;
 pub mod judge;
 pub mod minimize;

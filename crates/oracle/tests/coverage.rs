@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use weft_model::intent::{CidrGroups, Entity, Peer, PolicyKind, PortMatch, Rule, RuleAction, Services, Tier};
+use weft_oracle::effort::seeds;
 use weft_oracle::{Decision, Judge, Random, Reason, World, generate};
 
 /// What a rule is made of.
@@ -74,7 +75,7 @@ fn count(world: &World, decision: &Decision<'_>, counts: &mut BTreeMap<String, u
 #[test]
 fn everything_decides_some_packets() {
     let (mut counts, mut packets, mut allowed) = (BTreeMap::new(), 0, 0);
-    for seed in 0..20_000 {
+    for seed in seeds(20_000) {
         let mut random = Random::new(seed);
         let mut world = generate::world(&mut random);
         generate::change(&mut random, &mut world);

@@ -1,11 +1,13 @@
 //! The kernel programs under test: the real object, loaded with maps of its own, run by `BPF_PROG_TEST_RUN`.
 
+use super::contents::Contents;
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp};
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use weft_abi::{
     Addr, AffinityKey, AffinityValue, BackendInfo, CidrValue, DropReason, EndpointInfo, Event, FlowEntry, FlowKey,
     FragmentKey, FragmentValue, FrontendInfo, FrontendKey, IpcacheInfo, LpmKey, MaglevKey, MaglevPart, MetricKey,
@@ -15,6 +17,14 @@ use weft_abi::{
 
 #[path = "../../../xtask/src/stamp.rs"]
 mod stamp;
+
+/// Programs that tests of this process left ([`Kernel::leave`]).
+static LEFT: Mutex<Vec<Kernel>> = Mutex::new(Vec::new());
+
+fn lock(left: &Mutex<Vec<Kernel>>) -> MutexGuard<'_, Vec<Kernel>> {
+    // What is in it was put back before; a test that panicked holds none of them.
+    left.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// `TC_ACT_OK`: to the stack.
 pub const PASS: u32 = 0;
@@ -47,9 +57,12 @@ pub struct Outcome {
 }
 
 /// The programs and their maps. Nothing is pinned or attached: all of it goes with the value.
-#[expect(missing_docs, reason = "the maps by their names")]
 pub struct Kernel {
     ebpf: aya::Ebpf,
+    /// All maps, to be put back between tests.
+    contents: Contents,
+    /// A program is attached somewhere: that ends with this value only.
+    attached: bool,
     pub endpoints: HashMap<MapData, Addr, EndpointInfo>,
     pub ipcache: HashMap<MapData, Addr, IpcacheInfo>,
     pub cidrs: LpmTrie<MapData, Addr, CidrValue>,
@@ -138,6 +151,7 @@ impl Kernel {
             };
             loaded.with_context(|| format!("load {name}"))?;
         }
+        let contents = Contents::of(&ebpf)?;
         let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
         let (endpoints, ipcache) = (take(map_name::ENDPOINTS)?, take(map_name::IPCACHE)?);
         let (cidrs, routes) = (take(map_name::PREFIXES)?, take(map_name::ROUTES)?);
@@ -152,6 +166,8 @@ impl Kernel {
         let (maglev, ranges, affinity) = (take(map_name::MAGLEV)?, take(map_name::RANGES)?, take(map_name::AFFINITY)?);
         Ok(Self {
             ebpf,
+            contents,
+            attached: false,
             endpoints: endpoints.try_into()?,
             ipcache: ipcache.try_into()?,
             cidrs: cidrs.try_into()?,
@@ -173,6 +189,46 @@ impl Kernel {
             ranges: ranges.try_into()?,
             affinity: affinity.try_into()?,
         })
+    }
+
+    /// One that a former test of this process has left, as good as new, or else one that is loaded now.
+    ///
+    /// # Errors
+    /// If the kernel refuses a map or a program.
+    pub fn take() -> Result<Self> {
+        let left = lock(&LEFT).pop();
+        match left {
+            Some(kernel) => Ok(kernel),
+            None => Self::load(),
+        }
+    }
+
+    /// Leaves the programs to a later test of this process, with all maps as they were when they were loaded.
+    ///
+    /// # Errors
+    /// If a map cannot be put back; then the programs go.
+    pub fn leave(mut self) -> Result<()> {
+        if !self.attached {
+            self.forget_everything()?;
+            lock(&LEFT).push(self);
+        }
+        Ok(())
+    }
+
+    /// Puts all maps back as they were when the programs were loaded, and takes all events that wait.
+    ///
+    /// # Errors
+    /// If a map refuses.
+    pub fn forget_everything(&mut self) -> Result<()> {
+        self.contents.put_back()?;
+        while self.events.next().is_some() {}
+        Ok(())
+    }
+
+    /// All maps, whatever they are for.
+    #[must_use]
+    pub fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     /// Runs a program once on a frame that came by device `ifindex`.
@@ -255,6 +311,7 @@ impl Kernel {
         let found = self.ebpf.program_mut(program).with_context(|| format!("the object has no program {program}"))?;
         let program: &mut SchedClassifier = found.try_into()?;
         program.attach(device, TcAttachType::Ingress)?;
+        self.attached = true;
         Ok(())
     }
 

@@ -43,7 +43,6 @@ pub const MAC_DEVICE: [u8; 6] = [2, 0, 0, 0, 9, 1];
 
 /// Addresses of one family.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "names say it")]
 pub struct Family {
     pub v6: bool,
     pub a: &'static str,
@@ -120,18 +119,20 @@ pub fn net(text: &str) -> LpmKey {
     LpmKey { prefix_len: bits, addr: net.network().into() }
 }
 
-/// Runs a test on a fresh node, on a thread of its own in a network namespace of its own, which goes with the thread.
+/// Runs a test on a fresh node (programs with maps as if just loaded), on a thread of its own in a network namespace of its own, which goes with the thread.
 ///
 /// # Panics
 /// If the node cannot be made, or the test panics.
 pub fn on_node(routing: Routing, test: impl FnOnce(&mut Kernel) -> Result<()> + Send + 'static) {
     let outcome = std::thread::spawn(move || {
         devices().expect("devices of the test's node");
-        let mut kernel = Kernel::load().expect("the kernel programs");
+        let mut kernel = Kernel::take().expect("the kernel programs");
         fill(&mut kernel, routing).expect("the maps");
         if let Err(error) = test(&mut kernel) {
             panic!("{error:?}");
         }
+        // After a test that failed they are not used again.
+        kernel.leave().expect("the maps are put back");
     })
     .join();
     if let Err(panic) = outcome {

@@ -8,6 +8,7 @@ use weft_control::ipam::{
     PoolSpec, RestoreError, SharedPools, State,
 };
 use weft_oracle::Random;
+use weft_oracle::effort::seeds;
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -219,7 +220,7 @@ fn an_owner_gets_both_families_or_none() {
 
 #[test]
 fn no_two_owners_of_an_address_and_none_lost() {
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let mut random = Random::new(seed);
         let mut pool = node(&["10.0.0.0/28", "fd00::/124"]);
         let mut owners: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
@@ -351,7 +352,7 @@ fn when_one_family_is_exhausted_the_other_is_not_given() {
 
 #[test]
 fn no_two_nodes_overlap_and_no_prefix_is_lost() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let mut random = Random::new(seed);
         let pools = [net("10.0.0.0/22"), net("10.9.0.0/23"), net("fd00::/61")];
         let mut pool = ClusterPool::new(&pools, 24, 64).unwrap();

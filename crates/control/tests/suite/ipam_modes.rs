@@ -13,6 +13,7 @@ use weft_control::ipam::{
     SharedPools, Watermarks, plan,
 };
 use weft_oracle::Random;
+use weft_oracle::effort::seeds;
 
 const NODES: usize = 4;
 const POOL: &str = "default";
@@ -480,7 +481,7 @@ impl World {
 fn never_two_pods_with_one_address_and_none_leaked() {
     for mode in modes() {
         let (mut given, mut refused) = (0, 0);
-        for seed in 0..30 {
+        for seed in seeds(30) {
             let mut world = World::new(mode.clone(), seed);
             for _ in 0..700 {
                 world.step();

@@ -10,10 +10,9 @@ use weft_model::intent::{
 };
 use weft_model::selector::{Requirement, Selector};
 use weft_oracle::Random;
+use weft_oracle::effort::seeds;
 
-#[path = "services/cases.rs"]
 mod cases;
-#[path = "services/model.rs"]
 mod model;
 
 use model::{Meaning, PROTOCOLS, World, meaning};
@@ -380,7 +379,7 @@ fn check_conflicts(
 
 #[test]
 fn what_is_in_force_is_what_services_mean() {
-    for seed in 0..150 {
+    for seed in seeds(150) {
         let mut maker = Maker(Random::new(seed));
         let mut settings = settings();
         (settings.ipv4, settings.ipv6) = *maker.0.pick(&[(true, true), (true, true), (true, false), (false, true)]);
@@ -420,7 +419,7 @@ fn retell(world: &World, random: &mut Random, settings: &Settings) -> Engine {
 
 #[test]
 fn a_restart_keeps_what_is_right() {
-    for seed in 0..150 {
+    for seed in seeds(150) {
         let mut maker = Maker(Random::new(seed));
         let settings = settings();
         let (mut world, mut engine) = (World::default(), Engine::new(settings.clone(), 0));
@@ -462,7 +461,7 @@ fn owners_now(engine: &Engine) -> BTreeMap<Frontend, Object> {
 
 #[test]
 fn tables_of_a_broken_kernel_are_put_right() {
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let mut maker = Maker(Random::new(seed));
         let settings = settings();
         let (mut world, mut engine) = (World::default(), Engine::new(settings.clone(), 0));
@@ -511,7 +510,7 @@ fn tables_of_a_broken_kernel_are_put_right() {
 #[test]
 fn what_does_not_fit_keeps_what_it_had_and_the_others_go_through() {
     let mut refusals = 0;
-    for seed in 0..150 {
+    for seed in seeds(150) {
         let mut maker = Maker(Random::new(seed));
         let settings = settings();
         let (mut world, mut engine) = (World::default(), Engine::new(settings.clone(), 0));
@@ -565,7 +564,7 @@ fn what_does_not_fit_keeps_what_it_had_and_the_others_go_through() {
 
 #[test]
 fn all_nodes_fill_the_same_tables() {
-    for seed in 0..30 {
+    for seed in seeds(30) {
         let mut maker = Maker(Random::new(seed));
         let settings = settings();
         let (mut world, mut engine) = (World::default(), Engine::new(settings.clone(), 0));

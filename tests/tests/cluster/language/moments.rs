@@ -1,6 +1,6 @@
 //! Nodes as subjects, audit mode, preview, established connections, and what is refused.
 
-use crate::{Stage, Tcp, node_addresses, on_client, on_server};
+use super::{Stage, Tcp, node_addresses, on_client, on_server};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use weft_tests::cluster::eventually;

@@ -6,6 +6,7 @@ use weft_control::policy::Direction;
 use weft_control::preview::{self, Pair, PeerInfo};
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::{PortMatch, PortRule};
+use weft_oracle::effort::{effort, seeds};
 use weft_oracle::show::{Shown, ShownPacket};
 use weft_oracle::{Decision, End, Judge, Packet, Random, Reason, World, generate};
 use weft_trial::Agent;
@@ -17,7 +18,7 @@ const NODE: usize = 0;
 #[test]
 fn answers_name_the_rules_that_decide() {
     let (mut asked, mut by_rule) = (0, 0);
-    for seed in 0..WORLDS {
+    for seed in seeds(effort(WORLDS, 10 * WORLDS)) {
         let mut random = Random::new(seed);
         let world = generate::world(&mut random);
         let (mut agent, mut numbers) = (Agent::new(NODE), Numbers::default());
@@ -139,7 +140,7 @@ fn peers(world: &World, agent: &Agent, identities: &BTreeMap<usize, Identity>) -
 #[test]
 fn previews_foretell_what_changes() {
     let (mut changed, mut denied_in_all, mut allowed_in_all) = (0, 0, 0);
-    for seed in 0..WORLDS {
+    for seed in seeds(effort(WORLDS, 10 * WORLDS)) {
         let mut random = Random::new(seed);
         let before = generate::world(&mut random);
         let mut after = before.clone();

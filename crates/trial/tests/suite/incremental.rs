@@ -10,6 +10,7 @@ use weft_control::expand::{Expander, guard_name};
 use weft_control::policy::{Change, Direction, Engine, Limits, Plan};
 use weft_model::desired::{Action, CompiledPolicy, PortPrefix};
 use weft_model::id::{EndpointId, Identity, PeerScope, PolicyClass, PolicyId};
+use weft_oracle::effort::{effort, seeds};
 use weft_oracle::generate;
 use weft_oracle::{Decision, End, Judge, Packet, Random, Reason, World};
 use weft_trial::feed::{Input, Numbers, View};
@@ -255,7 +256,7 @@ fn summary(engine: &Engine) -> Summary {
 #[test]
 fn every_history_ends_where_a_fresh_start_would() {
     let (mut watched_packets, mut steps, mut restarts) = (0, 0, 0);
-    for seed in 0..HISTORIES {
+    for seed in seeds(effort(HISTORIES, 10 * HISTORIES)) {
         let mut random = Random::new(seed);
         let mut scene = Scene::new(seed, &mut random, Limits::default());
         scene.check(&mut random);
@@ -301,7 +302,7 @@ fn every_history_ends_where_a_fresh_start_would() {
 #[test]
 fn with_too_little_room_nothing_passes_that_should_not() {
     let (mut refused, mut denied, mut blocked, mut judged) = (0, 0, 0, 0);
-    for seed in 0..HISTORIES {
+    for seed in seeds(effort(HISTORIES, 10 * HISTORIES)) {
         let mut random = Random::new(seed);
         let limits = Limits {
             entries_per_policy: 5 + random.below(40),

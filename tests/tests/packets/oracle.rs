@@ -12,6 +12,7 @@ use weft_abi::{
 };
 use weft_model::desired::{Action, CompiledPolicy};
 use weft_model::id::{EndpointId, Identity};
+use weft_oracle::effort::{effort, first_seed};
 use weft_oracle::show::{Shown, ShownPacket};
 use weft_oracle::{End, Judge, Packet, Random, World, generate};
 use weft_tests::packet::kernel::{DROP, Kernel, prefix};
@@ -20,8 +21,8 @@ use weft_tests::packet::{ICMP, ICMPV6, Ip, SCTP, SYN, TCP, UDP, ip};
 use weft_trial::Agent;
 use weft_trial::feed::{self, Numbers};
 
-/// Packets to judge, unless `ORACLE_PACKETS` says how many.
-const PACKETS: usize = 20_000;
+/// Packets to judge in the gate and in a run of full size, unless `ORACLE_PACKETS` says how many.
+const PACKETS: [usize; 2] = [20_000, 200_000];
 /// Packets in one world.
 const PACKETS_PER_WORLD: usize = 60;
 /// The node that is the kernel's: the one with the addresses of the test's device.
@@ -31,11 +32,11 @@ const NODE: usize = 0;
 fn the_kernel_decides_as_the_specification_says() {
     let packets = match std::env::var("ORACLE_PACKETS") {
         Ok(number) => number.parse().expect("ORACLE_PACKETS is a number"),
-        Err(_) => PACKETS,
+        Err(_) => effort(PACKETS[0], PACKETS[1]),
     };
     on_node(Routing::Native, move |kernel| {
         let (mut judged, mut allowed, mut of_node) = (0, 0, 0);
-        for seed in 0.. {
+        for seed in first_seed().. {
             if judged >= packets {
                 break;
             }

@@ -1,6 +1,6 @@
 //! Allow, deny, ports, defaults, ICMP, tiers.
 
-use crate::{Fragments, Ping, Sctp, Stage, Tcp, Udp, on_server};
+use super::{Fragments, Ping, Sctp, Stage, Tcp, Udp, on_server};
 use anyhow::{Result, ensure};
 
 pub(super) fn open_and_closed(stage: &Stage) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Whom rules name: ports by name, entities, prefixes, services, the world, oneself.
 
-use crate::{Stage, Tcp, node_addresses, on_client, on_server};
+use super::{Stage, Tcp, node_addresses, on_client, on_server};
 use anyhow::{Result, ensure};
 use weft_tests::cluster::eventually;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::Command;
 use weft_tests::cluster::{Cluster, PORT};
+use weft_tests::service::{Case, Client, Expect};
 
 #[test]
 fn native() -> Result<()> {
@@ -29,13 +30,21 @@ fn mesh(label: &str, routing: &str) -> Result<()> {
         );
     }
 
+    // All pairs, each pod with all of its own in one process.
+    let mut all = Vec::new();
     for from in &pods {
-        for options in ["--tcp", "--udp", "--sctp"] {
+        let mut cases = Vec::new();
+        for protocol in ["tcp", "udp", "sctp"] {
             for to in &pods {
-                cluster.reaches(from, options, to, PORT)?;
+                let expect = Expect::from_any(&[&to.name]);
+                let case = |address: &IpAddr| Case::new("a pod", protocol, *address, PORT, expect.clone());
+                cases.extend(to.addresses.iter().map(case));
             }
         }
+        all.push((Client::Pod(from.clone()), cases));
     }
+    let wrong = cluster.all_failing(&all)?;
+    ensure!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), all.len() * all[0].1.len(), wrong.join("\n"));
     world(&cluster, &pods[0])?;
     hosts(&cluster, &pods)?;
     let log = cluster.kubectl(&["logs", &pods[0].name])?;

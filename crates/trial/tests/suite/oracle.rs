@@ -1,17 +1,18 @@
 //! The compiled policies of random worlds against the oracle.
 
+use weft_oracle::effort::{effort, first_seed};
 use weft_trial::compare::{self, Until};
 
-/// Worlds to compare, unless `ORACLE_WORLDS` says how many.
-const WORLDS: u64 = 200_000;
+/// Worlds to compare in the gate and in a run of full size, unless `ORACLE_WORLDS` says how many.
+const WORLDS: [u64; 2] = [200_000, 2_000_000];
 
 #[test]
 fn compiled_policies_agree_with_the_documents() {
     let worlds = match std::env::var("ORACLE_WORLDS") {
         Ok(number) => number.parse().expect("ORACLE_WORLDS is a number"),
-        Err(_) => WORLDS,
+        Err(_) => effort(WORLDS[0], WORLDS[1]),
     };
-    let tally = match compare::run(0, Until::Worlds(worlds), |_, _| {}) {
+    let tally = match compare::run(first_seed(), Until::Worlds(worlds), |_, _| {}) {
         Ok(tally) => tally,
         Err(difference) => panic!("{difference}"),
     };

@@ -1,12 +1,8 @@
 //! The operator against an API server in memory.
 #![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
-#[path = "../../k8s/tests/support/fake.rs"]
-#[allow(dead_code, reason = "shared with the tests of the Kubernetes crate")]
-mod fake;
-
+use crate::fake::Fake;
 use clap::Parser;
-use fake::Fake;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

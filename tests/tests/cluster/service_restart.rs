@@ -4,11 +4,12 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use weft_oracle::effort::effort;
 use weft_tests::cluster::{Cluster, eventually};
 use weft_tests::service::{Case, Client, Expect};
 
-/// How often the agents are killed.
-const KILLS: usize = 10;
+/// How often the agents are killed: in the gate, and in a run of full size.
+const KILLS: [usize; 2] = [4, 10];
 /// Seconds of load in a round, and when no more kills begin in it.
 const LOAD_S: u64 = 25;
 const KILL_UNTIL_S: u64 = 17;
@@ -46,12 +47,13 @@ fn killed(label: &str, at_sockets: bool) -> Result<()> {
     let all = [(Client::Pod(client.clone()), cases.clone()), (Client::Outside, outside_only(&cases))];
     cluster.meets(&all)?;
 
+    let most = effort(KILLS[0], KILLS[1]);
     let mut kills = 0;
     for round in 0.. {
-        if kills == KILLS {
+        if kills == most {
             break;
         }
-        ensure!(round < KILLS, "only {kills} kills in {round} rounds");
+        ensure!(round < most, "only {kills} kills in {round} rounds");
         let began = Instant::now();
         let mut loads = Vec::new();
         for family in 0..2 {
@@ -67,7 +69,7 @@ fn killed(label: &str, at_sockets: bool) -> Result<()> {
             let through = format!("stream run {stream} {} {NODE_PORT}", node[family]);
             streams.push(cluster.background_in("outside", &through)?);
         }
-        while kills < KILLS && began.elapsed() < Duration::from_secs(KILL_UNTIL_S) {
+        while kills < most && began.elapsed() < Duration::from_secs(KILL_UNTIL_S) {
             let name = ["node-1", "node-2"][kills % 2];
             let old = cluster.kill(&format!("agent-{name}"))?;
             // Something to catch up with: a service that comes, and one that goes.
@@ -92,12 +94,12 @@ fn killed(label: &str, at_sockets: bool) -> Result<()> {
         }
     }
     cluster.meets(&all)?;
-    let newest = cluster.cluster_ips(&format!("extra-{}", KILLS - 1))?;
+    let newest = cluster.cluster_ips(&format!("extra-{}", most - 1))?;
     let cases = newest.map(|to| Case::new("a service that came meanwhile", "tcp", to, 80, both.clone())).to_vec();
     cluster.meets(&[(Client::Pod(client), cases)])?;
     eventually("the services that went", || {
         let list = cluster.weft(&["service", "list"])?;
-        for n in 0..KILLS - 1 {
+        for n in 0..most - 1 {
             ensure!(!list.contains(&format!("default/extra-{n} ")), "extra-{n} is still there: {list}");
         }
         Ok(())

@@ -31,7 +31,7 @@ fn service(cluster: &Cluster, annotations: &[&str], more: &str) -> Result<()> {
 fn maglev() -> Result<()> {
     const BACKENDS: usize = 8;
     const CLIENTS: u16 = 200;
-    let cluster = Cluster::up("em", &["--nodes", "2"])?;
+    let cluster = Cluster::up("mh", &["--nodes", "2"])?;
     for n in 0..BACKENDS {
         let labels = format!("role: server, n: n{n}");
         cluster.pod(&format!("server-{n}"), ["node-1", "node-2"][n % 2], &labels)?;

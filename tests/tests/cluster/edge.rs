@@ -5,11 +5,14 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::time::Duration;
+use weft_oracle::effort::effort;
 use weft_tests::cluster::{Cluster, eventually};
 use weft_tests::service::{Case, Client, Expect, OUTSIDE};
 
 const NODE_PORT: u16 = 30_095;
 const SNAT_PORT: u16 = 30_096;
+/// Seconds of load in which the agents of both nodes are started again.
+const RESTART_S: u64 = 20;
 /// Addresses that the network takes to the first node.
 const SERVED: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
 
@@ -103,15 +106,17 @@ fn accelerated(cluster: &Cluster, node: &str) -> Result<u64> {
 
 /// The first node sends on what the client sends, and no answer.
 fn straight(cluster: &Cluster, nodes: [IpAddr; 2], at_device: bool) -> Result<()> {
+    let seconds = effort(1, 3);
+    let packets = 1000 * seconds;
     for (port, direct) in [(NODE_PORT, true), (SNAT_PORT, false)] {
         for node in nodes {
             for protocol in ["udp", "tcp"] {
                 let links = ["outside", "node-1", "node-2"];
                 let count = || -> Result<Vec<u64>> { links.iter().map(|link| sent(cluster, link)).collect() };
                 let (before, done_before) = (count()?, accelerated(cluster, "node-1")?);
-                let options = format!("stream run --{protocol} --rate 1000 --duration 3 {node} {port}");
+                let options = format!("stream run --{protocol} --rate 1000 --duration {seconds} {node} {port}");
                 let report = cluster.background_in("outside", &options)?.finish()?;
-                ensure!(report["sent"] == 3000 && report["lost"] == 0 && report["error"] == Value::Null, "{report}");
+                ensure!(report["sent"] == packets && report["lost"] == 0 && report["error"] == Value::Null, "{report}");
                 let after = count()?;
                 let [client, first, second] = [0, 1, 2].map(|n| after[n] - before[n]);
                 let done = accelerated(cluster, "node-1")? - done_before;
@@ -120,7 +125,7 @@ fn straight(cluster: &Cluster, nodes: [IpAddr; 2], at_device: bool) -> Result<()
                      {done} at the device"
                 );
                 println!("{what}");
-                ensure!(protocol == "tcp" || client >= 3000 && second >= 3000, "{what}");
+                ensure!(protocol == "tcp" || client >= packets && second >= packets, "{what}");
                 // By the first node go the client's packets, and the answers unless they go straight.
                 let back = first as f64 - client as f64;
                 ensure!(if direct { back < second as f64 / 2.0 } else { back > second as f64 / 2.0 }, "{what}");
@@ -185,9 +190,9 @@ fn restarts(cluster: &Cluster, nodes: [IpAddr; 2]) -> Result<()> {
     let mut loads = Vec::new();
     let mut streams = Vec::new();
     for node in nodes {
-        let options = format!("load --hold 20 --rate 50 --duration 20 --timeout 3 {node} {NODE_PORT}");
+        let options = format!("load --hold 20 --rate 50 --duration {RESTART_S} --timeout 3 {node} {NODE_PORT}");
         loads.push(cluster.background_in("outside", &options)?);
-        let options = format!("stream run --udp --rate 500 --duration 20 {node} {NODE_PORT}");
+        let options = format!("stream run --udp --rate 500 --duration {RESTART_S} {node} {NODE_PORT}");
         streams.push(cluster.background_in("outside", &options)?);
     }
     std::thread::sleep(Duration::from_secs(1));

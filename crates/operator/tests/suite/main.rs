@@ -1,0 +1,8 @@
+//! The operator against an API server in memory.
+
+mod cluster;
+#[path = "../../../k8s/tests/support/fake.rs"]
+#[allow(dead_code, reason = "shared with the tests of the Kubernetes crate")]
+mod fake;
+mod services;
+mod slices;
