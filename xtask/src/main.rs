@@ -1,7 +1,10 @@
-//! The project's own tasks: `cargo xtask build-ebpf`, `cargo xtask tidy`.
+//! The project's own tasks: `cargo xtask build-ebpf | build | test | tidy`.
 
+mod build;
 mod build_ebpf;
+mod stages;
 mod stamp;
+mod test;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
@@ -20,9 +23,13 @@ fn main() -> ExitCode {
 
 fn task() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no root")?;
-    match std::env::args().nth(1).as_deref() {
-        Some("build-ebpf") => build_ebpf::run(root),
-        Some("tidy") => tidy::run(root),
-        other => bail!("unknown task {}: expected build-ebpf or tidy", other.unwrap_or("(none)")),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (task, rest) = arguments.split_first().map_or(("(none)", &[][..]), |(task, rest)| (task.as_str(), rest));
+    match task {
+        "build-ebpf" => build_ebpf::run(root),
+        "build" => build::run(root, rest),
+        "test" => test::run(root, rest),
+        "tidy" => tidy::run(root, rest.iter().any(|word| word == "--write")),
+        other => bail!("unknown task {other}: expected build-ebpf, build, test or tidy"),
     }
 }

@@ -22,7 +22,7 @@ pub enum CloudError {
         message: String,
     },
     /// Too many requests.
-    #[error("the cloud asks for patience of {seconds} s: {message}")]
+    #[error("the cloud asks to retry after {seconds} s: {message}")]
     Throttled {
         /// For how long.
         seconds: u64,

@@ -84,7 +84,7 @@ impl Ipam<'_> {
         }
         if row.pod_cidrs.len() < self.families {
             problems.push(format!(
-                "spec.podCIDRs: {} only, which cannot be changed any more: delete the Node to have it made anew with one of each family",
+                "spec.podCIDRs: {} only, which cannot be changed any more: delete the Node and let it register again, with one of each family",
                 row.pod_cidrs.join(", ")
             ));
         }

@@ -37,7 +37,7 @@ fn stored(slice: CiliumEndpointSlice) -> Stored {
     let endpoints = match convert::slice(slice) {
         Ok(slice) => Some(slice.endpoints),
         Err(problem) => {
-            tracing::warn!(slice = name, %problem, "a slice that cannot be read will be written anew");
+            tracing::warn!(slice = name, %problem, "a slice that cannot be read will be written again");
             None
         }
     };
