@@ -1,11 +1,14 @@
 # The front door. `make` alone says what there is.
 .SILENT:
-.PHONY: help up down test test-services bench bench-scale check audit build setup root bench-policy bench-services bench-ipam bench-responsive fuzz-policy fuzz-yaml fuzz-packets
+.PHONY: help up down test test-long test-services bench bench-scale check audit build setup root bench-policy bench-services bench-ipam bench-responsive fuzz-policy fuzz-yaml fuzz-packets
 
-# One profile for the tests, another for running: debug and release.
+# Three profiles: `dev` for the tests, `look` for a first look (`make up`), `release` for everything that is measured or
+# shipped.
 PROGRAMS := -p weft-cli -p weft-agent -p weft-operator -p weft-cni
 RELEASE := target/release
+LOOK := target/look
 NAME ?= weft
+TEST ?=
 UP ?=
 SECONDS ?= 60
 SCALE ?= --nodes 500 --pods 10000 --rate 10 --seconds 20 --rates 15,20,30,50,75,100
@@ -13,7 +16,8 @@ SCALE ?= --nodes 500 --pods 10000 --rate 10 --seconds 20 --rates 15,20,30,50,75,
 help:
 	echo "make up     a 3-node cluster on this machine (UP='--nodes 5 --routing vxlan' for another; root)"
 	echo "make down   remove it, however it was left (root)"
-	echo "make test   all tests, whole clusters included (root)"
+	echo "make test   all tests, whole clusters included (root; TEST='policy mesh' for those with such a name)"
+	echo "make test-long  the same with loads and random worlds of full size (some hours; root)"
 	echo "make test-services  of them: every kind of service from every client, rolling updates under load (root)"
 	echo "make bench  benchmarks beside plain forwarding and the bridge CNI (root)"
 	echo "make bench-policy  10,000 rules, 20,000 identities, 250 endpoints in the kernel's maps (root)"
@@ -22,6 +26,8 @@ help:
 	echo "make bench-services  services at sockets, packet by packet, at the edge, beside iptables (root)"
 	echo "make bench-scale   the control plane at scale: 500 agents in one process, three ways to propagate endpoints"
 	echo "make fuzz-policy  random policies against the specification (SECONDS=600 for longer)"
+	echo "make fuzz-yaml  any text as a policy (a nightly tool chain)"
+	echo "make fuzz-packets  any frame through the kernel's programs (a nightly tool chain; root)"
 	echo "make check  format, lints, licences, structure"
 	echo "make audit  known vulnerabilities of the crates (needs the network)"
 	echo "make build  the programs, into $(RELEASE)"
@@ -37,25 +43,28 @@ build: setup
 	cargo xtask build-ebpf
 	cargo build --quiet --release $(PROGRAMS) -p weft-sim
 
-up: root build
-	$(RELEASE)/weft up --name $(NAME) $(UP)
+up: root
+	scripts/setup.sh compiler
+	cargo xtask build look $(LOOK)/weft up --name $(NAME) $(UP)
 
 # Also when nothing was ever built here.
 down: root
-	[ -x $(RELEASE)/weft ] || $(MAKE) build
-	$(RELEASE)/weft down --name $(NAME)
+	for weft in $(LOOK)/weft $(RELEASE)/weft target/debug/weft; do \
+	  if [ -x $$weft ]; then exec $$weft down --name $(NAME); fi; \
+	done; cargo xtask build look $(LOOK)/weft down --name $(NAME)
 
 test: root
-	scripts/setup.sh test
-	cargo xtask build-ebpf
-	cargo build --quiet $(PROGRAMS)
-	cargo test --quiet --no-fail-fast
+	scripts/setup.sh compiler
+	cargo xtask test $(TEST)
+
+# The seeds of random worlds are those of the day, too; WEFT_SEED repeats one.
+test-long: root
+	scripts/setup.sh compiler
+	cargo xtask test --long $(TEST)
 
 test-services: root
-	scripts/setup.sh test
-	cargo xtask build-ebpf
-	cargo build --quiet $(PROGRAMS)
-	cargo test --quiet --test cluster_service --test cluster_service_traits --test cluster_rollout -- --test-threads=1
+	scripts/setup.sh compiler
+	cargo xtask test "tests cluster service" "tests cluster alone::service" "tests cluster alone::rollout"
 
 bench: root build
 	scripts/setup.sh test

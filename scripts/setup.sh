@@ -2,6 +2,7 @@
 # Installs what building (and, with `test`, testing) Weft needs beside a Rust tool chain: only what is missing, each
 # said in one line. For Debian 12 and Ubuntu 24.04; elsewhere it says what is wanted.
 #   scripts/setup.sh          to build and run
+#   scripts/setup.sh compiler only the C compiler and linker that cargo itself calls
 #   scripts/setup.sh test     also what the tests and benchmarks compare with
 #   scripts/setup.sh check    also what `make check` calls
 #   scripts/setup.sh fuzz     also cargo-fuzz, for which a nightly tool chain of rustup must be there
@@ -9,6 +10,8 @@ set -euo pipefail
 
 BPF_LINKER=0.13.0
 LLVM=22
+# Of the key that signs apt.llvm.org.
+LLVM_KEY=6084F3CF814B57C1CF12EFD515CF4D18AF4F7421
 what=${1:-build}
 
 say() { echo "setup: $*"; }
@@ -16,7 +19,7 @@ die() { echo "setup: $*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-case $what in build | test | check | fuzz) ;; *) die "$what: expected build, test, check or fuzz" ;; esac
+case $what in build | compiler | test | check | fuzz) ;; *) die "$what: expected build, compiler, test, check or fuzz" ;; esac
 [ "$(uname -s)" = Linux ] || die "Weft needs Linux"
 [ -r /sys/kernel/btf/vmlinux ] || die "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF), which Weft needs"
 have cargo || die "no cargo: install a Rust tool chain first (https://rustup.rs)"
@@ -49,7 +52,7 @@ known() {
 if have apt-get; then
   have cc || want gcc
   [ -e /usr/include/stdio.h ] || want libc6-dev
-  if ! have bpf-linker; then
+  if [ "$what" != compiler ] && ! have bpf-linker; then
     have g++ || want g++
     want zlib1g-dev
     want libzstd-dev
@@ -63,6 +66,16 @@ if have apt-get; then
   fi
 fi
 
+# Whether a file holds exactly one primary key, with this fingerprint.
+only_key() {
+  local found home
+  home=$(mktemp -d)
+  found=$(gpg --homedir "$home" --show-keys --with-colons "$2" 2>/dev/null |
+    awk -F: '$1 == "pub" { primary = 1; next } $1 == "fpr" && primary { print $10; primary = 0 }')
+  rm -rf "$home"
+  [ "$found" = "$1" ]
+}
+
 need_root() { [ "$(id -u)" = 0 ] || die "$* needs root: run it with sudo"; }
 apt_install() {
   have apt-get || die "no apt-get here: please install $*"
@@ -75,6 +88,12 @@ apt_install() {
   fi
   rm -f /tmp/weft-setup.$$
 }
+
+if [ "$what" = compiler ]; then
+  if [ ${#apt[@]} -gt 0 ]; then apt_install "${apt[@]}"; fi
+  have cc || die "no C compiler (cc) here, which cargo links with: please install one"
+  exit
+fi
 
 if ! any_source; then
   if have apt-get && known rust-web-src "$MSRV"; then
@@ -96,16 +115,23 @@ if ! have bpf-linker; then
       have apt-get || die "no LLVM $LLVM (llvm-config, libPolly), which bpf-linker is built with"
       need_root "adding apt.llvm.org for LLVM $LLVM"
       have curl || apt_install curl ca-certificates
+      have gpg || apt_install gpg
       release=$(. /etc/os-release && echo "$VERSION_CODENAME")
       say "adding https://apt.llvm.org/$release to apt's sources, for LLVM $LLVM"
-      curl -fsSL https://apt.llvm.org/llvm-snapshot.gpg.key -o /etc/apt/trusted.gpg.d/apt.llvm.org.asc
-      echo "deb https://apt.llvm.org/$release/ llvm-toolchain-$release-$LLVM main" >/etc/apt/sources.list.d/llvm-$LLVM.list
+      # The key counts for this source alone, and only if it is the known one.
+      key=$(mktemp)
+      curl -fsSL --max-time 60 https://apt.llvm.org/llvm-snapshot.gpg.key -o "$key" || die "download https://apt.llvm.org/llvm-snapshot.gpg.key failed"
+      only_key "$LLVM_KEY" "$key" || { rm -f "$key"; die "the key of apt.llvm.org is not the expected $LLVM_KEY: nothing was installed from there"; }
+      install -D -m 644 "$key" /etc/apt/keyrings/apt.llvm.org.asc
+      rm -f "$key"
+      echo "deb [signed-by=/etc/apt/keyrings/apt.llvm.org.asc] https://apt.llvm.org/$release/ llvm-toolchain-$release-$LLVM main" >/etc/apt/sources.list.d/llvm-$LLVM.list
       apt-get update -qq >/dev/null
     fi
     apt_install llvm-$LLVM-dev libpolly-$LLVM-dev
   fi
-  say "cargo install bpf-linker $BPF_LINKER (about a minute)"
-  LLVM_PREFIX=/usr/lib/llvm-$LLVM cargo install --quiet --locked bpf-linker --version $BPF_LINKER \
+  say "cargo install bpf-linker $BPF_LINKER"
+  # All its work is done in LLVM: to optimise the rest would only take time.
+  LLVM_PREFIX=/usr/lib/llvm-$LLVM CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked bpf-linker --version $BPF_LINKER \
     --no-default-features --features llvm-$LLVM
   have bpf-linker || die "bpf-linker was installed into cargo's bin directory, which is not in PATH: add ~/.cargo/bin"
 fi
