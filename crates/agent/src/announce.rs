@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::convert::endpoint_of_slice;
-use weft_k8s::endpoint::manner::Manner;
+use weft_k8s::endpoint::style::WriteStyle;
 use weft_k8s::endpoint::{Own, Propagation};
 use weft_k8s::{Client, endpoint, slice};
 use weft_model::intent::{ObjectName, RemoteEndpoint};
@@ -26,12 +26,12 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts both; `manner`: how CiliumEndpoints are written.
+    /// Starts both; `style`: how CiliumEndpoints are written.
     #[must_use]
-    pub fn start(client: &Client, node_name: &str, manner: Manner, stop: &CancellationToken) -> Self {
+    pub fn start(client: &Client, node_name: &str, style: WriteStyle, stop: &CancellationToken) -> Self {
         Self {
             slices: slice::Writer::start(client.clone(), node_name, slice::REMOVAL_DELAY, stop.clone()),
-            endpoints: endpoint::Writer::start(client.clone(), node_name, manner, stop.clone()),
+            endpoints: endpoint::Writer::start(client.clone(), node_name, style, stop.clone()),
         }
     }
 

@@ -28,7 +28,7 @@ use weft_daemon::tasks::Tasks;
 use weft_datapath::sockets::{Destroyer, Protocols};
 use weft_datapath::{Collector, Datapath, EventReader, ObserveSwitch, Options};
 use weft_k8s::Client;
-use weft_k8s::endpoint::manner::Manner;
+use weft_k8s::endpoint::style::WriteStyle;
 use weft_observe::Observer;
 
 /// Events that are kept for those who look later.
@@ -102,7 +102,7 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
     let client = Client::connect(&options).await.context("API server")?;
     let client_again = client.clone();
     let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
-    let writers = Writers::start(&client, &config.node_name, Manner::Sparing, stop);
+    let writers = Writers::start(&client, &config.node_name, WriteStyle::Coalesced, stop);
     let mode = (config.node_name.clone(), config.endpoint_propagation);
     let (foreign, foreign_slices) = tokio::sync::watch::channel(ForeignSlices::new());
     let conversion = weft_k8s::convert::Settings {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weft_control::ipam::{Family, Outcome, Record};
-use weft_k8s::ipam::{AddressPools, PoolNews, Share, ShareNews, Shares};
+use weft_k8s::ipam::{AddressPools, PoolEvent, Share, ShareEvent, Shares};
 use weft_k8s::watch::follow;
 use weft_k8s::{Client, Error};
 
@@ -126,29 +126,29 @@ fn shares(record: &Record) -> BTreeMap<String, Share> {
     shares
 }
 
-async fn take_shares(core: &Handle, own: &str, batch: Vec<ShareNews>) {
-    for news in batch {
-        let (name, nets) = match news {
-            ShareNews::Here(node) if node.name != own => {
+async fn take_shares(core: &Handle, own: &str, batch: Vec<ShareEvent>) {
+    for event in batch {
+        let (name, nets) = match event {
+            ShareEvent::Applied(node) if node.name != own => {
                 let nets = node.pools.into_values().flat_map(|share| share.cidrs).collect();
                 (node.name, nets)
             }
-            ShareNews::Gone(name) if name != own => (name, Vec::new()),
+            ShareEvent::Deleted(name) if name != own => (name, Vec::new()),
             _ => continue,
         };
         let _ = core.call(move |core| core.set_share(&name, nets)).await;
     }
 }
 
-async fn take_pools(core: &Handle, rules: &mut BTreeMap<String, PoolRule>, batch: Vec<PoolNews>) {
-    for news in batch {
-        match news {
-            PoolNews::Here(pool) => {
+async fn take_pools(core: &Handle, rules: &mut BTreeMap<String, PoolRule>, batch: Vec<PoolEvent>) {
+    for event in batch {
+        match event {
+            PoolEvent::Applied(pool) => {
                 let families = pool.cidrs.iter().map(|net| Family::of(net.addr())).collect();
                 rules.insert(pool.name, PoolRule { pods: pool.pods, namespaces: pool.namespaces, families });
             }
-            PoolNews::Gone(name) => drop(rules.remove(&name)),
-            PoolNews::Synced => {}
+            PoolEvent::Deleted(name) => drop(rules.remove(&name)),
+            PoolEvent::Synced => {}
         }
     }
     let rules = rules.clone();

@@ -25,10 +25,10 @@ use weft_model::label::LabelSet;
 use weft_model::{reconcile, table};
 
 /// What keeps pods from coming.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Waiting {
-    /// A source has not delivered everything.
-    Source(Source),
+    /// A source has not delivered everything, and why, if that is known.
+    Source(Source, Option<String>),
     /// The node has no prefix of this family.
     Prefix(&'static str),
     /// The machine is not set up.
@@ -40,7 +40,8 @@ pub enum Waiting {
 impl std::fmt::Display for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Source(source) => write!(f, "{source} from the API server"),
+            Self::Source(source, Some(problem)) => write!(f, "{source}: {problem}"),
+            Self::Source(source, None) => write!(f, "{source} from the API server"),
             Self::Prefix(family) => write!(f, "an {family} pod prefix for this node"),
             Self::Node => f.write_str("the node's device and routes"),
             Self::FirstPass => f.write_str("the first complete write of the kernel's maps"),
@@ -83,7 +84,7 @@ impl Snapshot {
     pub fn empty(settings: Arc<Settings>) -> Self {
         Self {
             progress: Progress::default(),
-            waiting_for: Source::all().map(Waiting::Source).collect(),
+            waiting_for: Source::all().map(|source| Waiting::Source(source, None)).collect(),
             reconcilers: [("", reconcile::Progress::default()); Reconcilers::COUNT],
             endpoints: endpoints::Snapshot::default(),
             addresses: addresses::Snapshot::default(),

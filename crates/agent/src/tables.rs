@@ -8,7 +8,7 @@ pub mod endpoints;
 use addresses::Addresses;
 use endpoints::Endpoints;
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_control::identity::IdentityTable;
@@ -42,6 +42,8 @@ pub struct Tables {
     pub addresses: Addresses,
     /// Sources whose first list is not complete.
     pub missing: BTreeSet<Source>,
+    /// Why sources cannot be read.
+    pub source_problems: BTreeMap<Source, String>,
 }
 
 impl Tables {
@@ -60,6 +62,7 @@ impl Tables {
             targets: Table::default(),
             addresses: Addresses::default(),
             missing: Source::all().collect(),
+            source_problems: BTreeMap::new(),
         }
     }
 
@@ -84,6 +87,10 @@ impl Tables {
             }
             Change::NamespaceGone(name) => drop(self.namespaces.remove(name)),
             Change::Synced(source) => drop(self.missing.remove(source)),
+            Change::SourceProblem(source, Some(problem)) => {
+                drop(self.source_problems.insert(*source, problem.text.clone()));
+            }
+            Change::SourceProblem(source, None) => drop(self.source_problems.remove(source)),
             _ => {}
         }
     }

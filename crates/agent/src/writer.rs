@@ -399,7 +399,9 @@ impl Writer {
     }
 
     fn waiting_for(&self) -> Vec<Waiting> {
-        let mut missing: Vec<Waiting> = self.tables.missing.iter().copied().map(Waiting::Source).collect();
+        let problem = |source: &Source| self.tables.source_problems.get(source).cloned();
+        let mut missing: Vec<Waiting> =
+            self.tables.missing.iter().map(|source| Waiting::Source(*source, problem(source))).collect();
         missing.extend(self.missing_families().into_iter().map(Waiting::Prefix));
         if !self.node_ready {
             missing.push(Waiting::Node);
@@ -418,7 +420,8 @@ impl Writer {
         });
         let host = self.reconcilers.endpoints.host_problem().map(|problem| format!("node policy: {problem}"));
         let parts = self.problems.iter().map(|(part, problem)| format!("{part}: {problem}"));
-        failures.chain(host).chain(parts).collect()
+        let sources = self.tables.source_problems.iter().map(|(source, problem)| format!("{source}: {problem}"));
+        failures.chain(host).chain(parts).chain(sources).collect()
     }
 
     /// Writes what the programs must know of the node.

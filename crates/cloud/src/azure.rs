@@ -65,7 +65,7 @@ impl Azure {
     /// A client.
     ///
     /// # Errors
-    /// The machine has no certificates to trust, or an address makes no sense.
+    /// The machine has no certificates to trust, or an address is invalid.
     pub fn new(settings: &Settings) -> Result<Self, CloudError> {
         if let Some(subnet) = &settings.pod_subnet {
             arm::check_id(subnet, "subnets")?;

@@ -22,7 +22,7 @@ pub enum CloudError {
         message: String,
     },
     /// Too many requests.
-    #[error("the cloud asks to retry after {seconds} s: {message}")]
+    #[error("the cloud throttles requests, retry after {seconds} s: {message}")]
     Throttled {
         /// For how long.
         seconds: u64,
@@ -62,8 +62,8 @@ pub enum CloudError {
         message: String,
     },
     /// The answer is not what its interface promises.
-    #[error("the cloud's answer makes no sense: {message}")]
-    Nonsense {
+    #[error("the cloud's answer is invalid: {message}")]
+    InvalidAnswer {
         /// Field, what was expected and what was found.
         message: String,
     },
@@ -78,15 +78,15 @@ pub enum CloudError {
 impl CloudError {
     /// How long to wait before the next attempt, at least.
     #[must_use]
-    pub fn patience(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Throttled { seconds, .. } => Some(Duration::from_secs(*seconds)),
             _ => None,
         }
     }
 
-    pub(crate) fn nonsense(message: impl Into<String>) -> Self {
-        Self::Nonsense { message: message.into() }
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::InvalidAnswer { message: message.into() }
     }
 
     pub(crate) fn unavailable(message: impl ToString) -> Self {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::UnixStream;
 
 /// An answer must have come by then.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest answer, or question, that is read.
 pub const LINE_MAX: u64 = 4 << 20;
 
@@ -78,11 +78,11 @@ impl Fabric {
             BufReader::new(stream.take(LINE_MAX)).read_until(b'\n', &mut answer).await?;
             Ok::<_, std::io::Error>(answer)
         };
-        let answer = tokio::time::timeout(PATIENCE, asked).await;
+        let answer = tokio::time::timeout(TIMEOUT, asked).await;
         let answer =
-            answer.map_err(|_| CloudError::unavailable(format!("no answer within {} s", PATIENCE.as_secs())))?;
+            answer.map_err(|_| CloudError::unavailable(format!("no answer within {} s", TIMEOUT.as_secs())))?;
         let answer = answer.map_err(|error| CloudError::unavailable(format!("{}: {error}", self.socket.display())))?;
-        serde_json::from_slice::<Reply>(&answer).map_err(|error| CloudError::nonsense(error.to_string()))?
+        serde_json::from_slice::<Reply>(&answer).map_err(|error| CloudError::invalid(error.to_string()))?
     }
 }
 

@@ -5,14 +5,14 @@
 //! expanded again, and the engine receives those whose expansion differs.
 
 use crate::policy::Change as EngineChange;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use weft_model::intent::{
     Backends, Change, CidrGroup, CidrGroups, Covers, EndpointSelector, Entity, Node, ObjectName, Peer, Policy,
-    PolicyName, Rule, Service, Services, Spec, Subject,
+    PolicyName, Rule, RuleAction, Service, Services, Source, Spec, Subject,
 };
 use weft_model::selector::Requirement;
 
@@ -60,6 +60,12 @@ struct Row {
     needs: Needs,
 }
 
+/// Both families.
+const EVERY_ADDRESS: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+];
+
 /// The Service whose endpoints are the API servers.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
@@ -67,6 +73,11 @@ const API_SERVER: (&str, &str) = ("default", "kubernetes");
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Target {
     CidrGroup(String),
+    /// No CiliumCIDRGroup can be read, so that nobody knows which addresses they hold.
+    UnreadableCidrGroups {
+        /// The rule denies.
+        deny: bool,
+    },
     Service(ObjectName),
 }
 
@@ -83,6 +94,10 @@ impl fmt::Display for DanglingRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { policy, place, target } = self;
         match target {
+            Target::UnreadableCidrGroups { deny } => {
+                let effect = if *deny { "denies every address" } else { "matches nothing" };
+                write!(f, "{policy}: {place}: the CiliumCIDRGroups cannot be read, so this peer {effect}")
+            }
             Target::CidrGroup(name) => {
                 write!(f, "{policy}: {place}: CiliumCIDRGroup {name} does not exist, so this peer matches nothing")
             }
@@ -98,6 +113,8 @@ impl fmt::Display for DanglingRef {
 pub struct Expander {
     policies: BTreeMap<PolicyName, Row>,
     groups: BTreeMap<String, CidrGroup>,
+    /// Nobody knows which groups there are.
+    groups_unknown: bool,
     services: BTreeMap<ObjectName, Service>,
     backends: BTreeMap<ObjectName, Backends>,
     by_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
@@ -138,6 +155,11 @@ impl Expander {
             Change::CidrGroupGone(name) => {
                 self.groups.remove(name);
                 self.changed.groups = true;
+            }
+            Change::SourceProblem(Source::CidrGroups, problem) => {
+                let unknown = problem.as_ref().is_some_and(|problem| !problem.listed);
+                self.changed.groups |= unknown != self.groups_unknown;
+                self.groups_unknown = unknown;
             }
             Change::Service(service) => {
                 self.services.insert(service.name.clone(), service.clone());
@@ -235,6 +257,10 @@ impl Expander {
         let mut expanded = Vec::new();
         for peer in peers {
             match peer {
+                // What a rule may not let through, it must not let through for want of knowledge.
+                Peer::CidrGroups { covers, .. } if self.groups_unknown && rule.action == RuleAction::Deny => {
+                    expanded.extend(EVERY_ADDRESS.map(|cidr| Peer::Cidr { cidr, except: Vec::new(), covers: *covers }));
+                }
                 Peer::CidrGroups { groups, covers } => {
                     let cidrs = self.groups_of(groups).flat_map(|group| &group.cidrs);
                     expanded.extend(cidrs.map(|cidr| Peer::Cidr { cidr: *cidr, except: Vec::new(), covers: *covers }));
@@ -318,6 +344,9 @@ impl Expander {
             for rule in row.written.specs.iter().flat_map(|spec| spec.ingress.iter().chain(&spec.egress)) {
                 for peer in rule.peers.iter().flatten() {
                     let target = match peer {
+                        Peer::CidrGroups { .. } if self.groups_unknown => {
+                            Target::UnreadableCidrGroups { deny: rule.action == RuleAction::Deny }
+                        }
                         Peer::CidrGroups { groups: CidrGroups::Name(name), .. } if !self.groups.contains_key(name) => {
                             Target::CidrGroup(name.clone())
                         }

@@ -23,6 +23,7 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that is silent for this long is probed; if nobody answers, it is dead within as long again.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// The longest line of a watch: objects are limited to about 1.5 MiB by the server's store.
 const LINE_BYTES_MAX: usize = 8 << 20;
 
@@ -56,15 +57,12 @@ pub struct Client {
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Preconditions {
-    /// Its UID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// Its version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource_version: Option<String>,
 }
 
-/// The kinds of patches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PatchKind {
     /// RFC 7386.
@@ -115,25 +113,15 @@ impl Client {
     }
 
     /// GET, as text: for those who parse lazily.
-    ///
-    /// # Errors
-    /// Refusal, timeout, connection.
     pub async fn text(&self, path: &str) -> Result<String, Error> {
         self.send(Method::GET, path, None, Vec::new()).await
     }
 
-    /// GET.
-    ///
-    /// # Errors
-    /// Refusal, timeout, connection, unreadable answer.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         self.json(Method::GET, path, None, Vec::new()).await
     }
 
     /// GET; `None` when there is no such object.
-    ///
-    /// # Errors
-    /// Refusal other than 404, timeout, connection, unreadable answer.
     pub async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Error> {
         match self.get(path).await {
             Ok(object) => Ok(Some(object)),
@@ -142,28 +130,17 @@ impl Client {
         }
     }
 
-    /// POST to a collection.
-    ///
-    /// # Errors
-    /// Refusal, timeout, connection, unreadable answer.
     pub async fn create<T: DeserializeOwned>(&self, path: &str, object: &impl Serialize) -> Result<T, Error> {
         let body = encode("POST", path, object)?;
         self.json(Method::POST, path, Some("application/json"), body).await
     }
 
     /// PUT; conditional when the object carries a resource version.
-    ///
-    /// # Errors
-    /// Refusal, timeout, connection, unreadable answer.
     pub async fn replace<T: DeserializeOwned>(&self, path: &str, object: &impl Serialize) -> Result<T, Error> {
         let body = encode("PUT", path, object)?;
         self.json(Method::PUT, path, Some("application/json"), body).await
     }
 
-    /// PATCH.
-    ///
-    /// # Errors
-    /// Refusal, timeout, connection, unreadable answer.
     pub async fn patch<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -175,9 +152,6 @@ impl Client {
     }
 
     /// DELETE; an object that is not there counts as deleted.
-    ///
-    /// # Errors
-    /// Refusal other than 404, timeout, connection.
     pub async fn delete(&self, path: &str, preconditions: &Preconditions) -> Result<(), Error> {
         let options = serde_json::json!({
             "apiVersion": "v1",
@@ -298,6 +272,12 @@ fn refusal(verb: &'static str, path: &str, error: kube::Error) -> Error {
             code: status.code,
             reason: status.reason.clone(),
             message: status.message.clone(),
+            retry_after: status
+                .details
+                .as_ref()
+                .map(|details| u64::from(details.retry_after_seconds))
+                .filter(|seconds| *seconds > 0)
+                .map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX)),
         },
         source => Error::Transport { verb, path, source: Box::new(source) },
     }

@@ -25,7 +25,7 @@ pub use objects::{
 };
 pub(crate) use policy::CIDR_GROUP;
 pub use policy::{api_version, object, policy, policy_name};
-pub use pool::pool;
+pub use pool::{Pool, pool};
 pub use service::{backends, cidr_group, service};
 
 use weft_model::intent::Covers;
@@ -38,7 +38,6 @@ pub struct Settings {
     pub cidr_covers: Covers,
     /// Whether cilium.io policies may name protocols without ports, such as VRRP.
     pub extended_protocols: bool,
-    /// Whether policies may apply to nodes.
     pub host_firewall: bool,
 }
 
@@ -46,7 +45,6 @@ pub struct Settings {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct Problem {
-    /// Path of the field.
     pub field: String,
     /// What is wrong with it, and what was expected.
     pub problem: String,
@@ -73,13 +71,11 @@ impl Problems {
         problems.next().map(|first| Self { first, others: problems.collect() })
     }
 
-    /// These, then those.
     fn and(mut self, those: Self) -> Self {
         self.others.extend(those);
         self
     }
 
-    /// The first.
     #[must_use]
     pub fn first(&self) -> &Problem {
         &self.first

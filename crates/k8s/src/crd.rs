@@ -34,9 +34,6 @@ pub fn parse(file: &str, text: &str) -> Result<Value, Error> {
 }
 
 /// Creates the definitions that the cluster lacks. Those that are there stay as they are, whoever made them.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn install_missing(client: &Client) -> Result<(), Error> {
     for (file, text) in MANIFESTS {
         let manifest = parse(file, text)?;

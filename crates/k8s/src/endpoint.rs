@@ -4,22 +4,23 @@
 //! pod (owner reference with the UID) and carries the node's label; what is deleted is deleted by UID, so that a late
 //! word about an old pod never hits the object of a new one with the same name.
 
-pub mod manner;
+pub mod style;
 
 use crate::client::{Client, PatchKind, Preconditions, segment};
 use crate::convert;
+use crate::discovery::confirm_absent;
 use crate::error::Error;
+use crate::retry::Backoff;
 use crate::slice::{NODE_LABEL, label_value};
-use crate::watch::Retry;
 use crate::wire::{
     CILIUM_V2, CiliumEndpoint, EndpointEncryption, EndpointIdentity, EndpointStatus, Metadata, OwnerReference, path,
 };
 use futures::StreamExt as _;
-use manner::{Limiter, Manner};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use style::{Limiter, WriteStyle};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,6 @@ pub enum Propagation {
 }
 
 impl Propagation {
-    /// As users write it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -60,25 +60,19 @@ impl Propagation {
     }
 }
 
-/// An endpoint of this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Own {
-    /// What others need to know.
     pub endpoint: RemoteEndpoint,
-    /// Number on this node.
     pub id: u16,
     /// Labels of the identity: `source:key=value`.
     pub labels: Vec<String>,
-    /// Service account of the pod.
     pub service_account: String,
 }
 
-/// How far along the writer is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Announced {
     /// The newest set ([`Writer::set`]) that is wholly written.
     pub generation: u64,
-    /// Objects of this node.
     pub objects: usize,
     /// Why the last try failed, until one succeeds.
     pub problem: Option<String>,
@@ -101,11 +95,11 @@ pub struct Writer {
 impl Writer {
     /// Starts the writer of `node_name`. Nothing is written before the first [`Writer::set`].
     #[must_use]
-    pub fn start(client: Client, node_name: &str, manner: Manner, stop: CancellationToken) -> Self {
+    pub fn start(client: Client, node_name: &str, style: WriteStyle, stop: CancellationToken) -> Self {
         let (wanted, wanted_reader) = watch::channel(Wanted::default());
         let (announcing, announced) = watch::channel(Announced::default());
         let recheck = Arc::new(Notify::new());
-        let turns = Arc::new(Turns { client, label: label_value(node_name), manner, limiter: Limiter::new(manner) });
+        let turns = Arc::new(Turns { client, label: label_value(node_name), style, limiter: Limiter::new(style) });
         let task = Task { turns, held: None, announcing };
         let again = Arc::clone(&recheck);
         tokio::spawn(async move {
@@ -153,7 +147,6 @@ struct Held {
     uid: String,
     pod_uid: String,
     status: EndpointStatus,
-    /// When this agent made it.
     made: Option<Instant>,
 }
 
@@ -166,11 +159,10 @@ impl Held {
     }
 }
 
-/// What every write needs.
 struct Turns {
     client: Client,
     label: String,
-    manner: Manner,
+    style: WriteStyle,
     limiter: Limiter,
 }
 
@@ -187,9 +179,9 @@ impl Task {
         if wanted.changed().await.is_err() {
             return;
         }
-        let mut retry = Retry::new();
+        let mut retry = Backoff::default();
         loop {
-            tokio::time::sleep(self.turns.manner.gathers()).await;
+            tokio::time::sleep(self.turns.style.gathers()).await;
             let now = wanted.borrow_and_update().clone();
             match self.write(&now.endpoints).await {
                 Ok(()) => {
@@ -223,10 +215,10 @@ impl Task {
         }
         let held = self.held.as_ref().expect("read above");
         let names: BTreeSet<&ObjectName> = endpoints.keys().chain(held.keys()).collect();
-        let manner = self.turns.manner;
+        let style = self.turns.style;
         let differs = |name: &&&ObjectName| match (endpoints.get(**name), held.get(**name)) {
             (Some(own), Some(held)) => {
-                held.pod_uid != own.endpoint.pod_uid || held.status != status(own, manner.state(held.made))
+                held.pod_uid != own.endpoint.pod_uid || held.status != status(own, style.state(held.made))
             }
             (None, None) => false,
             _ => true,
@@ -240,7 +232,7 @@ impl Task {
             }
         });
         let jobs: Vec<_> = jobs.collect();
-        let outcomes: Vec<_> = futures::stream::iter(jobs).buffer_unordered(manner.side_by_side()).collect().await;
+        let outcomes: Vec<_> = futures::stream::iter(jobs).buffer_unordered(style.side_by_side()).collect().await;
         let held = self.held.as_mut().expect("read above");
         let mut result = Ok(());
         for (name, outcome) in outcomes {
@@ -256,7 +248,7 @@ impl Task {
     /// When the next object is to say something else of its endpoint's state.
     fn round(&self) -> Option<Instant> {
         let held = self.held.iter().flat_map(BTreeMap::values).filter(|held| held.status.state != "ready");
-        held.filter_map(|held| held.made).min().map(|made| made + manner::ROUND)
+        held.filter_map(|held| held.made).min().map(|made| made + style::ROUND)
     }
 
     async fn read(&self) -> Result<BTreeMap<ObjectName, Held>, Error> {
@@ -272,8 +264,7 @@ impl Task {
         match listed.await {
             Ok(()) => Ok(held),
             // A cluster without the kind has no objects of it.
-            Err(error) if error.is_not_found() => Ok(BTreeMap::new()),
-            Err(error) => Err(error),
+            Err(error) => confirm_absent(client, path::ENDPOINTS, error).await.map(|()| BTreeMap::new()),
         }
     }
 }
@@ -292,7 +283,7 @@ impl Turns {
             self.delete(name, &old.uid).await?;
         }
         if held.is_none() {
-            if self.manner == Manner::Known {
+            if self.style == WriteStyle::Upstream {
                 self.limiter.turn().await;
                 held = self.client.find::<CiliumEndpoint>(&object_path(name)?).await?.map(|found| Held::of(found).1);
                 held = held.filter(|held| held.pod_uid == own.endpoint.pod_uid);
@@ -320,7 +311,7 @@ impl Turns {
             }
         }
         let made = held.and_then(|held| held.made);
-        let wanted = status(own, self.manner.state(made));
+        let wanted = status(own, self.style.state(made));
         let patch = json!({"metadata": metadata(&self.label, own), "status": wanted});
         self.limiter.turn().await;
         let object: CiliumEndpoint = self.client.patch(&object_path(name)?, PatchKind::Merge, &patch).await?;
@@ -330,7 +321,7 @@ impl Turns {
     async fn create(&self, name: &ObjectName, own: &Own) -> Result<Held, Error> {
         self.limiter.turn().await;
         let now = Some(Instant::now());
-        let object = object(&self.label, own, self.manner.state(now));
+        let object = object(&self.label, own, self.style.state(now));
         let made: CiliumEndpoint = self.client.create(&collection(name)?, &object).await?;
         self.complete(own, made, now, object.status).await
     }
@@ -423,20 +414,14 @@ fn object_path(name: &ObjectName) -> Result<String, Error> {
 /// A CiliumEndpoint as the operator's housekeeping sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listed {
-    /// Namespace and name.
     pub name: ObjectName,
-    /// UID of the object.
     pub uid: String,
     /// The pod that it says it belongs to; empty: it does not say.
     pub pod_uid: String,
-    /// Identity.
     pub identity: u32,
 }
 
 /// All CiliumEndpoints of the cluster; none where the kind is not known.
-///
-/// # Errors
-/// Refusal other than "no such kind", timeout, connection.
 pub async fn list(client: &Client) -> Result<Vec<Listed>, Error> {
     let mut all = Vec::new();
     let listed = crate::list::each(client, path::ENDPOINTS, 500, &[], |object: CiliumEndpoint| {
@@ -446,15 +431,11 @@ pub async fn list(client: &Client) -> Result<Vec<Listed>, Error> {
     });
     match listed.await {
         Ok(()) => Ok(all),
-        Err(error) if error.is_not_found() => Ok(Vec::new()),
-        Err(error) => Err(error),
+        Err(error) => confirm_absent(client, path::ENDPOINTS, error).await.map(|()| Vec::new()),
     }
 }
 
 /// Deletes a CiliumEndpoint, if it is still the same one.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn remove(client: &Client, endpoint: &Listed) -> Result<(), Error> {
     delete(client, &endpoint.name, &endpoint.uid).await
 }

@@ -10,7 +10,6 @@ use sha2::{Digest, Sha256};
 /// Longest message; the API server admits 1,024 bytes.
 const MESSAGE_BYTES_MAX: usize = 1000;
 
-/// What an event is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct About {
     /// `NetworkPolicy`, `Pod`, `Node`.
@@ -19,7 +18,6 @@ pub struct About {
     pub api_version: &'static str,
     /// Its namespace; empty for cluster-scoped kinds, whose events are kept in `default`.
     pub namespace: String,
-    /// Its name.
     pub name: String,
     /// Its UID; may be empty where it is not known.
     pub uid: String,
@@ -32,9 +30,6 @@ struct Counted {
 }
 
 /// Writes a warning. The same warning again raises its count, it makes no second object.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn warn(client: &Client, about: &About, reason: &str, message: &str, component: &str) -> Result<(), Error> {
     let namespace = if about.namespace.is_empty() { "default" } else { &about.namespace };
     let collection = format!("{}/{}/events", path::NAMESPACES, segment("namespace", namespace)?);

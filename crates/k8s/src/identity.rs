@@ -3,17 +3,13 @@
 use crate::client::{Client, PatchKind, Preconditions};
 use crate::convert;
 use crate::error::Error;
-use crate::wire::{CiliumIdentity, Metadata, path};
+use crate::wire::{CiliumIdentity, Metadata, UNUSED_SINCE, path};
 use serde::Deserialize;
 use serde_json::json;
 use weft_model::id::Identity;
 use weft_model::intent::IdentityLabels;
 use weft_model::label::LabelSet;
 
-/// Annotation: since when nothing refers to the identity (RFC 3339).
-pub const UNUSED_SINCE: &str = "weft.dev/unused-since";
-
-/// What came of creating an identity.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// The number now stands for these labels.
@@ -24,9 +20,6 @@ pub enum Outcome {
 
 /// Creates the object of `row`'s number with `row`'s labels, or takes up the one that is there: if it is marked as unused,
 /// the mark is taken off.
-///
-/// # Errors
-/// Refusal other than "exists" (a conflict, if a marked one changed meanwhile), timeout, connection.
 pub async fn create(client: &Client, row: &IdentityLabels) -> Result<Outcome, Error> {
     let object = convert::identity_object(row);
     match client.create::<serde::de::IgnoredAny>(path::IDENTITIES, &object).await {
@@ -54,11 +47,8 @@ pub async fn create(client: &Client, row: &IdentityLabels) -> Result<Outcome, Er
 /// An identity object as the operator's garbage collection sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Held {
-    /// The number.
     pub identity: Identity,
-    /// Version of the object.
     pub resource_version: String,
-    /// Since when it is marked unused.
     pub unused_since: Option<String>,
 }
 
@@ -68,10 +58,6 @@ struct HeldObject {
     metadata: Metadata,
 }
 
-/// All identities whose names are numbers.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn list(client: &Client) -> Result<Vec<Held>, Error> {
     let mut all = Vec::new();
     crate::list::each(client, path::IDENTITIES, 500, &[], |object: HeldObject| {
@@ -88,9 +74,6 @@ pub async fn list(client: &Client) -> Result<Vec<Held>, Error> {
 }
 
 /// Marks an identity as unused since `since`, or (`None`) as in use.
-///
-/// # Errors
-/// Refusal (a conflict, if it changed meanwhile), timeout, connection.
 pub async fn mark(client: &Client, held: &Held, since: Option<&str>) -> Result<(), Error> {
     let patch = json!({"metadata": {
         "resourceVersion": held.resource_version,
@@ -101,9 +84,6 @@ pub async fn mark(client: &Client, held: &Held, since: Option<&str>) -> Result<(
 }
 
 /// Deletes an identity, if it is still as it was read.
-///
-/// # Errors
-/// Refusal (a conflict, if it changed meanwhile), timeout, connection.
 pub async fn delete(client: &Client, held: &Held) -> Result<(), Error> {
     let unchanged = Preconditions { uid: None, resource_version: Some(held.resource_version.clone()) };
     client.delete(&object_path(held.identity), &unchanged).await

@@ -5,13 +5,12 @@
 use crate::client::{Client, PatchKind, segment};
 use crate::convert::{self, Problem};
 use crate::error::Error;
-use crate::watch::{Kind, Seen};
+use crate::watch::{Absence, Kind, Seen};
 use crate::wire::{Metadata, WirePool, or_default, path};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use weft_model::selector::Selector;
 
 /// Written with every write of an agent's first turn: so that it is a change, whatever else it says.
 const TERM: &str = "network.weft.io/ipam-term";
@@ -23,20 +22,14 @@ pub struct Share {
     pub needed_v4: u32,
     /// IPv6 addresses asked for.
     pub needed_v6: u32,
-    /// Prefixes that it has.
     pub cidrs: BTreeSet<IpNet>,
 }
 
-/// A node's part in address management.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct NodeShares {
-    /// The node.
     pub name: String,
-    /// UID of the CiliumNode.
     pub uid: String,
-    /// Version of the CiliumNode.
     pub version: String,
-    /// By pool.
     pub pools: BTreeMap<String, Share>,
     /// What kept the operator from giving all that was asked for; empty: nothing.
     pub problem: String,
@@ -156,9 +149,6 @@ fn node_path(name: &str) -> Result<String, Error> {
 }
 
 /// A node's part as the API server has it now; `None`: there is no such CiliumNode.
-///
-/// # Errors
-/// Refusal, timeout, connection, or an object that cannot be used.
 pub async fn read(client: &Client, name: &str) -> Result<Option<NodeShares>, Error> {
     let Some(object) = client.find::<Object>(&node_path(name)?).await? else { return Ok(None) };
     let unusable =
@@ -167,9 +157,6 @@ pub async fn read(client: &Client, name: &str) -> Result<Option<NodeShares>, Err
 }
 
 /// Writes a node's part, if the object is still of that version. `term`: of an agent's first write.
-///
-/// # Errors
-/// Refusal (a conflict, if it changed meanwhile), timeout, connection.
 pub async fn write(
     client: &Client,
     name: &str,
@@ -199,140 +186,103 @@ pub async fn write(
 }
 
 /// Says in the CiliumNode what keeps the operator from giving all that was asked for; empty: nothing.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn tell(client: &Client, name: &str, problem: &str) -> Result<(), Error> {
     let patch = json!({"status": {"ipam": {"operator-status": {"error": problem}}}});
     let path = format!("{}/status", node_path(name)?);
     client.patch::<serde::de::IgnoredAny>(&path, PatchKind::Merge, &patch).await.map(|_| ())
 }
 
-/// News of CiliumNodes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum ShareNews {
-    /// A node's part, as of now.
-    Here(NodeShares),
-    /// The CiliumNode is gone.
-    Gone(String),
-    /// All that exist were told.
+pub enum ShareEvent {
+    Applied(NodeShares),
+    Deleted(String),
     Synced,
 }
 
 /// CiliumNodes, as far as address management is concerned: of all nodes, or of one.
 #[derive(Clone, Debug)]
 pub struct Shares {
-    /// Only this one.
     pub only: Option<String>,
 }
 
 impl Kind for Shares {
     type Key = String;
-    type News = ShareNews;
+    type Event = ShareEvent;
     const PAGE: u32 = 250;
 
-    fn name(&self) -> &'static str {
-        "ciliumnodes"
-    }
-
-    fn path(&self) -> String {
-        path::CILIUM_NODES.to_owned()
+    fn path(&self) -> &'static str {
+        path::CILIUM_NODES
     }
 
     fn field_selector(&self) -> Option<String> {
         self.only.as_ref().map(|name| format!("metadata.name={name}"))
     }
 
-    fn may_be_missing(&self) -> bool {
-        true
+    fn absence(&self) -> Absence {
+        Absence::Confirmed
     }
 
-    fn read(&self, json: &str) -> Result<Seen<String, ShareNews>, String> {
+    fn read(&self, json: &str) -> Result<Seen<String, ShareEvent>, String> {
         let object: Object = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let (key, uid) = (object.metadata.name.clone(), object.metadata.uid.clone());
         let version = object.metadata.resource_version.clone();
         if key.is_empty() {
             return Err("metadata.name: required".to_owned());
         }
-        let news = shares(object).map(ShareNews::Here);
-        let news = news.inspect_err(|problem| tracing::warn!(node = key, %problem, "a CiliumNode cannot be used")).ok();
-        Ok(Seen { key, uid, version, news })
+        let event = shares(object).map(ShareEvent::Applied);
+        let event =
+            event.inspect_err(|problem| tracing::warn!(node = key, %problem, "a CiliumNode cannot be used")).ok();
+        Ok(Seen { key, uid, version, event })
     }
 
-    fn gone(&self, key: &String, _uid: &str) -> ShareNews {
-        ShareNews::Gone(key.clone())
+    fn gone(&self, key: &String, _uid: &str) -> ShareEvent {
+        ShareEvent::Deleted(key.clone())
     }
 
-    fn synced(&self) -> ShareNews {
-        ShareNews::Synced
+    fn synced(&self) -> ShareEvent {
+        ShareEvent::Synced
     }
 }
 
-/// A CiliumPodIPPool.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Pool {
-    /// Its name.
-    pub name: String,
-    /// Its prefixes.
-    pub cidrs: Vec<IpNet>,
-    /// Length of what nodes get of it.
-    pub mask_v4: Option<u8>,
-    /// Length of what nodes get of it.
-    pub mask_v6: Option<u8>,
-    /// Which pods it is for, unless they say otherwise; `None`: those that ask for it.
-    pub pods: Option<Selector>,
-    /// Pods of which namespaces.
-    pub namespaces: Option<Selector>,
-}
-
-/// News of CiliumPodIPPools.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum PoolNews {
-    /// A pool.
-    Here(Pool),
-    /// It is gone.
-    Gone(String),
-    /// All that exist were told.
+pub enum PoolEvent {
+    Applied(convert::Pool),
+    Deleted(String),
     Synced,
 }
 
-/// CiliumPodIPPools.
 #[derive(Clone, Copy, Debug)]
 pub struct AddressPools;
 
 impl Kind for AddressPools {
     type Key = String;
-    type News = PoolNews;
+    type Event = PoolEvent;
     const PAGE: u32 = 250;
 
-    fn name(&self) -> &'static str {
-        "ciliumpodippools"
+    fn path(&self) -> &'static str {
+        path::ADDRESS_POOLS
     }
 
-    fn path(&self) -> String {
-        path::ADDRESS_POOLS.to_owned()
+    fn absence(&self) -> Absence {
+        Absence::Confirmed
     }
 
-    fn may_be_missing(&self) -> bool {
-        true
-    }
-
-    fn read(&self, json: &str) -> Result<Seen<String, PoolNews>, String> {
+    fn read(&self, json: &str) -> Result<Seen<String, PoolEvent>, String> {
         let object: WirePool = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let (key, version) = (object.metadata.name.clone(), object.metadata.resource_version.clone());
         if key.is_empty() {
             return Err("metadata.name: required".to_owned());
         }
-        let news = convert::pool(object).map(PoolNews::Here);
-        let news = news.inspect_err(|problem| tracing::warn!(pool = key, %problem, "a pool cannot be used")).ok();
-        Ok(Seen { key, uid: String::new(), version, news })
+        let event = convert::pool(object).map(PoolEvent::Applied);
+        let event = event.inspect_err(|problem| tracing::warn!(pool = key, %problem, "a pool cannot be used")).ok();
+        Ok(Seen { key, uid: String::new(), version, event })
     }
 
-    fn gone(&self, key: &String, _uid: &str) -> PoolNews {
-        PoolNews::Gone(key.clone())
+    fn gone(&self, key: &String, _uid: &str) -> PoolEvent {
+        PoolEvent::Deleted(key.clone())
     }
 
-    fn synced(&self) -> PoolNews {
-        PoolNews::Synced
+    fn synced(&self) -> PoolEvent {
+        PoolEvent::Synced
     }
 }

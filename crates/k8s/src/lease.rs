@@ -8,16 +8,10 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Where we stand after a try.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Standing {
-    /// The lease is ours.
     Leader,
-    /// It is another's.
-    Standby {
-        /// Whose.
-        leader: String,
-    },
+    Standby { leader: String },
 }
 
 /// One who wants to hold a lease.
@@ -66,9 +60,6 @@ impl Candidate {
     }
 
     /// Takes or renews the lease if that is possible `now`.
-    ///
-    /// # Errors
-    /// Refusal, timeout, connection. Losing a race for the lease is none: that is [`Standing::Standby`].
     pub async fn stand(&mut self, client: &Client, now: Instant) -> Result<Standing, Error> {
         let path = format!("{}/{}", self.collection, self.name);
         let date = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
@@ -104,9 +95,6 @@ impl Candidate {
     }
 
     /// Gives the lease back, if it is ours, so that the next need not wait.
-    ///
-    /// # Errors
-    /// Refusal, timeout, connection.
     pub async fn resign(&mut self, client: &Client) -> Result<(), Error> {
         let path = format!("{}/{}", self.collection, self.name);
         let Some(mut lease) = client.find::<LeaseObject>(&path).await? else { return Ok(()) };

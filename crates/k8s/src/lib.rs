@@ -8,10 +8,12 @@
 //! - [`identity`], [`slice`], [`endpoint`], [`node`], [`event`], [`lease`], [`crd`], [`status`], [`services`]: writers.
 //! - [`pod`]: single reads, for when a watch is late.
 #![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "names of fields of Kubernetes objects say what they are")]
 
 pub mod client;
 pub mod convert;
 pub mod crd;
+pub mod discovery;
 pub mod endpoint;
 pub mod error;
 pub mod event;
@@ -22,6 +24,7 @@ pub mod lint;
 mod list;
 pub mod node;
 pub mod pod;
+mod retry;
 pub mod services;
 pub mod slice;
 pub mod status;

@@ -14,23 +14,19 @@ use weft_model::intent::{Change, Peer, Policy, PolicyKind, Spec};
 use weft_model::label::is_carried;
 use weft_model::selector::Requirement;
 
-/// How bad a finding is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Severity {
-    /// The object would be refused.
     Error,
     /// The object would be taken, but may not do what was meant.
     Warning,
 }
 
-/// Something to say about a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
     /// Line, from 1.
     pub line: usize,
     /// Column, from 1.
     pub column: usize,
-    /// How bad it is.
     pub severity: Severity,
     /// Path of the field, such as `spec.ingress[0].toPorts`; empty where it is the file that cannot be read.
     pub path: String,

@@ -2,9 +2,12 @@
 
 use crate::client::Client;
 use crate::error::Error;
-use crate::watch::with_query;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+/// All but the unreserved characters of RFC 3986.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 #[derive(Deserialize)]
 struct Page<T> {
@@ -39,4 +42,10 @@ pub(crate) async fn each<T: DeserializeOwned>(
             return Ok(());
         }
     }
+}
+
+pub(crate) fn with_query(path: &str, query: &[(&str, String)]) -> String {
+    let pairs = query.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, ENCODED)));
+    let query: Vec<String> = pairs.collect();
+    format!("{path}?{}", query.join("&"))
 }

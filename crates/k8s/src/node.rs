@@ -24,22 +24,14 @@ const CONFLICTS_MAX: usize = 8;
 /// What an agent announces of its node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Announcement {
-    /// Name of the Node.
     pub name: String,
-    /// Addresses.
     pub addresses: Vec<IpAddr>,
-    /// Pod CIDRs.
     pub pod_cidrs: Vec<IpNet>,
-    /// How the node's endpoints become known.
     pub propagation: Propagation,
-    /// Changes with each boot.
     pub boot_id: Option<String>,
 }
 
 /// A node, as the API server has it now.
-///
-/// # Errors
-/// Anything but "there is none". A node with unusable addresses or CIDRs is an error as well.
 pub async fn get(client: &Client, name: &str) -> Result<Option<Node>, Error> {
     let path = node_path(name)?;
     let Some(node) = client.find::<WireNode>(&path).await? else { return Ok(None) };
@@ -49,9 +41,6 @@ pub async fn get(client: &Client, name: &str) -> Result<Option<Node>, Error> {
 }
 
 /// Writes the CiliumNode, which then goes away with its Node.
-///
-/// # Errors
-/// Refusal, timeout, connection, or no Node of that name.
 pub async fn announce(client: &Client, announcement: &Announcement) -> Result<(), Error> {
     let node: WireNode = client.get(&node_path(&announcement.name)?).await?;
     let wanted = cilium_node(announcement, node.metadata);
@@ -108,9 +97,6 @@ fn cilium_node(announcement: &Announcement, node: Metadata) -> CiliumNode {
 
 /// Tells the scheduler that the node's network is up: condition `NetworkUnavailable` is False, the taint
 /// [`NOT_READY_TAINT`] is gone.
-///
-/// # Errors
-/// Refusal, timeout, connection, or no Node of that name.
 pub async fn set_network_ready(client: &Client, name: &str) -> Result<(), Error> {
     set_condition(client, name, "False", "WeftIsUp", "Weft is running on this node").await?;
     remove_taint(client, name).await
@@ -159,9 +145,6 @@ async fn remove_taint(client: &Client, name: &str) -> Result<(), Error> {
 }
 
 /// Gives a node its pod CIDRs, if it is still as it was read.
-///
-/// # Errors
-/// Refusal (a conflict, if the node changed meanwhile), timeout, connection.
 pub async fn assign_pod_cidrs(
     client: &Client,
     name: &str,
@@ -177,27 +160,16 @@ pub async fn assign_pod_cidrs(
 }
 
 /// Whether a Node of that name exists.
-///
-/// # Errors
-/// Refusal other than "none", timeout, connection.
 pub async fn exists(client: &Client, name: &str) -> Result<bool, Error> {
     Ok(client.find::<Named>(&node_path(name)?).await?.is_some())
 }
 
-/// Names of all CiliumNodes.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn list_cilium_nodes(client: &Client) -> Result<Vec<String>, Error> {
     let mut names = Vec::new();
     crate::list::each(client, path::CILIUM_NODES, 500, &[], |object: Named| names.push(object.metadata.name)).await?;
     Ok(names)
 }
 
-/// Deletes a CiliumNode.
-///
-/// # Errors
-/// Refusal other than "none", timeout, connection.
 pub async fn delete_cilium_node(client: &Client, name: &str) -> Result<(), Error> {
     let path = format!("{}/{}", path::CILIUM_NODES, segment("node", name)?);
     client.delete(&path, &Preconditions::default()).await
@@ -210,18 +182,12 @@ fn node_path(name: &str) -> Result<String, Error> {
 /// A Node as the operator's address management sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Assigned {
-    /// UID.
     pub uid: String,
-    /// Version of the object.
     pub resource_version: String,
-    /// Pod CIDRs as written.
     pub pod_cidrs: Vec<String>,
 }
 
 /// A Node's pod CIDRs as the API server has them now.
-///
-/// # Errors
-/// Anything but "there is none".
 pub async fn read(client: &Client, name: &str) -> Result<Option<Assigned>, Error> {
     let node = client.find::<WireNode>(&node_path(name)?).await?;
     Ok(node.map(|node| {

@@ -8,9 +8,6 @@ use std::collections::BTreeMap;
 use weft_model::intent::{Namespace, ObjectName, Pod};
 
 /// A pod, as the API server has it now. The caller compares the UID: the name may have a new owner.
-///
-/// # Errors
-/// Anything but "there is none".
 pub async fn get(client: &Client, name: &ObjectName) -> Result<Option<Pod>, Error> {
     let namespace = segment("namespace", &name.namespace)?;
     let path = format!("{}/{namespace}/pods/{}", wire::path::NAMESPACES, segment("pod", &name.name)?);
@@ -18,9 +15,6 @@ pub async fn get(client: &Client, name: &ObjectName) -> Result<Option<Pod>, Erro
 }
 
 /// UIDs of all pods of the cluster, by name.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn uids(client: &Client) -> Result<BTreeMap<ObjectName, String>, Error> {
     let mut all = BTreeMap::new();
     crate::list::each(client, wire::path::PODS, 500, &[], |pod: wire::Named| {
@@ -32,9 +26,6 @@ pub async fn uids(client: &Client) -> Result<BTreeMap<ObjectName, String>, Error
 }
 
 /// A namespace, as the API server has it now.
-///
-/// # Errors
-/// Anything but "there is none".
 pub async fn namespace(client: &Client, name: &str) -> Result<Option<Namespace>, Error> {
     let path = format!("{}/{}", wire::path::NAMESPACES, segment("namespace", name)?);
     Ok(client.find::<WireNamespace>(&path).await?.map(convert::namespace))

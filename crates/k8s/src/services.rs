@@ -4,7 +4,7 @@
 use crate::client::{Client, PatchKind, segment};
 use crate::convert;
 use crate::error::Error;
-use crate::watch::{Kind, Seen, follow};
+use crate::watch::{Absence, Kind, Seen, follow};
 use crate::wire::{CILIUM_V2, Metadata, Named, WireCustom, WireEndpointSlice, WireService, path};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -18,27 +18,19 @@ use weft_model::intent::{IpPool, LoadBalancerRequest, LocalRedirect, ObjectName,
 pub const REQUEST_SATISFIED: &str = "cilium.io/IPAMRequestSatisfied";
 /// Condition of a pool: whether it overlaps another.
 pub const POOL_CONFLICT: &str = "cilium.io/PoolConflict";
-/// Batches that may wait.
 const BATCHES_MAX: usize = 16;
 
-/// The kinds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Part {
-    /// Service.
     Service,
-    /// EndpointSlice.
     EndpointSlice,
-    /// CiliumLocalRedirectPolicy.
     LocalRedirect,
-    /// CiliumLoadBalancerIPPool.
     IpPool,
 }
 
 impl Part {
-    /// All.
     pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::LocalRedirect, Self::IpPool];
 
-    /// Kind, group and version.
     #[must_use]
     pub const fn kind(self) -> (&'static str, &'static str) {
         match self {
@@ -59,54 +51,42 @@ impl Part {
     }
 }
 
-/// An object.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Row {
-    /// Namespace and name.
     pub name: ObjectName,
-    /// UID.
     pub uid: String,
-    /// Version.
     pub version: String,
     /// What it says, or why it cannot be used.
     pub content: Result<Content, String>,
     /// The addresses of a Service's load balancer, as they stand.
     pub ingress: Vec<Value>,
-    /// The conditions, as they stand.
     pub conditions: Vec<Value>,
     /// A Service that is to have addresses of pools.
     pub request: Option<LoadBalancerRequest>,
 }
 
-/// What an object says.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Content {
-    /// A Service.
     Service(Service),
     /// An EndpointSlice; of interest is only that it can be used.
     EndpointSlice,
-    /// A CiliumLocalRedirectPolicy.
     LocalRedirect(LocalRedirect),
-    /// A CiliumLoadBalancerIPPool.
     IpPool(IpPool),
 }
 
-/// What happens to them.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum News {
-    /// It exists. Boxed: most news are of one kind.
-    Here(Part, Box<Row>),
+pub enum Event {
+    /// It exists. Boxed: most events are of one kind.
+    Applied(Part, Box<Row>),
     /// It exists, but is not even of the kind's form. What it said before stands.
     Unreadable(Part, ObjectName, String, String),
-    /// It is gone.
-    Gone(Part, ObjectName),
-    /// All that exist were told.
+    Deleted(Part, ObjectName),
     Synced(Part),
 }
 
 /// Watches all of them until `stop`.
 #[must_use]
-pub fn watch(client: &Client, stop: &CancellationToken) -> mpsc::Receiver<Vec<News>> {
+pub fn watch(client: &Client, stop: &CancellationToken) -> mpsc::Receiver<Vec<Event>> {
     let (sender, receiver) = mpsc::channel(BATCHES_MAX);
     for part in Part::ALL {
         follow(client.clone(), Watched(part), sender.clone(), stop.clone());
@@ -174,28 +154,30 @@ fn read(part: Part, json: &str) -> Result<Read, String> {
 
 impl Kind for Watched {
     type Key = ObjectName;
-    type News = News;
+    type Event = Event;
     const PAGE: u32 = 250;
 
-    fn name(&self) -> &'static str {
-        self.0.kind().0
+    fn path(&self) -> &'static str {
+        self.0.path()
     }
 
-    fn path(&self) -> String {
-        self.0.path().to_owned()
+    fn absence(&self) -> Absence {
+        match self.0 {
+            Part::Service | Part::EndpointSlice => Absence::Never,
+            // Without them the operator only warns of less.
+            Part::LocalRedirect => Absence::Tolerated,
+            // An unknown pool is not an empty one: no address is given or taken.
+            Part::IpPool => Absence::Confirmed,
+        }
     }
 
-    fn may_be_missing(&self) -> bool {
-        matches!(self.0, Part::LocalRedirect | Part::IpPool)
-    }
-
-    fn read(&self, json: &str) -> Result<Seen<ObjectName, News>, String> {
-        let (metadata, news) = match read(self.0, json) {
+    fn read(&self, json: &str) -> Result<Seen<ObjectName, Event>, String> {
+        let (metadata, event) = match read(self.0, json) {
             Err(problem) => {
                 let metadata = parse::<Named>(json)?.metadata;
                 let name = ObjectName { namespace: metadata.namespace.clone(), name: metadata.name.clone() };
-                let news = News::Unreadable(self.0, name, metadata.uid.clone(), problem);
-                (metadata, news)
+                let event = Event::Unreadable(self.0, name, metadata.uid.clone(), problem);
+                (metadata, event)
             }
             Ok((metadata, content, request)) => {
                 let name = ObjectName { namespace: metadata.namespace.clone(), name: metadata.name.clone() };
@@ -212,35 +194,31 @@ impl Kind for Watched {
                     conditions: status.conditions.unwrap_or_default(),
                     request,
                 };
-                (metadata, News::Here(self.0, Box::new(row)))
+                (metadata, Event::Applied(self.0, Box::new(row)))
             }
         };
         if metadata.name.is_empty() {
             return Err("metadata.name: required".to_owned());
         }
         let key = ObjectName { namespace: metadata.namespace, name: metadata.name };
-        Ok(Seen { key, uid: metadata.uid, version: metadata.resource_version, news: Some(news) })
+        Ok(Seen { key, uid: metadata.uid, version: metadata.resource_version, event: Some(event) })
     }
 
-    fn gone(&self, key: &ObjectName, _uid: &str) -> News {
-        News::Gone(self.0, key.clone())
+    fn gone(&self, key: &ObjectName, _uid: &str) -> Event {
+        Event::Deleted(self.0, key.clone())
     }
 
-    fn synced(&self) -> News {
-        News::Synced(self.0)
+    fn synced(&self) -> Event {
+        Event::Synced(self.0)
     }
 }
 
-/// A condition as it should stand.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Condition {
-    /// Type.
     pub kind: &'static str,
     /// `True`, `False`, `Unknown`.
     pub status: &'static str,
-    /// One word for a program.
     pub reason: &'static str,
-    /// For people.
     pub message: String,
 }
 
@@ -270,9 +248,6 @@ struct Version {
 }
 
 /// Writes the addresses of a Service's load balancer and its conditions, if it is still of `version`. Its new version.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn write_service(
     client: &Client,
     name: &ObjectName,
@@ -291,9 +266,6 @@ pub async fn write_service(
 }
 
 /// Writes the conditions of a pool, if it is still of `version`. Its new version.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn write_pool(client: &Client, name: &str, version: &str, conditions: &[Value]) -> Result<String, Error> {
     let path = format!("{}/{}/status", path::IP_POOLS, segment("pool", name)?);
     let body = json!({"metadata": {"resourceVersion": version}, "status": {"conditions": conditions}});

@@ -8,7 +8,8 @@ pub mod shared;
 
 use crate::client::{Client, Preconditions, segment};
 use crate::error::Error;
-use crate::watch::{Retry, with_query};
+use crate::list::with_query;
+use crate::retry::Backoff;
 use crate::wire::{CILIUM_V2ALPHA1, CiliumEndpointSlice, CoreEndpoint, Metadata, Named, path};
 use plan::{Held, Write};
 use sha2::{Digest, Sha256};
@@ -34,17 +35,14 @@ pub const REMOVAL_DELAY: Duration = Duration::from_secs(5);
 /// Beyond that, each node waits for a random part of this for every node of the cluster: a workload that ends on all of
 /// them at once is some 25 writes a second, of which each is an event for every node.
 pub const REMOVAL_SPREAD: Duration = Duration::from_millis(40);
-/// The most that this comes to.
 pub const REMOVAL_SPREAD_MAX: Duration = Duration::from_secs(60);
 /// Between two writes of a node that only remove.
 pub const REMOVAL_PACE: Duration = Duration::from_millis(500);
 
-/// How far along the writer is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Announced {
     /// The newest set ([`Writer::set`]) that is wholly written.
     pub generation: u64,
-    /// Slices of this node.
     pub slices: usize,
     /// Why the last try failed, until one succeeds.
     pub problem: Option<String>,
@@ -54,7 +52,6 @@ pub struct Announced {
 struct Wanted {
     generation: u64,
     endpoints: Arc<BTreeMap<ObjectName, RemoteEndpoint>>,
-    /// Nodes of the cluster, itself included.
     nodes: u32,
     /// Nothing is added to what the slices hold.
     withdrawing: bool,
@@ -161,11 +158,9 @@ struct Task {
     stem: String,
     /// This node's slices as they are in the API; `None`: to be read.
     held: Option<BTreeMap<String, Held>>,
-    /// Names that belong to somebody else.
     taken: BTreeSet<String>,
     announcing: watch::Sender<Announced>,
     removal_delay: Duration,
-    /// Writes so far.
     writes: u64,
     /// Names of what is held, for others to look at.
     names: Arc<Mutex<BTreeSet<String>>>,
@@ -173,9 +168,7 @@ struct Task {
 
 /// What came of an attempt to write.
 enum Wrote {
-    /// The slices are as wanted.
     All,
-    /// All but removals, which have time.
     Removals,
 }
 
@@ -185,7 +178,7 @@ impl Task {
         if wanted.changed().await.is_err() {
             return;
         }
-        let mut retry = Retry::new();
+        let mut retry = Backoff::default();
         let mut removals_due: Option<Instant> = None;
         let mut next = Instant::now();
         loop {
@@ -401,20 +394,13 @@ fn letters(text: &str, count: usize) -> String {
 /// A slice as the operator's housekeeping sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Owned {
-    /// Name of the slice.
     pub name: String,
-    /// Version of the object.
     pub resource_version: String,
     /// Value of [`NODE_LABEL`]; `None`: not written by an agent of ours.
     pub node: Option<String>,
-    /// Identities that it refers to.
     pub identities: BTreeSet<u32>,
 }
 
-/// All slices of the cluster.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn list(client: &Client) -> Result<Vec<Owned>, Error> {
     let mut all = Vec::new();
     crate::list::each(client, path::SLICES, 100, &[], |mut slice: CiliumEndpointSlice| {
@@ -430,9 +416,6 @@ pub async fn list(client: &Client) -> Result<Vec<Owned>, Error> {
 }
 
 /// Deletes a slice, if it is still as it was read.
-///
-/// # Errors
-/// Refusal (a conflict, if it changed meanwhile), timeout, connection.
 pub async fn delete(client: &Client, slice: &Owned) -> Result<(), Error> {
     let unchanged = Preconditions { uid: None, resource_version: Some(slice.resource_version.clone()) };
     client.delete(&slice_path(&slice.name)?, &unchanged).await

@@ -5,7 +5,8 @@
 use crate::client::{Client, PatchKind, segment};
 use crate::convert::{self, Problems, Settings};
 use crate::error::Error;
-use crate::watch::{Kind, Retry, Seen, follow};
+use crate::retry::Backoff;
+use crate::watch::{Absence, Kind, Seen, follow};
 use crate::wire::{Metadata, WirePolicy, path};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,15 +15,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weft_model::intent::{ObjectName, PolicyKind};
 
-/// The kinds that have conditions.
 pub const KINDS: [PolicyKind; 3] =
     [PolicyKind::CiliumNetworkPolicy, PolicyKind::CiliumClusterwideNetworkPolicy, PolicyKind::ClusterNetworkPolicy];
-/// Batches that may wait.
 const BATCHES_MAX: usize = 8;
-/// Longest message.
 const MESSAGE_BYTES_MAX: usize = 1000;
 
-/// Name of a policy.
 type Key = (PolicyKind, ObjectName);
 
 /// What shall be written to an object.
@@ -33,7 +30,7 @@ struct Patch {
 }
 
 /// What a look at an object came to; `None`: nothing is to be written.
-type News = (Key, Option<Patch>);
+type Event = (Key, Option<Patch>);
 
 struct Policies {
     kind: PolicyKind,
@@ -62,22 +59,18 @@ struct Status {
 
 impl Kind for Policies {
     type Key = ObjectName;
-    type News = News;
+    type Event = Event;
     const PAGE: u32 = 250;
 
-    fn name(&self) -> &'static str {
-        self.kind.name()
+    fn path(&self) -> &'static str {
+        path::policies(self.kind)
     }
 
-    fn path(&self) -> String {
-        path::policies(self.kind).to_owned()
+    fn absence(&self) -> Absence {
+        Absence::Confirmed
     }
 
-    fn may_be_missing(&self) -> bool {
-        true
-    }
-
-    fn read(&self, json: &str) -> Result<Seen<ObjectName, News>, String> {
+    fn read(&self, json: &str) -> Result<Seen<ObjectName, Event>, String> {
         let object: WirePolicy = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let rest: Rest = serde_json::from_str(json).unwrap_or_default();
         let key = convert::policy_name(self.kind, &object).object;
@@ -86,14 +79,14 @@ impl Kind for Policies {
         let conditions = conditions(self.kind, held, problems, rest.metadata.generation);
         let Metadata { uid, resource_version: version, .. } = object.metadata;
         let patch = conditions.map(|conditions| Patch { version: version.clone(), conditions });
-        Ok(Seen { key: key.clone(), uid, version, news: Some(((self.kind, key), patch)) })
+        Ok(Seen { key: key.clone(), uid, version, event: Some(((self.kind, key), patch)) })
     }
 
-    fn gone(&self, key: &ObjectName, _uid: &str) -> News {
+    fn gone(&self, key: &ObjectName, _uid: &str) -> Event {
         ((self.kind, key.clone()), None)
     }
 
-    fn synced(&self) -> News {
+    fn synced(&self) -> Event {
         // Nothing waits for it.
         ((self.kind, ObjectName { namespace: String::new(), name: String::new() }), None)
     }
@@ -160,7 +153,7 @@ pub async fn run(client: &Client, settings: Settings, stop: CancellationToken) {
     }
     drop(sender);
     let mut waiting: BTreeMap<Key, Patch> = BTreeMap::new();
-    let mut retry = Retry::new();
+    let mut retry = Backoff::default();
     loop {
         let batch = if waiting.is_empty() {
             receiver.recv().await

@@ -2,8 +2,10 @@
 //!
 //! Per kind one task: list in pages, watch from there, list again when the server has forgotten our version. A table of
 //! keys and hashes (no objects) turns all of that into differences, so a relist, a duplicate, a heartbeat that changes
-//! nothing of interest or an event out of order costs the readers nothing. Nothing is reported gone but by the server's
-//! own word: a deletion, or a complete list without it.
+//! nothing of interest or an event out of order costs the receivers nothing.
+//!
+//! Nothing counts as gone but by the server's own word: a deletion, a complete list without it, or discovery documents
+//! without its kind. A refusal (401, 403), an error, a timeout or a lone 404 is none: what was listed stays in force.
 
 mod drive;
 mod kinds;
@@ -11,62 +13,102 @@ mod table;
 
 use crate::client::Client;
 use crate::convert::Settings;
-pub(crate) use drive::{Retry, with_query};
+use crate::discovery::Resource;
 use std::hash::Hash;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weft_model::intent::{Change, PolicyKind};
+use weft_model::intent::{Change, Source, SourceProblem};
 
-/// Batches that may wait for the reader before the watches stop reading.
+/// Batches that may wait for the receiver before the watches stop reading.
 const BATCHES_MAX: usize = 64;
+
+/// What it means when the server does not give a kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Absence {
+    /// The cluster must serve the kind: without a complete list there is no `Synced`.
+    Never,
+    /// The cluster may not serve the kind, and then there are no objects. While it is forbidden, nobody knows which
+    /// objects there are: there is no `Synced`.
+    Confirmed,
+    /// The same, but while it is forbidden only a feature is missing: it counts as empty, with a lasting problem.
+    Tolerated,
+}
+
+/// How long a watch waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// The server ends a watch after this time; the next one goes on from the version reached.
+    pub watch: Duration,
+    /// How much later a silent connection counts as dead.
+    pub silence: Duration,
+    /// Longest pause between two attempts to list or watch.
+    pub retry_max: Duration,
+    /// Longest pause between two attempts to list a kind that the server does not serve.
+    pub not_served_retry_max: Duration,
+    /// How long discovery must not have a kind, at every attempt, before objects that were listed count as gone.
+    /// Deleting a CRD deletes its objects one by one first, which the watch reports; this is for deletions that it missed.
+    pub not_served_confirm: Duration,
+    /// How long requests must fail before that is reported as a problem. Refusals are reported at once.
+    pub failing_report: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            watch: Duration::from_secs(290),
+            silence: Duration::from_secs(15),
+            retry_max: Duration::from_secs(20),
+            not_served_retry_max: Duration::from_secs(60),
+            not_served_confirm: Duration::from_secs(60),
+            failing_report: Duration::from_secs(10),
+        }
+    }
+}
 
 /// A kind of objects and what shall be told about them.
 pub trait Kind: Send + Sync + 'static {
-    /// What names an object.
     type Key: Eq + Hash + Clone + Send + Sync;
-    /// What is told.
-    type News: Hash + Send + 'static;
+    type Event: Hash + Send + 'static;
 
     /// Objects per page of a list: large objects, small pages.
     const PAGE: u32;
 
-    /// For logs.
-    fn name(&self) -> &'static str;
-    /// Path of the collection.
-    fn path(&self) -> String;
+    /// Path of the collection, such as `/apis/cilium.io/v2/ciliumnodes`.
+    fn path(&self) -> &'static str;
     /// `name=value` of a field selector.
     fn field_selector(&self) -> Option<String> {
         None
     }
-    /// Whether a server may not know the kind. That counts as having no objects of it, until it is known.
-    fn may_be_missing(&self) -> bool {
-        false
+    /// Whether the server may not serve the kind.
+    fn absence(&self) -> Absence {
+        Absence::Never
     }
     /// Reads one object.
     ///
     /// # Errors
     /// In words, when not even its name can be read; such an object is logged and skipped.
-    fn read(&self, json: &str) -> Result<Seen<Self::Key, Self::News>, String>;
+    fn read(&self, json: &str) -> Result<Seen<Self::Key, Self::Event>, String>;
     /// What to tell when an object is gone.
-    fn gone(&self, key: &Self::Key, uid: &str) -> Self::News;
+    fn gone(&self, key: &Self::Key, uid: &str) -> Self::Event;
     /// What to tell after the first complete list.
-    fn synced(&self) -> Self::News;
+    fn synced(&self) -> Self::Event;
+    /// What to tell when the kind cannot be read any more, or can again (`None`). The log has it in any case.
+    fn problem(&self, _problem: Option<SourceProblem>) -> Option<Self::Event> {
+        None
+    }
 }
 
-/// One object, read.
 #[derive(Debug)]
 pub struct Seen<K, N> {
-    /// Its key.
     pub key: K,
     /// Its UID; empty where a successor of the same name is as good.
     pub uid: String,
-    /// Its version.
     pub version: String,
     /// What to tell; `None`: it exists, but cannot be used, and what was told before stands.
-    pub news: Option<N>,
+    pub event: Option<N>,
 }
 
-/// How CiliumEndpoints are watched.
 #[derive(Clone, Copy, Debug)]
 pub struct EndpointsWatch<'a> {
     /// Until when; it must end with everything else at the latest.
@@ -87,35 +129,50 @@ pub fn start(
     endpoints: EndpointsWatch<'_>,
     stop: &CancellationToken,
 ) -> mpsc::Receiver<Vec<Change>> {
+    start_with(client, node_name, settings, endpoints, stop, Timing::default())
+}
+
+/// [`start`] with other times.
+#[must_use]
+pub fn start_with(
+    client: &Client,
+    node_name: &str,
+    settings: Settings,
+    endpoints: EndpointsWatch<'_>,
+    stop: &CancellationToken,
+    timing: Timing,
+) -> mpsc::Receiver<Vec<Change>> {
     let (sender, receiver) = mpsc::channel(BATCHES_MAX);
-    let start = Start { client, sender, stop };
-    start.follow(kinds::Pods { node: node_name.to_owned() });
-    start.follow(kinds::Namespaces);
-    for kind in PolicyKind::ALL {
-        start.follow(kinds::Policies { kind, settings });
-    }
-    start.follow(kinds::CidrGroups);
-    start.follow(kinds::Services);
-    start.follow(kinds::Backends);
-    start.follow(kinds::LocalRedirects);
-    start.follow(kinds::Identities);
-    start.follow(kinds::Slices);
-    start.follow(kinds::Nodes);
-    let kind = kinds::Endpoints { required: endpoints.required };
-    follow(client.clone(), kind, start.sender.clone(), endpoints.until.clone());
+    kinds::each(node_name, settings, endpoints, stop, &mut Starter { client, timing, sender });
     receiver
 }
 
-struct Start<'a> {
+struct Starter<'a> {
     client: &'a Client,
+    timing: Timing,
     sender: mpsc::Sender<Vec<Change>>,
-    stop: &'a CancellationToken,
 }
 
-impl Start<'_> {
-    fn follow(&self, kind: impl Kind<News = Change>) {
-        follow(self.client.clone(), kind, self.sender.clone(), self.stop.clone());
+impl kinds::Visitor for Starter<'_> {
+    fn visit(&mut self, kind: impl Kind<Event = Change>, stop: &CancellationToken) {
+        let drive = drive::Drive::new(self.client.clone(), kind, self.sender.clone(), self.timing);
+        tokio::spawn(drive.run(stop.clone()));
     }
+}
+
+/// What an agent lists and watches, and the source that tells of it.
+#[must_use]
+pub fn watched() -> Vec<(Source, Resource)> {
+    struct Collector(Vec<(Source, Resource)>);
+    impl kinds::Visitor for Collector {
+        fn visit(&mut self, kind: impl Kind<Event = Change> + kinds::AgentKind, _stop: &CancellationToken) {
+            self.0.push((kind.source(), Resource::of(Kind::path(&kind))));
+        }
+    }
+    let (mut collector, stop) = (Collector(Vec::new()), CancellationToken::new());
+    let endpoints = EndpointsWatch { until: &stop, required: false };
+    kinds::each("", Settings::EVERYTHING, endpoints, &stop, &mut collector);
+    collector.0
 }
 
 /// Watches CiliumEndpoints, which the cluster must know, until `stop`; each is told as a slice of its own ([`crate::convert::endpoint_slice_name`]).
@@ -127,8 +184,8 @@ pub fn endpoints(client: &Client, sender: mpsc::Sender<Vec<Change>>, stop: Cance
 pub fn follow<K: Kind>(
     client: Client,
     kind: K,
-    sender: mpsc::Sender<Vec<K::News>>,
+    sender: mpsc::Sender<Vec<K::Event>>,
     stop: CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(drive::Drive::new(client, kind, sender).run(stop))
+    tokio::spawn(drive::Drive::new(client, kind, sender, Timing::default()).run(stop))
 }

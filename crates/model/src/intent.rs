@@ -156,6 +156,16 @@ pub struct CidrGroup {
     pub cidrs: Vec<IpNet>,
 }
 
+/// Why a source cannot be read.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SourceProblem {
+    /// What was attempted, why it failed, and what to do.
+    pub text: String,
+    /// The source was complete before, so its objects are known. Otherwise a rule that references one of them must assume
+    /// the worst.
+    pub listed: bool,
+}
+
 /// Declares every kind of object that is watched: the source of its changes, what the source is called in status, and
 /// the changes that it sends. [`Change`], [`Source`], the list of all sources and their names follow from this list: a
 /// kind that is added here has to be complete before anything is removed from the kernel, and shows in status.
@@ -167,6 +177,8 @@ macro_rules! kinds {
             $($($(#[$doc])* $change $fields,)*)+
             /// A source sent every object that existed when it started.
             Synced(Source),
+            /// A source cannot be read, or can again (`None`). What it sent before stays in force.
+            SourceProblem(Source, Option<SourceProblem>),
         }
 
         /// Sources of changes: one per kind of object that is watched.
@@ -263,7 +275,7 @@ kinds! {
 mod tests {
     /// The list with one kind more.
     mod listed {
-        use crate::intent::{CidrGroup, Namespace, PolicyKind};
+        use crate::intent::{CidrGroup, Namespace, PolicyKind, SourceProblem};
 
         kinds! {
             Namespaces, "namespaces" => {

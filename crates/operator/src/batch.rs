@@ -115,15 +115,15 @@ async fn make(config: &Config, client: &Client, known: Known, metrics: &Metrics)
         let sleep = tokio::time::sleep_until(work.start + wake.unwrap_or_default());
         tokio::select! {
             batch = told.recv() => match batch {
-                Some(batch) => batch.into_iter().for_each(|change| work.hear(change)),
+                Some(batch) => batch.into_iter().for_each(|change| work.apply(change)),
                 None => return,
             },
             batch = namespaces.recv() => match batch {
-                Some(batch) => batch.into_iter().for_each(|news| work.hear_namespace(news)),
+                Some(batch) => batch.into_iter().for_each(|event| work.apply_namespace(event)),
                 None => return,
             },
             batch = slices.recv() => match batch {
-                Some(batch) => batch.into_iter().for_each(|news| work.hear_slice(news)),
+                Some(batch) => batch.into_iter().for_each(|event| work.apply_slice(event)),
                 None => return,
             },
             () = sleep, if wake.is_some() => {
@@ -173,7 +173,7 @@ impl Work<'_> {
         self.queue.changed(slice, priority, self.start.elapsed());
     }
 
-    fn hear(&mut self, change: Change) {
+    fn apply(&mut self, change: Change) {
         match change {
             Change::Slice(slice) => {
                 let Some(name) = endpoint_of_slice(&slice.name) else { return };
@@ -216,29 +216,29 @@ impl Work<'_> {
         }
     }
 
-    fn hear_namespace(&mut self, news: NamespaceNews) {
-        match news {
-            NamespaceNews::Here(name, true) => drop(self.priority.insert(name)),
-            NamespaceNews::Here(name, false) | NamespaceNews::Gone(name) => drop(self.priority.remove(&name)),
-            NamespaceNews::Synced => {}
+    fn apply_namespace(&mut self, event: NamespaceEvent) {
+        match event {
+            NamespaceEvent::Applied(name, true) => drop(self.priority.insert(name)),
+            NamespaceEvent::Applied(name, false) | NamespaceEvent::Deleted(name) => drop(self.priority.remove(&name)),
+            NamespaceEvent::Synced => {}
         }
     }
 
     /// Somebody else changed or deleted a slice: it is written anew.
-    fn hear_slice(&mut self, news: SliceNews) {
-        match news {
-            SliceNews::Here(name, version) => {
+    fn apply_slice(&mut self, event: SliceEvent) {
+        match event {
+            SliceEvent::Applied(name, version) => {
                 if self.versions.get(&name).is_some_and(|known| is_newer(&version, known)) {
                     self.versions.insert(name.clone(), version);
                     self.dirty(&name);
                 }
             }
-            SliceNews::Gone(name) => {
+            SliceEvent::Deleted(name) => {
                 if self.versions.remove(&name).is_some() {
                     self.dirty(&name);
                 }
             }
-            SliceNews::Synced => {}
+            SliceEvent::Synced => {}
         }
     }
 
@@ -316,78 +316,70 @@ fn slice_name(random: u64) -> String {
 struct Namespaces;
 
 #[derive(Hash)]
-enum NamespaceNews {
+enum NamespaceEvent {
     /// Its slices go first, or not.
-    Here(String, bool),
-    Gone(String),
+    Applied(String, bool),
+    Deleted(String),
     Synced,
 }
 
 impl Kind for Namespaces {
     type Key = String;
-    type News = NamespaceNews;
+    type Event = NamespaceEvent;
     const PAGE: u32 = 500;
 
-    fn name(&self) -> &'static str {
-        "namespaces"
+    fn path(&self) -> &'static str {
+        path::NAMESPACES
     }
 
-    fn path(&self) -> String {
-        path::NAMESPACES.to_owned()
-    }
-
-    fn read(&self, json: &str) -> Result<Seen<String, NamespaceNews>, String> {
+    fn read(&self, json: &str) -> Result<Seen<String, NamespaceEvent>, String> {
         let metadata = metadata(json)?;
         let first = metadata.annotations.get(PRIORITY_ANNOTATION).is_some_and(|value| value == "priority");
-        let news = Some(NamespaceNews::Here(metadata.name.clone(), first));
-        Ok(Seen { key: metadata.name, uid: String::new(), version: metadata.resource_version, news })
+        let event = Some(NamespaceEvent::Applied(metadata.name.clone(), first));
+        Ok(Seen { key: metadata.name, uid: String::new(), version: metadata.resource_version, event })
     }
 
-    fn gone(&self, key: &String, _uid: &str) -> NamespaceNews {
-        NamespaceNews::Gone(key.clone())
+    fn gone(&self, key: &String, _uid: &str) -> NamespaceEvent {
+        NamespaceEvent::Deleted(key.clone())
     }
 
-    fn synced(&self) -> NamespaceNews {
-        NamespaceNews::Synced
+    fn synced(&self) -> NamespaceEvent {
+        NamespaceEvent::Synced
     }
 }
 
 struct Slices;
 
 #[derive(Hash)]
-enum SliceNews {
+enum SliceEvent {
     /// Name and version; of nodes' slices nothing is told.
-    Here(String, String),
-    Gone(String),
+    Applied(String, String),
+    Deleted(String),
     Synced,
 }
 
 impl Kind for Slices {
     type Key = String;
-    type News = SliceNews;
+    type Event = SliceEvent;
     const PAGE: u32 = 100;
 
-    fn name(&self) -> &'static str {
-        "ciliumendpointslices"
+    fn path(&self) -> &'static str {
+        path::SLICES
     }
 
-    fn path(&self) -> String {
-        path::SLICES.to_owned()
-    }
-
-    fn read(&self, json: &str) -> Result<Seen<String, SliceNews>, String> {
+    fn read(&self, json: &str) -> Result<Seen<String, SliceEvent>, String> {
         let metadata = metadata(json)?;
-        let news = (!metadata.labels.contains_key(NODE_LABEL))
-            .then(|| SliceNews::Here(metadata.name.clone(), metadata.resource_version.clone()));
-        Ok(Seen { key: metadata.name, uid: metadata.uid, version: metadata.resource_version, news })
+        let event = (!metadata.labels.contains_key(NODE_LABEL))
+            .then(|| SliceEvent::Applied(metadata.name.clone(), metadata.resource_version.clone()));
+        Ok(Seen { key: metadata.name, uid: metadata.uid, version: metadata.resource_version, event })
     }
 
-    fn gone(&self, key: &String, _uid: &str) -> SliceNews {
-        SliceNews::Gone(key.clone())
+    fn gone(&self, key: &String, _uid: &str) -> SliceEvent {
+        SliceEvent::Deleted(key.clone())
     }
 
-    fn synced(&self) -> SliceNews {
-        SliceNews::Synced
+    fn synced(&self) -> SliceEvent {
+        SliceEvent::Synced
     }
 }
 

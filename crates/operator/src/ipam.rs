@@ -1,7 +1,7 @@
 //! Pod CIDRs: every node gets one of each family, once. What a node has is never changed.
 
 use crate::config::Config;
-use crate::nodes::{News, Row};
+use crate::nodes::{Event, Row};
 use anyhow::Context;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -32,8 +32,8 @@ struct Ipam<'a> {
     waiting: BTreeMap<String, (Row, Option<String>)>,
 }
 
-/// Gives CIDRs to nodes as they come, until the news end.
-pub(crate) async fn run(config: &Config, client: &Client, mut news: mpsc::Receiver<Vec<News>>) {
+/// Assigns CIDRs to nodes as they come, until the events end.
+pub(crate) async fn run(config: &Config, client: &Client, mut events: mpsc::Receiver<Vec<Event>>) {
     let pool = match pool(config) {
         Ok(pool) => pool,
         Err(error) => return tracing::error!(error = format!("{error:#}"), "no pod CIDRs are given"),
@@ -45,19 +45,19 @@ pub(crate) async fn run(config: &Config, client: &Client, mut news: mpsc::Receiv
         // Nothing is given before all that was given is known.
         let idle = !synced || ipam.waiting.is_empty();
         let batch = if idle {
-            news.recv().await
+            events.recv().await
         } else {
-            tokio::time::timeout(RETRY, news.recv()).await.unwrap_or_else(|_| Some(Vec::new()))
+            tokio::time::timeout(RETRY, events.recv()).await.unwrap_or_else(|_| Some(Vec::new()))
         };
         let Some(batch) = batch else { return };
         for event in batch {
             match event {
-                News::Here(row) => ipam.here(row).await,
-                News::Gone(name) => {
+                Event::Applied(row) => ipam.here(row).await,
+                Event::Deleted(name) => {
                     ipam.pool.release(&name);
                     ipam.waiting.remove(&name);
                 }
-                News::Synced => synced = true,
+                Event::Synced => synced = true,
             }
         }
         if synced {
@@ -120,7 +120,7 @@ impl Ipam<'_> {
                 return Ok(());
             };
             if now.uid != row.uid {
-                // A successor of the same name: its own news are on their way.
+                // A successor of the same name: its own events are on their way.
                 return Ok(());
             }
             if !now.pod_cidrs.is_empty() {

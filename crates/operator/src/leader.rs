@@ -73,7 +73,7 @@ where
 /// Renews until the term ends, another operator holds the lease, or it could not be renewed for two thirds of its
 /// duration: the last third is the margin within which all our writes have ended.
 async fn hold(candidate: &mut Candidate, client: &Client, duration: Duration, term: &CancellationToken) {
-    let timeout = duration * 2 / 3;
+    let renew_timeout = duration * 2 / 3;
     let mut renewed = Instant::now();
     loop {
         pause(duration / 7, term).await;
@@ -81,14 +81,14 @@ async fn hold(candidate: &mut Candidate, client: &Client, duration: Duration, te
             return;
         }
         let began = Instant::now();
-        let answer = tokio::time::timeout_at(renewed + timeout, candidate.stand(client, began)).await;
+        let answer = tokio::time::timeout_at(renewed + renew_timeout, candidate.stand(client, began)).await;
         match answer {
             Ok(Ok(Standing::Leader)) => renewed = began,
             Ok(Ok(Standing::Standby { leader })) => {
                 tracing::warn!(leader, "another operator holds the lease");
                 return;
             }
-            Ok(Err(error)) if renewed.elapsed() < timeout => tracing::warn!(%error, "cannot renew the lease"),
+            Ok(Err(error)) if renewed.elapsed() < renew_timeout => tracing::warn!(%error, "cannot renew the lease"),
             Ok(Err(_)) | Err(_) => return,
         }
     }

@@ -47,7 +47,7 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
 async fn addresses(
     config: &Config,
     client: &Client,
-    mut nodes: tokio::sync::mpsc::Receiver<Vec<nodes::News>>,
+    mut nodes: tokio::sync::mpsc::Receiver<Vec<nodes::Event>>,
     term: &CancellationToken,
 ) {
     match config.mode {

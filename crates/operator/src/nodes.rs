@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weft_k8s::Client;
 use weft_k8s::endpoint::{PROPAGATION, Propagation};
-use weft_k8s::watch::{Kind, Seen, follow};
+use weft_k8s::watch::{Absence, Kind, Seen, follow};
 use weft_k8s::wire::{Metadata, Named, path};
 
 /// A node.
@@ -25,11 +25,11 @@ pub struct Row {
 
 /// What happens to nodes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum News {
+pub enum Event {
     /// It exists.
-    Here(Row),
+    Applied(Row),
     /// It is gone.
-    Gone(String),
+    Deleted(String),
     /// All that exist were told.
     Synced,
 }
@@ -59,18 +59,14 @@ struct Spec {
 
 impl Kind for Nodes {
     type Key = String;
-    type News = News;
+    type Event = Event;
     const PAGE: u32 = 100;
 
-    fn name(&self) -> &'static str {
-        "nodes"
+    fn path(&self) -> &'static str {
+        path::NODES
     }
 
-    fn path(&self) -> String {
-        path::NODES.to_owned()
-    }
-
-    fn read(&self, json: &str) -> Result<Seen<String, News>, String> {
+    fn read(&self, json: &str) -> Result<Seen<String, Event>, String> {
         let object: Object = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let (name, uid) = (object.metadata.name, object.metadata.uid);
         if name.is_empty() {
@@ -80,23 +76,23 @@ impl Kind for Nodes {
         let pod_cidrs = several.unwrap_or_else(|| object.spec.pod_cidr.into_iter().filter(|c| !c.is_empty()).collect());
         let provider_id = object.spec.provider_id.unwrap_or_default();
         let row = Row { name: name.clone(), uid: uid.clone(), pod_cidrs, provider_id };
-        Ok(Seen { key: name, uid, version: object.metadata.resource_version, news: Some(News::Here(row)) })
+        Ok(Seen { key: name, uid, version: object.metadata.resource_version, event: Some(Event::Applied(row)) })
     }
 
-    fn gone(&self, key: &String, _uid: &str) -> News {
-        News::Gone(key.clone())
+    fn gone(&self, key: &String, _uid: &str) -> Event {
+        Event::Deleted(key.clone())
     }
 
-    fn synced(&self) -> News {
-        News::Synced
+    fn synced(&self) -> Event {
+        Event::Synced
     }
 }
 
-/// Watches the nodes until `stop`, for as long as the future is polled: as news, and as the set of those that exist.
+/// Watches the nodes until `stop`, for as long as the future is polled: as events, and as the set of those that exist.
 pub(crate) fn watch(
     client: Client,
     stop: CancellationToken,
-) -> (impl Future<Output = ()> + Send, mpsc::Receiver<Vec<News>>, Known) {
+) -> (impl Future<Output = ()> + Send, mpsc::Receiver<Vec<Event>>, Known) {
     let (sender, mut receiver) = mpsc::channel(8);
     follow(client, Nodes, sender, stop);
     let (forward, forwarded) = mpsc::channel(8);
@@ -104,11 +100,11 @@ pub(crate) fn watch(
     let work = async move {
         let (mut names, mut synced) = (BTreeMap::new(), false);
         while let Some(batch) = receiver.recv().await {
-            for news in &batch {
-                match news {
-                    News::Here(row) => drop(names.insert(row.name.clone(), row.uid.clone())),
-                    News::Gone(name) => drop(names.remove(name)),
-                    News::Synced => synced = true,
+            for event in &batch {
+                match event {
+                    Event::Applied(row) => drop(names.insert(row.name.clone(), row.uid.clone())),
+                    Event::Deleted(name) => drop(names.remove(name)),
+                    Event::Synced => synced = true,
                 }
             }
             if synced {
@@ -135,26 +131,22 @@ struct CiliumNodes;
 
 #[derive(Hash)]
 enum Mode {
-    Here(String, bool),
-    Gone(String),
+    Applied(String, bool),
+    Deleted(String),
     Synced,
 }
 
 impl Kind for CiliumNodes {
     type Key = String;
-    type News = Mode;
+    type Event = Mode;
     const PAGE: u32 = 500;
 
-    fn name(&self) -> &'static str {
-        "ciliumnodes"
+    fn path(&self) -> &'static str {
+        path::CILIUM_NODES
     }
 
-    fn path(&self) -> String {
-        path::CILIUM_NODES.to_owned()
-    }
-
-    fn may_be_missing(&self) -> bool {
-        true
+    fn absence(&self) -> Absence {
+        Absence::Confirmed
     }
 
     fn read(&self, json: &str) -> Result<Seen<String, Mode>, String> {
@@ -163,12 +155,12 @@ impl Kind for CiliumNodes {
             return Err("metadata.name: required".to_owned());
         }
         let mode = metadata.annotations.get(PROPAGATION).and_then(|mode| Propagation::read(mode));
-        let news = Mode::Here(metadata.name.clone(), mode == Some(Propagation::CesOperator));
-        Ok(Seen { key: metadata.name, uid: metadata.uid, version: metadata.resource_version, news: Some(news) })
+        let event = Mode::Applied(metadata.name.clone(), mode == Some(Propagation::CesOperator));
+        Ok(Seen { key: metadata.name, uid: metadata.uid, version: metadata.resource_version, event: Some(event) })
     }
 
     fn gone(&self, key: &String, _uid: &str) -> Mode {
-        Mode::Gone(key.clone())
+        Mode::Deleted(key.clone())
     }
 
     fn synced(&self) -> Mode {
@@ -184,10 +176,10 @@ pub(crate) fn readers(client: Client, stop: CancellationToken) -> (impl Future<O
     let work = async move {
         let (mut readers, mut synced) = (BTreeSet::new(), false);
         while let Some(batch) = receiver.recv().await {
-            for news in batch {
-                match news {
-                    Mode::Here(name, true) => drop(readers.insert(name)),
-                    Mode::Here(name, false) | Mode::Gone(name) => drop(readers.remove(&name)),
+            for event in batch {
+                match event {
+                    Mode::Applied(name, true) => drop(readers.insert(name)),
+                    Mode::Applied(name, false) | Mode::Deleted(name) => drop(readers.remove(&name)),
                     Mode::Synced => synced = true,
                 }
             }

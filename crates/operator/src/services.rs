@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_control::service::{Engine, Object, Outcome, Settings};
 use weft_k8s::event::{About, warn};
-use weft_k8s::services::{Content, News, Part, watch};
+use weft_k8s::services::{Content, Event, Part, watch};
 use weft_k8s::{Client, Error};
 use weft_model::intent::{Change, Forwarding, ObjectName};
 
@@ -32,21 +32,21 @@ type Wrong = (&'static str, String);
 
 /// Works until `stop`.
 pub(crate) async fn run(config: &Config, client: &Client, stop: CancellationToken) {
-    let mut news = watch(client, &stop);
+    let mut events = watch(client, &stop);
     let mut state = State::new(config, client);
     let mut pause = None;
     loop {
         let batch = match pause {
-            None => news.recv().await,
-            Some(pause) => tokio::time::timeout(pause, news.recv()).await.unwrap_or_else(|_| Some(Vec::new())),
+            None => events.recv().await,
+            Some(pause) => tokio::time::timeout(pause, events.recv()).await.unwrap_or_else(|_| Some(Vec::new())),
         };
         let Some(batch) = batch else { return };
-        batch.into_iter().for_each(|event| state.hear(event));
+        batch.into_iter().for_each(|event| state.apply(event));
         // Many come at once: one plan for all that are there.
-        while let Ok(batch) = news.try_recv() {
-            batch.into_iter().for_each(|event| state.hear(event));
+        while let Ok(batch) = events.try_recv() {
+            batch.into_iter().for_each(|event| state.apply(event));
         }
-        let failed = state.tell().await | state.write_addresses().await;
+        let failed = state.report().await | state.write_addresses().await;
         pause = failed.then(|| pause.map_or(RETRY_MIN, |pause: Duration| (pause * 2).min(RETRY_MAX)));
     }
 }
@@ -61,7 +61,7 @@ struct State<'a> {
     /// Objects that cannot be used at all.
     invalid: BTreeMap<Key, String>,
     /// What was said of an object last.
-    told: BTreeMap<Key, Wrong>,
+    reported: BTreeMap<Key, Wrong>,
 }
 
 impl<'a> State<'a> {
@@ -81,13 +81,13 @@ impl<'a> State<'a> {
             engine: Engine::new(settings, 0),
             uids: BTreeMap::new(),
             invalid: BTreeMap::new(),
-            told: BTreeMap::new(),
+            reported: BTreeMap::new(),
         }
     }
 
-    fn hear(&mut self, event: News) {
+    fn apply(&mut self, event: Event) {
         match event {
-            News::Here(part, row) => {
+            Event::Applied(part, row) => {
                 let key = (part, row.name.clone());
                 self.uids.insert(key.clone(), row.uid.clone());
                 match &row.content {
@@ -108,14 +108,14 @@ impl<'a> State<'a> {
                     (Part::EndpointSlice | Part::LocalRedirect, _) => {}
                 }
             }
-            News::Unreadable(part, name, uid, problem) => {
+            Event::Unreadable(part, name, uid, problem) => {
                 if part == Part::IpPool {
                     self.addresses.pool_unusable(&name.name);
                 }
                 self.uids.insert((part, name.clone()), uid);
                 self.invalid.insert((part, name), problem);
             }
-            News::Gone(part, name) => {
+            Event::Deleted(part, name) => {
                 match part {
                     Part::Service => {
                         self.addresses.service_gone(&name);
@@ -128,9 +128,9 @@ impl<'a> State<'a> {
                 let key = (part, name);
                 self.uids.remove(&key);
                 self.invalid.remove(&key);
-                self.told.remove(&key);
+                self.reported.remove(&key);
             }
-            News::Synced(part) => drop(self.synced.insert(part)),
+            Event::Synced(part) => drop(self.synced.insert(part)),
         }
     }
 
@@ -167,12 +167,12 @@ impl<'a> State<'a> {
     }
 
     /// Writes an Event for each problem that was not said yet. True: something is to be tried again.
-    async fn tell(&mut self) -> bool {
+    async fn report(&mut self) -> bool {
         let problems = self.problems();
-        self.told.retain(|key, _| problems.contains_key(key));
+        self.reported.retain(|key, _| problems.contains_key(key));
         let mut failed = false;
         for (key, wrong) in problems {
-            if self.told.get(&key) == Some(&wrong) {
+            if self.reported.get(&key) == Some(&wrong) {
                 continue;
             }
             let ((part, name), (reason, text)) = (&key, &wrong);
@@ -182,10 +182,10 @@ impl<'a> State<'a> {
             let uid = self.uids.get(&key).cloned().unwrap_or_default();
             let about = About { kind, api_version, namespace, name, uid };
             match warn(self.client, &about, reason, text, COMPONENT).await {
-                Ok(()) => drop(self.told.insert(key, wrong)),
+                Ok(()) => drop(self.reported.insert(key, wrong)),
                 // Its namespace is about to go, or it is no name: nobody would look for it.
                 Err(error) if matches!(error, Error::Name { .. }) || matches!(error.code(), Some(403 | 404)) => {
-                    self.told.insert(key, wrong);
+                    self.reported.insert(key, wrong);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot write an event, trying again");

@@ -4,7 +4,7 @@
 //! A node is served from its object as it is now, and what it gets is written only if nobody changed the object
 //! meanwhile. The cloud assigns before the object says so, and is told last what the node let go of.
 
-use crate::nodes::News;
+use crate::nodes::Event;
 use futures::StreamExt as _;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,10 +14,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_cloud::{Cloud, CloudError, NodeRef, Wanted};
 use weft_control::ipam::{Family, Needs, PoolSpec, SharedPools, plan};
-use weft_k8s::ipam::{AddressPools, NodeShares, PoolNews, Share, ShareNews, Shares};
+use weft_k8s::ipam::{AddressPools, NodeShares, PoolEvent, Share, ShareEvent, Shares};
 use weft_k8s::watch::follow;
 use weft_k8s::{Client, ipam};
-use weft_model::intent::SUBNET_FULL;
 
 /// Where blocks come from.
 pub(crate) enum Source {
@@ -50,22 +49,31 @@ const AUDIT: Duration = Duration::from_secs(120);
 const ROUNDS: usize = 4;
 
 /// Why a node did not get all that it asked for.
-struct Trouble {
+struct Unmet {
     /// For the node's status.
     problem: String,
     /// When to try again, at least.
-    patience: Option<Duration>,
+    retry_after: Option<Duration>,
+    /// No address of the subnet is free.
+    subnet_full: bool,
 }
 
-impl From<CloudError> for Trouble {
-    fn from(error: CloudError) -> Self {
-        Self { problem: error.to_string(), patience: error.patience() }
+impl Unmet {
+    fn new(problem: impl Into<String>) -> Self {
+        Self { problem: problem.into(), retry_after: None, subnet_full: false }
     }
 }
 
-impl From<weft_k8s::Error> for Trouble {
+impl From<CloudError> for Unmet {
+    fn from(error: CloudError) -> Self {
+        let subnet_full = matches!(error, CloudError::SubnetFull { .. });
+        Self { problem: error.to_string(), retry_after: error.retry_after(), subnet_full }
+    }
+}
+
+impl From<weft_k8s::Error> for Unmet {
     fn from(error: weft_k8s::Error) -> Self {
-        Self { problem: error.to_string(), patience: None }
+        Self { retry_after: error.retry_after(), ..Self::new(error.to_string()) }
     }
 }
 
@@ -89,16 +97,16 @@ struct Pools {
     limbo: BTreeMap<String, (String, Vec<(String, IpNet)>)>,
 }
 
-/// Serves nodes until the news end.
+/// Serves nodes until the events end.
 pub(crate) async fn run(
     client: &Client,
-    mut nodes: mpsc::Receiver<Vec<News>>,
+    mut nodes: mpsc::Receiver<Vec<Event>>,
     source: Source,
     term: &CancellationToken,
 ) {
     let (sender, mut shares) = mpsc::channel(8);
     follow(client.clone(), Shares { only: None }, sender, term.clone());
-    let (sender, mut pool_news) = mpsc::channel(8);
+    let (sender, mut pool_events) = mpsc::channel(8);
     // Without shared pools the sender only keeps the channel open.
     let _idle = if matches!(source, Source::Pools) {
         follow(client.clone(), AddressPools, sender, term.clone());
@@ -107,56 +115,56 @@ pub(crate) async fn run(
         Some(sender)
     };
     let mut waits = [true, true, matches!(source, Source::Pools)];
-    let mut roll = Roll::default();
+    let mut inventory = Inventory::default();
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
     let mut pools = Pools::default();
     let mut full = Full::None;
     loop {
-        let turns = due.iter().filter(|(name, _)| roll.machines.contains_key(*name)).filter_map(|(_, due)| due.at);
-        let next = turns.chain(roll.sweep).min();
+        let turns = due.iter().filter(|(name, _)| inventory.machines.contains_key(*name)).filter_map(|(_, due)| due.at);
+        let next = turns.chain(inventory.sweep).min();
         let idle = waits.contains(&true);
         tokio::select! {
             batch = nodes.recv() => {
                 let Some(batch) = batch else { return };
-                for news in batch {
-                    match news {
-                        News::Here(row) => {
+                for event in batch {
+                    match event {
+                        Event::Applied(row) => {
                             let machine = NodeRef { name: row.name.clone(), provider_id: row.provider_id };
-                            if roll.machines.insert(row.name.clone(), machine.clone()) != Some(machine) {
+                            if inventory.machines.insert(row.name.clone(), machine.clone()) != Some(machine) {
                                 due.entry(row.name).or_default().at = Some(Instant::now());
                             }
                         }
-                        News::Gone(name) => {
-                            roll.machines.remove(&name);
-                            roll.sweep = Some(Instant::now());
+                        Event::Deleted(name) => {
+                            inventory.machines.remove(&name);
+                            inventory.sweep = Some(Instant::now());
                             due.remove(&name);
                         }
-                        News::Synced => waits[0] = false,
+                        Event::Synced => waits[0] = false,
                     }
                 }
             }
             batch = shares.recv() => {
                 let Some(batch) = batch else { return };
-                for news in batch {
-                    match news {
-                        ShareNews::Here(node) => {
+                for event in batch {
+                    match event {
+                        ShareEvent::Applied(node) => {
                             if matches!(source, Source::Pools) {
                                 restore(&mut pools.pools, &node);
                             }
-                            roll.objects.insert(node.name.clone());
+                            inventory.objects.insert(node.name.clone());
                             let due = due.entry(node.name).or_default();
                             due.told = node.problem;
                             due.at = Some(Instant::now());
                         }
-                        ShareNews::Gone(name) => {
-                            roll.objects.remove(&name);
-                            roll.sweep = Some(Instant::now());
+                        ShareEvent::Deleted(name) => {
+                            inventory.objects.remove(&name);
+                            inventory.sweep = Some(Instant::now());
                         }
-                        ShareNews::Synced => waits[1] = false,
+                        ShareEvent::Synced => waits[1] = false,
                     }
                 }
             }
-            batch = pool_news.recv() => {
+            batch = pool_events.recv() => {
                 let Some(batch) = batch else { return };
                 take_pools(&mut pools.pools, batch, &mut waits[2]);
                 due.values_mut().for_each(|due| due.at = Some(Instant::now()));
@@ -165,17 +173,17 @@ pub(crate) async fn run(
         }
         // Nothing is given before all that was given is known, and nothing is freed either.
         if !waits.contains(&true) {
-            if roll.sweep.is_some_and(|at| at <= Instant::now()) {
-                roll.sweep = sweep(&source, &mut pools, &roll).await;
+            if inventory.sweep.is_some_and(|at| at <= Instant::now()) {
+                inventory.sweep = sweep(&source, &mut pools, &inventory).await;
             }
-            serve(client, &source, &roll.machines, &mut pools, &mut due, &mut full).await;
+            serve(client, &source, &inventory.machines, &mut pools, &mut due, &mut full).await;
         }
     }
 }
 
 /// Who is there. What a node had is free when neither its Node nor its CiliumNode exists any more: while one of them does,
 /// its pods may still run, or it may come back and go on with what stands in its object.
-struct Roll {
+struct Inventory {
     machines: BTreeMap<String, NodeRef>,
     /// Names of CiliumNodes.
     objects: BTreeSet<String>,
@@ -184,15 +192,15 @@ struct Roll {
     sweep: Option<Instant>,
 }
 
-impl Default for Roll {
+impl Default for Inventory {
     fn default() -> Self {
         Self { machines: BTreeMap::new(), objects: BTreeSet::new(), sweep: Some(Instant::now()) }
     }
 }
 
 /// Frees what nobody has any more. When to try again, if at all.
-async fn sweep(source: &Source, pools: &mut Pools, roll: &Roll) -> Option<Instant> {
-    let here: BTreeSet<&str> = roll.machines.keys().chain(&roll.objects).map(String::as_str).collect();
+async fn sweep(source: &Source, pools: &mut Pools, inventory: &Inventory) -> Option<Instant> {
+    let here: BTreeSet<&str> = inventory.machines.keys().chain(&inventory.objects).map(String::as_str).collect();
     match source {
         Source::Pools => {
             let owners: BTreeSet<String> = pools.pools.iter().map(|(_, _, node)| node.to_owned()).collect();
@@ -208,7 +216,7 @@ async fn sweep(source: &Source, pools: &mut Pools, roll: &Roll) -> Option<Instan
                 Ok(()) => None,
                 Err(error) => {
                     tracing::warn!(%error, "what nodes had that are gone is not free yet");
-                    Some(Instant::now() + RETRY_MAX.max(error.patience().unwrap_or_default()))
+                    Some(Instant::now() + RETRY_MAX.max(error.retry_after().unwrap_or_default()))
                 }
             }
         }
@@ -225,17 +233,17 @@ fn restore(pools: &mut SharedPools, node: &NodeShares) {
     }
 }
 
-fn take_pools(pools: &mut SharedPools, batch: Vec<PoolNews>, waits: &mut bool) {
-    for news in batch {
-        match news {
-            PoolNews::Here(pool) => {
+fn take_pools(pools: &mut SharedPools, batch: Vec<PoolEvent>, waits: &mut bool) {
+    for event in batch {
+        match event {
+            PoolEvent::Applied(pool) => {
                 let spec = PoolSpec { cidrs: pool.cidrs, mask_v4: pool.mask_v4, mask_v6: pool.mask_v6 };
                 if let Err(problem) = pools.set(&pool.name, &spec) {
                     tracing::warn!(pool = pool.name, %problem, "the pool cannot be used; what it was before stays");
                 }
             }
-            PoolNews::Gone(name) => pools.remove(&name),
-            PoolNews::Synced => *waits = false,
+            PoolEvent::Deleted(name) => pools.remove(&name),
+            PoolEvent::Synced => *waits = false,
         }
     }
 }
@@ -252,7 +260,7 @@ async fn serve(
     let ready: Vec<String> =
         due.iter().filter(|(_, due)| due.at.is_some_and(|at| at <= now)).map(|(name, _)| name.clone()).collect();
     let ready = ready.into_iter().filter(|name| machines.contains_key(name));
-    let outcomes: Vec<(String, Result<(), Trouble>)> = match source {
+    let outcomes: Vec<(String, Result<(), Unmet>)> = match source {
         Source::Pools => {
             let mut outcomes = Vec::new();
             for name in ready {
@@ -269,10 +277,10 @@ async fn serve(
             futures::stream::iter(ready.map(one)).buffer_unordered(AT_ONCE).collect().await
         }
     };
-    let troubles = outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().err());
-    if let Some(trouble) = troubles.into_iter().find(|trouble| trouble.problem.starts_with(SUBNET_FULL)) {
+    let unmet = outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().err());
+    if let Some(unmet) = unmet.into_iter().find(|unmet| unmet.subnet_full) {
         let known = full.as_ref().is_some_and(|(since, _)| *since + FULL > now);
-        *full = Some((Instant::now(), trouble.problem.clone()));
+        *full = Some((Instant::now(), unmet.problem.clone()));
         if !known {
             due.values_mut().for_each(|due| due.at = Some(now));
         }
@@ -284,7 +292,7 @@ async fn serve(
 }
 
 /// Tells the node's object what is in the way, and decides when it gets its next turn.
-async fn settle(client: &Client, name: &str, due: &mut Due, outcome: Result<(), Trouble>, cloud: bool, full: &Full) {
+async fn settle(client: &Client, name: &str, due: &mut Due, outcome: Result<(), Unmet>, cloud: bool, full: &Full) {
     let now = Instant::now();
     let problem = match outcome {
         Ok(()) => {
@@ -298,12 +306,12 @@ async fn settle(client: &Client, name: &str, due: &mut Due, outcome: Result<(), 
                 None => String::new(),
             }
         }
-        Err(trouble) => {
+        Err(unmet) => {
             let pause = due.pause.map_or(RETRY_MIN, |pause| (pause * 2).min(RETRY_MAX));
             due.pause = Some(pause);
-            due.at = Some(now + pause.max(trouble.patience.unwrap_or_default()));
-            tracing::warn!(node = name, problem = trouble.problem, "the node does not get all that it asks for");
-            trouble.problem
+            due.at = Some(now + pause.max(unmet.retry_after.unwrap_or_default()));
+            tracing::warn!(node = name, problem = unmet.problem, "the node does not get all that it asks for");
+            unmet.problem
         }
     };
     if problem != due.told {
@@ -321,7 +329,7 @@ fn needed(share: Option<&Share>, family: Family) -> u32 {
     })
 }
 
-async fn from_cloud(client: &Client, cloud: &dyn Cloud, lengths: [u8; 2], node: &NodeRef) -> Result<(), Trouble> {
+async fn from_cloud(client: &Client, cloud: &dyn Cloud, lengths: [u8; 2], node: &NodeRef) -> Result<(), Unmet> {
     for _ in 0..ROUNDS {
         let Some(now) = ipam::read(client, &node.name).await? else { return Ok(()) };
         let share = now.pools.get(POOL);
@@ -376,7 +384,7 @@ async fn from_cloud(client: &Client, cloud: &dyn Cloud, lengths: [u8; 2], node: 
             None => return Ok(()),
         }
     }
-    Err(Trouble { problem: "not all at once; going on".to_owned(), patience: None })
+    Err(Unmet::new("not all at once; going on"))
 }
 
 /// Writes what a node has besides.
@@ -388,7 +396,7 @@ async fn add(client: &Client, now: &NodeShares, added: &[(String, IpNet)]) -> Re
     ipam::write(client, &now.name, &now.version, &pools, None).await
 }
 
-async fn from_pools(client: &Client, known: &mut Pools, name: &str) -> Result<(), Trouble> {
+async fn from_pools(client: &Client, known: &mut Pools, name: &str) -> Result<(), Unmet> {
     for _ in 0..ROUNDS {
         let Some(now) = ipam::read(client, name).await? else { return Ok(()) };
         restore(&mut known.pools, &now);
@@ -440,11 +448,26 @@ async fn from_pools(client: &Client, known: &mut Pools, name: &str) -> Result<()
                 }
             }
         }
-        return problem.map_or(Ok(()), |problem| Err(Trouble { problem, patience: None }));
+        return problem.map_or(Ok(()), |problem| Err(Unmet::new(problem)));
     }
-    Err(Trouble { problem: "somebody else writes all the time".to_owned(), patience: None })
+    Err(Unmet::new("every write conflicts with another writer's"))
 }
 
 fn size(net: &IpNet) -> u128 {
     1_u128.checked_shl(u32::from(net.max_prefix_len() - net.prefix_len())).unwrap_or(u128::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_model::intent::SUBNET_FULL;
+
+    #[test]
+    fn a_full_subnet_is_known_by_its_type_and_agents_know_it_by_its_text() {
+        let full = CloudError::SubnetFull { subnet: "pods".to_owned(), message: "no address".to_owned() };
+        let unmet = Unmet::from(full);
+        assert!(unmet.subnet_full);
+        assert!(unmet.problem.starts_with(SUBNET_FULL), "{}", unmet.problem);
+        assert!(!Unmet::from(CloudError::Quota { message: SUBNET_FULL.to_owned() }).subnet_full);
+    }
 }

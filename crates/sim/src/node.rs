@@ -18,7 +18,7 @@ use weft_agent::writer::{Settings, Writer};
 use weft_agent::{announce, ingest, restart};
 use weft_k8s::Client;
 use weft_k8s::endpoint::Propagation;
-use weft_k8s::endpoint::manner::Manner;
+use weft_k8s::endpoint::style::WriteStyle;
 
 /// An agent that runs.
 pub struct Node {
@@ -51,13 +51,13 @@ pub fn pod_cidrs(index: usize) -> [String; 2] {
 }
 
 impl Node {
-    /// Starts the agent of node `index`; `manner`: how it writes CiliumEndpoints, in the modes that have any.
+    /// Starts the agent of node `index`; `style`: how it writes CiliumEndpoints, in the modes that have any.
     ///
     /// # Errors
     /// It cannot begin.
     pub async fn start(
         index: usize,
-        (mode, manner): (Propagation, Manner),
+        (mode, style): (Propagation, WriteStyle),
         client: Client,
         recorder: Recorder,
         dir: &Path,
@@ -72,7 +72,7 @@ impl Node {
         let progress = core.progress();
         let (core, _) = thread::spawn(core).context("thread")?;
         let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
-        let writers = announce::Writers::start(&client, &name(index), manner, &stop);
+        let writers = announce::Writers::start(&client, &name(index), style, &stop);
         let (foreign, found) = tokio::sync::watch::channel(announce::ForeignSlices::new());
         let conversion = weft_k8s::convert::Settings::EVERYTHING;
         let own = (name(index), mode);

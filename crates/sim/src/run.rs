@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_k8s::endpoint::Propagation;
-use weft_k8s::endpoint::manner::{self, Manner, ROUND};
+use weft_k8s::endpoint::style::{self, ROUND, WriteStyle};
 use weft_k8s::slice;
 use weft_lab_apiserver::InProcess;
 use weft_lab_apiserver::api::{Api, Settings};
@@ -21,7 +21,7 @@ use weft_lab_apiserver::store::Store;
 
 /// Clients that stand for the kubelets' connections.
 const KUBELETS: usize = 16;
-/// Beyond a round of known agents, until what they said has been heard.
+/// Beyond a round of Cilium's agents, until their writes have been received.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Between two looks at how late timers are.
 const LAG_EVERY: Duration = Duration::from_millis(20);
@@ -62,14 +62,13 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
     tracker.set_agents(options.nodes);
     let (before, started) = (resident_kib(), Instant::now());
     // What others do is done as others do it; our own way as we do it.
-    let manner = if mode == Propagation::CesNode { Manner::Sparing } else { Manner::Known };
+    let style = if mode == Propagation::CesNode { WriteStyle::Coalesced } else { WriteStyle::Upstream };
     let mut nodes = Vec::with_capacity(options.nodes);
     for index in 0..options.nodes {
         let client = connect(&server, "agent", &meter).await?;
         let dir = dir.path().join(node::name(index));
-        nodes.push(
-            Node::start(index, (mode, manner), client, Recorder::new(tracker.clone(), false), &dir, &stop).await?,
-        );
+        nodes
+            .push(Node::start(index, (mode, style), client, Recorder::new(tracker.clone(), false), &dir, &stop).await?);
     }
     for node in &nodes {
         tokio::time::timeout(FILL_MAX, node.ready()).await.context("an agent does not become ready")??;
@@ -92,7 +91,7 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
     tracing::info!(seconds = fill_seconds, "the first pods are known to all");
     let memory = resident_kib().saturating_sub(before) as f64 / options.nodes.max(1) as f64;
 
-    if manner == Manner::Known {
+    if style == WriteStyle::Upstream {
         // Until what these agents say a second time of the first pods has been told.
         tokio::time::sleep(ROUND + SETTLE).await;
     }
@@ -165,12 +164,12 @@ pub fn conditions(nodes: usize) -> Vec<String> {
         "HTTP/2 over pipes in memory, one connection per agent; no TLS, no network".to_owned(),
         "the embedded API server, its database on a file system in memory".to_owned(),
         format!(
-            "cep, ces-operator: CiliumEndpoints are written as known agents do: looked for, created when the pod is in \
+            "cep, ces-operator: CiliumEndpoints are written as Cilium's agents do: looked for, created when the pod is in \
              force, its state mended {} s later, deleted; {:.0} requests/s an agent, {:.0} at once. Their objects carry \
              less here (no pod labels, no external identifiers), and there is no limit on pods that start",
-            manner::ROUND.as_secs(),
-            manner::RATE,
-            manner::AHEAD
+            style::ROUND.as_secs(),
+            style::RATE,
+            style::AHEAD
         ),
         "ces-operator: 100 endpoints a slice, a change waits 0.5 s, 10 writes/s, 20 at once".to_owned(),
         format!(

@@ -11,7 +11,7 @@ use weft_control::identity::NumberOf;
 use weft_model::id::{EndpointId, Identity, PolicyId};
 use weft_model::intent::{
     Change, EndpointSelector, EndpointSlice, IdentityLabels, ObjectName, Pod, Policy, PolicyKind, PolicyName,
-    RemoteEndpoint, Rule, RuleAction, Source, Spec, Subject, Tier, Written,
+    RemoteEndpoint, Rule, RuleAction, Source, SourceProblem, Spec, Subject, Tier, Written,
 };
 use weft_model::label::LabelSet;
 use weft_model::reconcile::RETRY_MAX;
@@ -341,6 +341,29 @@ fn nothing_is_removed_before_every_source_is_complete() {
     assert_eq!(after.identity.raw(), identity);
     assert_ne!(after.ingress, PolicyId::OPEN);
     assert_eq!(held.policies.len(), 1, "the former agent's policy is gone");
+}
+
+#[test]
+fn a_policy_kind_that_cannot_be_read_keeps_everything_as_it_is_and_says_what_to_do() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    let mut writer = writer(&world, dir.path());
+    let source = Source::Policies(PolicyKind::CiliumNetworkPolicy);
+    let forbidden = SourceProblem { text: "cannot list ciliumnetworkpolicies: forbidden".into(), listed: false };
+    let mut changes = first_news();
+    changes.retain(|change| *change != Change::Synced(source));
+    changes.push(Change::SourceProblem(source, Some(forbidden)));
+    writer.apply(changes);
+    writer.flush();
+    assert!(world.take_log().is_empty(), "nothing is written while a kind of policies is unknown");
+    let status = writer.snapshot().status();
+    assert!(!status.ready);
+    let told = "CiliumNetworkPolicy: cannot list ciliumnetworkpolicies: forbidden";
+    assert!(status.waiting_for.iter().any(|waiting| waiting == told), "{:?}", status.waiting_for);
+    assert!(status.problems.iter().any(|problem| problem == told), "{:?}", status.problems);
+    writer.apply(vec![Change::Synced(source), Change::SourceProblem(source, None)]);
+    writer.flush();
+    let status = writer.snapshot().status();
+    assert!(!status.waiting_for.iter().chain(&status.problems).any(|text| text.contains("forbidden")), "{status:?}");
 }
 
 #[test]

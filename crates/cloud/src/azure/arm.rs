@@ -17,12 +17,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// Longest answer that is read.
 const ANSWER_MAX: usize = 8 << 20;
-/// Pause between two looks at an operation that says nothing of it.
-const LOOK: Duration = Duration::from_secs(2);
-/// Longest pause that is taken at an answer's word.
-const PATIENCE_MAX: u64 = 600;
-/// What is waited out here; longer, and the caller has other things to do.
-const PATIENCE_HERE: u64 = 5;
+/// Between two polls of an operation whose answers have no Retry-After.
+const POLL: Duration = Duration::from_secs(2);
+/// Longest Retry-After, in seconds, that is respected.
+const RETRY_AFTER_MAX: u64 = 600;
+/// Longest throttling, in seconds, that is waited out before the caller gets the error.
+const THROTTLE_WAIT_MAX: u64 = 5;
 
 /// An answer.
 pub(super) struct Reply {
@@ -35,8 +35,8 @@ struct Pace {
     /// Requests that may be sent at once now.
     saved: f64,
     counted: Instant,
-    /// The server asked for silence until then.
-    silent: Option<Instant>,
+    /// The server throttles until then.
+    throttled_until: Option<Instant>,
 }
 
 /// See the module.
@@ -59,7 +59,7 @@ pub(super) fn check_id(id: &str, kind: &str) -> Result<(), CloudError> {
     if shape {
         Ok(())
     } else {
-        Err(CloudError::nonsense(format!("expected the resource id of one of {kind}, found {id:?}")))
+        Err(CloudError::invalid(format!("expected the resource id of one of {kind}, found {id:?}")))
     }
 }
 
@@ -71,7 +71,7 @@ impl Arm {
             .https_or_http()
             .enable_http1()
             .build();
-        let pace = Pace { saved: f64::from(settings.burst), counted: Instant::now(), silent: None };
+        let pace = Pace { saved: f64::from(settings.burst), counted: Instant::now(), throttled_until: None };
         Ok(Self {
             settings: settings.clone(),
             http: Client::builder(TokioExecutor::new()).build(connector),
@@ -107,20 +107,20 @@ impl Arm {
             (Some(place), _) => (place, true),
             (None, Some(place)) if first.status == StatusCode::ACCEPTED => (place, false),
             _ if first.status == StatusCode::ACCEPTED => {
-                return Err(CloudError::nonsense("202 with neither Azure-AsyncOperation nor Location"));
+                return Err(CloudError::invalid("202 with neither Azure-AsyncOperation nor Location"));
             }
             _ => return Ok(()),
         };
         // The token goes there: nowhere else than where it belongs.
         if origin(&place).is_none() || origin(&place) != origin(&self.settings.endpoint) {
-            return Err(CloudError::nonsense(format!("an operation at another server: {place:?}")));
+            return Err(CloudError::invalid(format!("an operation at another server: {place:?}")));
         }
-        let mut pause = retry_after(&first.headers).map_or(LOOK, Duration::from_secs);
+        let mut pause = retry_after(&first.headers).map_or(POLL, Duration::from_secs);
         while Instant::now() + pause < until {
             tokio::time::sleep(pause).await;
             let reply = match self.send(Method::GET, &place, None, None).await {
                 Ok(reply) => reply,
-                // The operation goes on, whatever becomes of a look at it.
+                // The operation goes on, whatever becomes of a poll.
                 Err(CloudError::Throttled { seconds, .. }) => {
                     pause = Duration::from_secs(seconds);
                     continue;
@@ -128,7 +128,7 @@ impl Arm {
                 Err(CloudError::Unavailable { .. }) => continue,
                 Err(error) => return Err(error),
             };
-            pause = retry_after(&reply.headers).map_or(LOOK, Duration::from_secs);
+            pause = retry_after(&reply.headers).map_or(POLL, Duration::from_secs);
             if !by_status {
                 if reply.status != StatusCode::ACCEPTED {
                     return Ok(());
@@ -142,7 +142,7 @@ impl Arm {
                     return Err(meaning(StatusCode::BAD_REQUEST, &operation["error"], &reply.headers));
                 }
                 Some(_) => {}
-                None => return Err(CloudError::nonsense("operation: status: expected a text")),
+                None => return Err(CloudError::invalid("operation: status: expected a text")),
             }
         }
         Err(CloudError::unavailable("a long-running operation did not end in time"))
@@ -183,8 +183,8 @@ impl Arm {
             let error: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
             let error = meaning(reply.status, &error["error"], &reply.headers);
             let CloudError::Throttled { seconds, .. } = &error else { return Err(error) };
-            self.pace.lock().await.silent = Some(Instant::now() + Duration::from_secs(*seconds));
-            if waited || *seconds > PATIENCE_HERE {
+            self.pace.lock().await.throttled_until = Some(Instant::now() + Duration::from_secs(*seconds));
+            if waited || *seconds > THROTTLE_WAIT_MAX {
                 return Err(error);
             }
             waited = true;
@@ -199,7 +199,7 @@ impl Arm {
             })?;
             let (parts, body) = answer.into_parts();
             let body = Limited::new(body, ANSWER_MAX).collect().await;
-            let body = body.map_err(|error| CloudError::nonsense(format!("the answer's body: {error}")))?.to_bytes();
+            let body = body.map_err(|error| CloudError::invalid(format!("the answer's body: {error}")))?.to_bytes();
             Ok(Reply { status: parts.status, headers: parts.headers, body })
         };
         let limit = self.settings.request_timeout;
@@ -236,7 +236,7 @@ impl Arm {
         loop {
             let mut pace = self.pace.lock().await;
             let now = Instant::now();
-            if let Some(until) = pace.silent.filter(|until| *until > now) {
+            if let Some(until) = pace.throttled_until.filter(|until| *until > now) {
                 drop(pace);
                 sleep_until(until).await;
                 continue;
@@ -257,7 +257,7 @@ impl Arm {
 }
 
 fn json(reply: &Reply) -> Result<Value, CloudError> {
-    serde_json::from_slice(&reply.body).map_err(|error| CloudError::nonsense(format!("no JSON: {error}")))
+    serde_json::from_slice(&reply.body).map_err(|error| CloudError::invalid(format!("no JSON: {error}")))
 }
 
 fn origin(url: &str) -> Option<(String, String)> {
@@ -268,7 +268,7 @@ fn origin(url: &str) -> Option<(String, String)> {
 /// Seconds; the form with a date is not used here.
 fn retry_after(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse::<u64>().ok().map(|seconds| seconds.min(PATIENCE_MAX))
+    text.trim().parse::<u64>().ok().map(|seconds| seconds.min(RETRY_AFTER_MAX))
 }
 
 /// What an error means for us.

@@ -31,7 +31,7 @@ pub(super) struct Interface {
 }
 
 fn field(what: &str, expected: &str) -> CloudError {
-    CloudError::nonsense(format!("{what}: expected {expected}"))
+    CloudError::invalid(format!("{what}: expected {expected}"))
 }
 
 impl Interface {
@@ -39,7 +39,7 @@ impl Interface {
     pub(super) async fn read(arm: &Arm, node: &NodeRef) -> Result<Self, CloudError> {
         let id = node.provider_id.strip_prefix("azure://").ok_or_else(|| {
             let found = &node.provider_id;
-            CloudError::nonsense(format!(
+            CloudError::invalid(format!(
                 "{}: spec.providerID: expected azure:///subscriptions/..., found {found:?}",
                 node.name
             ))
@@ -122,21 +122,20 @@ impl Interface {
             None => own,
         };
         let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-        let nonsense =
-            || CloudError::nonsense(format!("{name}: privateIPAddress: expected an address, found {text:?}"));
+        let invalid = || CloudError::invalid(format!("{name}: privateIPAddress: expected an address, found {text:?}"));
         let length = config["properties"]["privateIPAddressPrefixLength"].as_u64();
         let net = match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
             (Ok(net), _) => net,
             (_, Ok(address)) => match length {
                 None => IpNet::from(address),
                 Some(length) => {
-                    let length = u8::try_from(length).map_err(|_| nonsense())?;
-                    IpNet::new(address, length).map_err(|_| nonsense())?
+                    let length = u8::try_from(length).map_err(|_| invalid())?;
+                    IpNet::new(address, length).map_err(|_| invalid())?
                 }
             },
-            _ => return Err(nonsense()),
+            _ => return Err(invalid()),
         };
-        if net.trunc() == net { Ok(Some(net)) } else { Err(nonsense()) }
+        if net.trunc() == net { Ok(Some(net)) } else { Err(invalid()) }
     }
 
     /// Blocks of our configurations.

@@ -53,16 +53,16 @@ pub(super) fn url(settings: &Settings) -> String {
 pub(super) fn read(body: &[u8]) -> Result<Token, CloudError> {
     // Its text is a secret: no error shows it.
     let wire: Wire = serde_json::from_slice(body)
-        .map_err(|_| CloudError::nonsense("token: expected access_token and expires_in, found something else"))?;
+        .map_err(|_| CloudError::invalid("token: expected access_token and expires_in, found something else"))?;
     let seconds = match &wire.expires_in {
         serde_json::Value::Number(number) => number.as_u64(),
         serde_json::Value::String(text) => text.parse().ok(),
         _ => None,
     };
-    let seconds = seconds.ok_or_else(|| CloudError::nonsense("token: expires_in: expected a number of seconds"))?;
+    let seconds = seconds.ok_or_else(|| CloudError::invalid("token: expires_in: expected a number of seconds"))?;
     let visible = |byte: u8| byte.is_ascii_graphic();
     if wire.access_token.is_empty() || !wire.access_token.bytes().all(visible) {
-        return Err(CloudError::nonsense("token: access_token: expected visible ASCII characters"));
+        return Err(CloudError::invalid("token: access_token: expected visible ASCII characters"));
     }
     let lasts = Duration::from_secs(seconds).min(LONGEST).saturating_sub(EARLY).max(Duration::from_secs(1));
     Ok(Token { secret: wire.access_token, until: Instant::now() + lasts })

@@ -147,7 +147,7 @@ async fn tokens_are_renewed_before_they_end() {
 
 #[tokio::test]
 async fn the_metadata_service_may_refuse_throttle_and_fail() {
-    for (status, after, patience) in [(429, Some("7"), Some(7)), (500, None, None), (400, None, None)] {
+    for (status, after, retry_after) in [(429, Some("7"), Some(7)), (500, None, None), (400, None, None)] {
         let emulator = Emulator::start(100).await;
         emulator.world.lock().unwrap().token_faults.push_back((status, after));
         let azure = azure(&emulator);
@@ -158,7 +158,7 @@ async fn the_metadata_service_may_refuse_throttle_and_fail() {
             _ => matches!(error, CloudError::Forbidden { .. }),
         };
         assert!(right, "{status}: {error}");
-        assert_eq!(error.patience(), patience.map(Duration::from_secs), "{error}");
+        assert_eq!(error.retry_after(), retry_after.map(Duration::from_secs), "{error}");
         assert!(azure.assigned(&machine()).await.unwrap().is_empty(), "{status}: the next one works");
     }
 }
@@ -186,7 +186,7 @@ async fn what_is_refused_is_told_by_what_it_means() {
         assert!(test(&error), "{status} {code}: {error:?}");
         if status == 429 {
             // Without a word on how long, it is not for ever.
-            assert_eq!(error.patience(), Some(Duration::from_secs(10)));
+            assert_eq!(error.retry_after(), Some(Duration::from_secs(10)));
         }
     }
 }
@@ -235,7 +235,7 @@ async fn throttling_is_obeyed() {
     assert!(began.elapsed() >= Duration::from_secs(1), "a short one is waited out");
     emulator.fault(throttled("37"));
     let error = azure.assigned(&machine()).await.unwrap_err();
-    assert_eq!(error.patience(), Some(Duration::from_secs(37)), "{error}");
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(37)), "{error}");
     // Until then nobody asks at all.
     let before = emulator.world.lock().unwrap().requests;
     assert!(tokio::time::timeout(Duration::from_millis(200), azure.assigned(&machine())).await.is_err());
@@ -292,7 +292,7 @@ async fn hostile_answers_are_errors_and_get_no_token() {
     for body in bodies {
         emulator.fault(ok(body));
         let error = azure.assigned(&machine()).await.expect_err(body);
-        assert!(matches!(error, CloudError::Nonsense { .. }), "{body}: {error}");
+        assert!(matches!(error, CloudError::InvalidAnswer { .. }), "{body}: {error}");
     }
     let big = format!("\"{}\"", "x".repeat(9 << 20));
     emulator.fault(ok(&big));
@@ -309,7 +309,7 @@ async fn hostile_answers_are_errors_and_get_no_token() {
         emulator.fault(Fault::Answer(200, Vec::new(), machine_json()));
         emulator.fault(Fault::Answer(200, Vec::new(), nic_json(address)));
         let error = azure.assigned(&machine()).await.expect_err(address);
-        assert!(matches!(error, CloudError::Nonsense { .. }), "{address}: {error}");
+        assert!(matches!(error, CloudError::InvalidAnswer { .. }), "{address}: {error}");
     }
     for id in [
         "",
@@ -319,7 +319,7 @@ async fn hostile_answers_are_errors_and_get_no_token() {
         "azure:///subscriptions/a?b/virtualMachines/y",
     ] {
         let node = NodeRef { name: "n".into(), provider_id: id.into() };
-        assert!(matches!(azure.assigned(&node).await, Err(CloudError::Nonsense { .. })), "{id}");
+        assert!(matches!(azure.assigned(&node).await, Err(CloudError::InvalidAnswer { .. })), "{id}");
     }
     let gone =
         NodeRef { name: "n".into(), provider_id: format!("azure://{GROUP}/Microsoft.Compute/virtualMachines/none") };

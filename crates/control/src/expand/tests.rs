@@ -1,5 +1,5 @@
 use super::*;
-use weft_model::intent::{Backend, PolicyKind, PortRule, RuleAction, Tier};
+use weft_model::intent::{Backend, PolicyKind, PortRule, SourceProblem, Tier};
 use weft_model::selector::Selector;
 
 fn name(namespace: &str, name: &str) -> ObjectName {
@@ -58,6 +58,37 @@ fn groups_are_followed_and_a_missing_one_selects_nothing() {
     assert_eq!(compiled_peers(&mut expander), None, "nothing changed");
     expander.apply(&Change::CidrGroupGone("office".into()));
     assert_eq!(compiled_peers(&mut expander), Some(Vec::new()));
+}
+
+#[test]
+fn groups_that_cannot_be_read_open_nothing() {
+    let unreadable = |listed| {
+        let problem = SourceProblem { text: "forbidden".into(), listed };
+        Change::SourceProblem(Source::CidrGroups, Some(problem))
+    };
+    let groups = Peer::CidrGroups { groups: CidrGroups::Name("office".into()), covers: Covers::WORLD };
+    let office =
+        CidrGroup { name: "office".into(), labels: BTreeMap::new(), cidrs: vec!["192.0.2.0/24".parse().expect("v4")] };
+    let known = vec![cidr("192.0.2.0/24", Covers::WORLD)];
+    for (action, unknown) in [
+        (RuleAction::Allow, Vec::new()),
+        (RuleAction::Deny, vec![cidr("0.0.0.0/0", Covers::WORLD), cidr("::/0", Covers::WORLD)]),
+    ] {
+        let mut expander = Expander::default();
+        expander.apply(&unreadable(false));
+        let mut written = policy(pods(), vec![groups.clone()]);
+        written.specs[0].egress[0].action = action;
+        expander.apply(&Change::Policy(written));
+        assert_eq!(compiled_peers(&mut expander), Some(unknown), "{action:?}");
+        assert!(expander.dangling()[0].to_string().contains("cannot be read"), "{:?}", expander.dangling());
+        expander.apply(&Change::CidrGroup(office.clone()));
+        expander.apply(&Change::SourceProblem(Source::CidrGroups, None));
+        assert_eq!(compiled_peers(&mut expander), Some(known.clone()), "{action:?}");
+        assert!(expander.dangling().is_empty());
+        // Groups that were known stay known when they cannot be read any more.
+        expander.apply(&unreadable(true));
+        assert_eq!(compiled_peers(&mut expander), None, "{action:?}");
+    }
 }
 
 #[test]

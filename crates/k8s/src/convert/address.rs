@@ -5,12 +5,10 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::net::IpAddr;
 
-/// A prefix.
 pub(super) fn prefix(path: Path<'_>, value: &Value) -> Read<IpNet> {
     parse_prefix(path, string(path, value)?)
 }
 
-/// The same of a text.
 pub(super) fn parse_prefix(path: Path<'_>, text: &str) -> Read<IpNet> {
     match text.parse::<IpNet>() {
         Ok(net) => checked(path, text, net),

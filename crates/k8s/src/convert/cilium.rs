@@ -17,7 +17,6 @@ const LOG_CHARS_MAX: usize = 32;
 /// What a field that needs a proxy is answered with.
 const NOT_YET: &str = "not supported yet";
 
-/// What holds for a whole policy.
 #[derive(Clone, Copy)]
 struct Scope<'a> {
     /// The policy's namespace; `None`: it is the cluster's.
@@ -25,7 +24,6 @@ struct Scope<'a> {
     settings: Settings,
 }
 
-/// The two directions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Ingress,

@@ -8,7 +8,6 @@ use weft_model::intent::{
     Covers, EndpointSelector, Peer, PortMatch, PortRule, Protocol, Rule, RuleAction, Spec, Subject, Tier,
 };
 
-/// Most elements of any list.
 const LIST_MAX: usize = 25;
 const NAME_CHARS_MAX: usize = 100;
 const PRIORITY_MAX: u16 = 1000;

@@ -10,11 +10,8 @@ pub(super) type Read<T> = Result<T, Problems>;
 /// Where a value sits; borrowed from the caller's stack.
 #[derive(Clone, Copy)]
 pub(super) enum Path<'a> {
-    /// A top-level field.
     Root(&'a str),
-    /// A field of an object.
     Field(&'a Path<'a>, &'a str),
-    /// An element of a list.
     Index(&'a Path<'a>, usize),
 }
 
@@ -29,7 +26,6 @@ impl fmt::Display for Path<'_> {
 }
 
 impl Path<'_> {
-    /// A complaint about this place.
     pub(super) fn problem(&self, problem: impl Into<String>) -> Problem {
         Problem::new(self, problem)
     }
@@ -63,7 +59,6 @@ pub(super) fn object<'v>(path: Path<'_>, value: &'v Value, known: &[&str]) -> Re
     Problems::new(problems).map_or(Ok(map), Err)
 }
 
-/// An object with any fields.
 pub(super) fn any_object<'v>(path: Path<'_>, value: &'v Value) -> Read<&'v Map<String, Value>> {
     match value {
         Value::Object(map) => Ok(map),
@@ -114,7 +109,6 @@ pub(super) fn each<T>(path: Path<'_>, items: &[Value], read: impl Fn(Path<'_>, &
     all(items.iter().enumerate().map(|(n, item)| read(Path::Index(&path, n), item)))
 }
 
-/// All or every problem.
 pub(super) fn all<T>(results: impl IntoIterator<Item = Read<T>>) -> Read<Vec<T>> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for result in results {
@@ -126,7 +120,6 @@ pub(super) fn all<T>(results: impl IntoIterator<Item = Read<T>>) -> Read<Vec<T>>
     Problems::new(bad).map_or(Ok(good), Err)
 }
 
-/// Both or every problem.
 pub(super) fn both<A, B>(a: Read<A>, b: Read<B>) -> Read<(A, B)> {
     match (a, b) {
         (Ok(a), Ok(b)) => Ok((a, b)),
@@ -135,7 +128,6 @@ pub(super) fn both<A, B>(a: Read<A>, b: Read<B>) -> Read<(A, B)> {
     }
 }
 
-/// A string.
 pub(super) fn string<'v>(path: Path<'_>, value: &'v Value) -> Read<&'v str> {
     match value {
         Value::String(text) => Ok(text),
@@ -152,7 +144,6 @@ pub(super) fn boolean(path: Path<'_>, map: &Map<String, Value>, name: &str) -> R
     }
 }
 
-/// A whole number.
 pub(super) fn number(path: Path<'_>, value: &Value, range: std::ops::RangeInclusive<u16>) -> Read<u16> {
     let expected = format!("expected a number from {} to {}", range.start(), range.end());
     match value {

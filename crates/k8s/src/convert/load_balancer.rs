@@ -20,10 +20,6 @@ const SHARING_KEY: [&str; 2] = ["lbipam.cilium.io/sharing-key", "io.cilium/lb-ip
 const SHARING_NAMESPACES: [&str; 2] =
     ["lbipam.cilium.io/sharing-cross-namespace", "io.cilium/lb-ipam-sharing-cross-namespace"];
 
-/// A CiliumLoadBalancerIPPool.
-///
-/// # Errors
-/// All that is wrong with it: a pool is taken whole or not at all.
 pub fn ip_pool(pool: WireCustom) -> Result<IpPool, Problems> {
     let path = Path::Root("spec");
     let known = ["blocks", "serviceSelector", "allowFirstLastIPs", "disabled"];
@@ -95,7 +91,6 @@ fn of_prefix(net: IpNet, whole: bool) -> AddressRange {
     }
 }
 
-/// What no frontend can be.
 const UNUSABLE: [(AddressRange, &str); 7] = [
     (v4([0, 0, 0, 0], [0, 255, 255, 255]), "addresses of 0.0.0.0/8"),
     (v4([127, 0, 0, 0], [127, 255, 255, 255]), "loopback addresses"),

@@ -12,10 +12,6 @@ use std::net::IpAddr;
 use weft_model::intent::{LocalRedirect, ObjectName, Protocol, RedirectFrontend, RedirectPort};
 use weft_model::selector::Selector;
 
-/// A CiliumLocalRedirectPolicy.
-///
-/// # Errors
-/// All that is wrong with it: it is taken whole or not at all.
 pub fn local_redirect(policy: WireCustom) -> Result<LocalRedirect, Problems> {
     let name = ObjectName { namespace: policy.metadata.namespace, name: policy.metadata.name };
     let path = Path::Root("spec");

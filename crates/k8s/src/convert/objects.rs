@@ -3,7 +3,7 @@
 use super::Problem;
 use crate::wire::{
     AddressPair, CILIUM_V2, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CoreEndpoint, Metadata, Networking,
-    WireContainerPort, WireNamespace, WireNode, WirePod, WirePort,
+    UNUSED_SINCE, WireContainerPort, WireNamespace, WireNode, WirePod, WirePort,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -59,7 +59,6 @@ fn host_port(port: &WireContainerPort, protocol: Protocol, container_port: u16) 
     Some(HostPort { host_ip, port: number, protocol, container_port })
 }
 
-/// A namespace.
 #[must_use]
 pub fn namespace(object: WireNamespace) -> Namespace {
     let address_pools = super::pool::wish(&object.metadata.annotations);
@@ -115,14 +114,11 @@ pub fn identity(object: CiliumIdentity) -> Result<IdentityLabels, Problem> {
         let field = format!("security-labels.{key}");
         return Err(Problem::new(field, "expected a label of source k8s, such as k8s:app"));
     }
-    let unused = object.metadata.annotations.contains_key(crate::identity::UNUSED_SINCE);
+    let unused = object.metadata.annotations.contains_key(UNUSED_SINCE);
     Ok(IdentityLabels { identity, labels: LabelSet(object.security_labels), unused })
 }
 
 /// A slice, whole: an endpoint that cannot be read spoils it, and what was known before stays.
-///
-/// # Errors
-/// The first field that cannot be used.
 pub fn slice(object: CiliumEndpointSlice) -> Result<EndpointSlice, Problem> {
     if object.namespace.is_empty() && !object.endpoints.is_empty() {
         return Err(Problem::new("namespace", "required: the namespace of the endpoints"));
@@ -137,9 +133,6 @@ pub fn slice(object: CiliumEndpointSlice) -> Result<EndpointSlice, Problem> {
 
 /// A CiliumEndpoint, as a slice of one endpoint with a name ([`endpoint_slice_name`]) that no slice can have. One that
 /// has no addresses or no identity yet is a slice of none.
-///
-/// # Errors
-/// The first field that cannot be used.
 pub fn endpoint(object: CiliumEndpoint) -> Result<EndpointSlice, Problem> {
     let name = ObjectName { namespace: object.metadata.namespace, name: object.metadata.name };
     let (status, written) = (object.status, Written::read(&object.metadata.resource_version));
@@ -252,7 +245,6 @@ pub fn slice_endpoint(endpoint: &RemoteEndpoint) -> CoreEndpoint {
     }
 }
 
-/// A CiliumIdentity object.
 pub(crate) fn identity_object(row: &IdentityLabels) -> CiliumIdentity {
     // For people: a column of `kubectl get`.
     let namespace =

@@ -10,10 +10,8 @@ use weft_model::selector::Requirement;
 
 /// Namespace of an object that names none.
 const DEFAULT_NAMESPACE: &str = "default";
-/// Kind of a group of prefixes.
 pub(crate) const CIDR_GROUP: &str = "CiliumCIDRGroup";
 
-/// Group and version of a kind.
 #[must_use]
 pub const fn api_version(kind: PolicyKind) -> &'static str {
     match kind {
@@ -23,7 +21,6 @@ pub const fn api_version(kind: PolicyKind) -> &'static str {
     }
 }
 
-/// What names a policy object.
 #[must_use]
 pub fn policy_name(kind: PolicyKind, object: &WirePolicy) -> PolicyName {
     // A kind without namespaces has none, whatever an object says.
@@ -31,10 +28,6 @@ pub fn policy_name(kind: PolicyKind, object: &WirePolicy) -> PolicyName {
     PolicyName { kind, object: ObjectName { namespace, name: object.metadata.name.clone() } }
 }
 
-/// A policy object.
-///
-/// # Errors
-/// All that is wrong with it: a policy is taken whole or not at all.
 pub fn policy(kind: PolicyKind, object: &WirePolicy, settings: Settings) -> Result<Policy, Problems> {
     let name = policy_name(kind, object);
     let namespace = name.object.namespace.as_str();
@@ -69,9 +62,6 @@ fn judgeable(specs: &[Spec]) -> Result<(), Problems> {
 
 /// A policy of any kind, or a CiliumCIDRGroup, as people write it: with `apiVersion` and `kind`, and no field that the
 /// kind does not have.
-///
-/// # Errors
-/// All that is wrong with it.
 pub fn object(object: &Value, settings: &Settings) -> Result<Change, Problems> {
     let text = |name: &'static str| object[name].as_str().unwrap_or_default();
     let (version, kind) = (text("apiVersion"), text("kind"));

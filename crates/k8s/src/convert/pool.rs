@@ -4,12 +4,25 @@ use super::Problems;
 use super::address::prefix;
 use super::field::{self, Path, Read, each, get, list, number, required};
 use super::selector::plain;
-use crate::ipam::Pool;
 use crate::wire::WirePool;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use weft_model::intent::PoolRequest;
+use weft_model::selector::Selector;
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Pool {
+    pub name: String,
+    pub cidrs: Vec<IpNet>,
+    /// Length of what nodes get of it.
+    pub mask_v4: Option<u8>,
+    /// Length of what nodes get of it.
+    pub mask_v6: Option<u8>,
+    /// Which pods it is for, unless they say otherwise; `None`: those that ask for it.
+    pub pods: Option<Selector>,
+    pub namespaces: Option<Selector>,
+}
 
 /// Annotation of pods and namespaces: the pool of both families.
 const POOL: &str = "ipam.cilium.io/ip-pool";
@@ -30,10 +43,6 @@ pub(super) fn wish(annotations: &BTreeMap<String, String>) -> PoolRequest {
     }
 }
 
-/// A CiliumPodIPPool.
-///
-/// # Errors
-/// All that is wrong with it: a pool is taken whole or not at all.
 pub fn pool(object: WirePool) -> Result<Pool, Problems> {
     let path = Path::Root("spec");
     let spec = field::object(path, &object.spec, &["ipv4", "ipv6", "podSelector", "namespaceSelector"])?;

@@ -14,7 +14,6 @@ const NAMESPACE_KEY: &str = "io.kubernetes.pod.namespace";
 /// Prefix of the keys of a namespace's labels, without their source.
 const NAMESPACE_LABELS_KEY: &str = "io.cilium.k8s.namespace.labels.";
 
-/// A selector on plain keys.
 pub(super) fn plain(path: Path<'_>, value: &Value) -> Read<Selector> {
     requirements(path, value, &|_, key| Ok(key.to_owned())).map(|requirements| Selector { requirements })
 }

@@ -26,13 +26,8 @@ const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// How long a client stays with its backend, unless the Service says.
 const AFFINITY_S: i64 = 10_800;
-/// The longest.
 const AFFINITY_S_MAX: u32 = 86_400;
 
-/// A Service.
-///
-/// # Errors
-/// All that is wrong with how it wants to be reached.
 pub fn service(object: WireService) -> Result<Service, Problems> {
     let routing = if is_ours(&object.metadata, &object.spec) { Some(routing(&object)?) } else { None };
     Ok(Service {
@@ -146,7 +141,6 @@ fn number(path: Path<'_>, value: i64, least: u16) -> Read<u16> {
     read.map_or_else(|| path.fail(format!("{value}, expected a number from {least} to 65535")), Ok)
 }
 
-/// TCP, UDP or SCTP.
 fn transport(path: Path<'_>, text: &str) -> Read<Protocol> {
     protocol(text).map_or_else(|| path.fail(format!("{text:?}, expected TCP, UDP or SCTP")), Ok)
 }
@@ -208,10 +202,6 @@ fn health_check_node_port(spec: &WireServiceSpec) -> Read<Option<u16>> {
     number(Path::Root("spec.healthCheckNodePort"), spec.health_check_node_port, 0).map(|n| port_number(n.into()))
 }
 
-/// A CiliumCIDRGroup.
-///
-/// # Errors
-/// All that is wrong with it: a group is taken whole or not at all.
 pub fn cidr_group(object: WireCidrGroup) -> Result<CidrGroup, Problems> {
     let path = Path::Root("spec");
     let spec = field::object(path, &object.spec, &["externalCIDRs"])?;

@@ -21,19 +21,15 @@ impl Place {
     }
 }
 
-/// A value and where it begins.
 #[derive(Clone, Debug)]
 pub(super) struct Document {
     place: Place,
     pub(super) node: Node,
 }
 
-/// A value.
 #[derive(Clone, Debug)]
 pub(super) enum Node {
-    /// Anything without parts.
     Leaf(Value),
-    /// A list.
     List(Vec<Document>),
     /// An object: key, place of the key, value.
     Object(Vec<(String, Place, Document)>),
@@ -50,7 +46,6 @@ pub(super) fn parse(text: &str) -> Result<Vec<Document>, (Place, String)> {
 }
 
 impl Document {
-    /// The field of an object.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         match &self.node {
             Node::Object(fields) => fields.iter().find(|(key, ..)| key == name).map(|(.., value)| value),
@@ -135,7 +130,6 @@ impl<'de> Deserialize<'de> for Document {
     }
 }
 
-/// A node, within the span.
 struct Plain(Node);
 
 impl<'de> Deserialize<'de> for Plain {

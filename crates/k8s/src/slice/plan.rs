@@ -24,7 +24,6 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Whether the pod is in it.
     pub(super) fn holds(&self, pod: &ObjectName) -> bool {
         self.namespace == pod.namespace && self.endpoints.iter().any(|endpoint| endpoint.name == pod.name)
     }
@@ -36,15 +35,21 @@ impl From<CiliumEndpointSlice> for Held {
     }
 }
 
-/// One write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Write {
-    /// A new slice.
-    Create { name: String, namespace: String, endpoints: Vec<CoreEndpoint> },
-    /// New content of a slice.
-    Update { name: String, endpoints: Vec<CoreEndpoint> },
+    Create {
+        name: String,
+        namespace: String,
+        endpoints: Vec<CoreEndpoint>,
+    },
+    Update {
+        name: String,
+        endpoints: Vec<CoreEndpoint>,
+    },
     /// An empty slice goes.
-    Delete { name: String },
+    Delete {
+        name: String,
+    },
 }
 
 impl Write {

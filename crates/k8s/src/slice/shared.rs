@@ -12,19 +12,14 @@ use weft_model::intent::RemoteEndpoint;
 /// Label of a slice that our operator made. Those of other operators are taken over, but not removed when this one
 /// gives up making slices.
 pub const WRITER_LABEL: &str = "weft.dev/writer";
-/// Its value.
 pub const WRITER: &str = "weft-operator";
 
 /// A slice as it is in the API.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stored {
-    /// Name.
     pub name: String,
-    /// Version of the object.
     pub version: String,
-    /// Our operator made it.
     pub ours: bool,
-    /// Namespace of its endpoints.
     pub namespace: String,
     /// Its endpoints; `None`: some cannot be read.
     pub endpoints: Option<Vec<RemoteEndpoint>>,
@@ -45,9 +40,6 @@ fn stored(slice: CiliumEndpointSlice) -> Stored {
 }
 
 /// All slices that belong to no node.
-///
-/// # Errors
-/// Refusal, timeout, connection.
 pub async fn list(client: &Client) -> Result<Vec<Stored>, Error> {
     let mut all = Vec::new();
     crate::list::each(client, path::SLICES, 100, &[], |slice: CiliumEndpointSlice| {
@@ -60,18 +52,12 @@ pub async fn list(client: &Client) -> Result<Vec<Stored>, Error> {
 }
 
 /// One of them, as it is now; `None`: there is none, or it belongs to a node.
-///
-/// # Errors
-/// Refusal other than "none", timeout, connection.
 pub async fn read(client: &Client, name: &str) -> Result<Option<Stored>, Error> {
     let found: Option<CiliumEndpointSlice> = client.find(&slice_path(name)?).await?;
     Ok(found.filter(|slice| !slice.metadata.labels.contains_key(NODE_LABEL)).map(stored))
 }
 
 /// Writes a slice: anew (`version` is `None`), or in place of the one of that version. Answers the new version.
-///
-/// # Errors
-/// Refusal (a conflict, if it changed meanwhile), timeout, connection.
 pub async fn write(
     client: &Client,
     name: &str,
@@ -99,9 +85,6 @@ pub async fn write(
 }
 
 /// Deletes a slice, if it is still of that version.
-///
-/// # Errors
-/// Refusal (a conflict, if it changed meanwhile), timeout, connection.
 pub async fn delete(client: &Client, name: &str, version: &str) -> Result<(), Error> {
     let unchanged = Preconditions { uid: None, resource_version: Some(version.to_owned()) };
     client.delete(&slice_path(name)?, &unchanged).await

@@ -5,25 +5,19 @@ use super::{Metadata, or_default};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireService {
-    /// Metadata.
     pub metadata: Metadata,
-    /// Specification.
     #[serde(deserialize_with = "or_default")]
     pub spec: WireServiceSpec,
-    /// Status.
     #[serde(deserialize_with = "or_default")]
     pub status: WireServiceStatus,
 }
 
-/// Specification of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WireServiceSpec {
-    /// Its pods.
     #[serde(deserialize_with = "or_default")]
     pub selector: BTreeMap<String, String>,
     /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalName`.
@@ -32,16 +26,13 @@ pub struct WireServiceSpec {
     /// First address, or `None`.
     #[serde(rename = "clusterIP", deserialize_with = "or_default")]
     pub cluster_ip: String,
-    /// All addresses.
     #[serde(rename = "clusterIPs", deserialize_with = "or_default")]
     pub cluster_ips: Vec<String>,
-    /// Families of the addresses, in order.
     #[serde(deserialize_with = "or_default")]
     pub ip_families: Vec<String>,
     /// `SingleStack`, `PreferDualStack`, `RequireDualStack`.
     #[serde(deserialize_with = "or_default")]
     pub ip_family_policy: String,
-    /// Ports.
     #[serde(deserialize_with = "or_default")]
     pub ports: Vec<WireServicePort>,
     /// Addresses that others route to the nodes.
@@ -50,7 +41,6 @@ pub struct WireServiceSpec {
     /// `None` or `ClientIP`.
     #[serde(deserialize_with = "or_default")]
     pub session_affinity: String,
-    /// How long.
     #[serde(deserialize_with = "or_default")]
     pub session_affinity_config: WireSessionAffinity,
     /// `Cluster` or `Local`.
@@ -59,7 +49,6 @@ pub struct WireServiceSpec {
     /// `Cluster` or `Local`.
     #[serde(deserialize_with = "or_default")]
     pub external_traffic_policy: String,
-    /// Who may use load-balancer addresses.
     #[serde(deserialize_with = "or_default")]
     pub load_balancer_source_ranges: Vec<String>,
     /// Who serves the load balancer; empty: whoever does by default.
@@ -71,7 +60,6 @@ pub struct WireServiceSpec {
     /// Where load balancers ask whether the node has backends.
     #[serde(deserialize_with = "or_default")]
     pub health_check_node_port: i64,
-    /// Pods count whether ready or not.
     #[serde(deserialize_with = "or_default")]
     pub publish_not_ready_addresses: bool,
     /// `PreferClose`, `PreferSameZone`, `PreferSameNode`.
@@ -79,17 +67,14 @@ pub struct WireServiceSpec {
     pub traffic_distribution: String,
 }
 
-/// A port of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WireServicePort {
-    /// Name.
     #[serde(deserialize_with = "or_default")]
     pub name: String,
     /// Protocol; TCP if not given.
     #[serde(deserialize_with = "or_default")]
     pub protocol: String,
-    /// Number.
     #[serde(deserialize_with = "or_default")]
     pub port: i64,
     /// Number at the nodes; 0: none.
@@ -97,7 +82,6 @@ pub struct WireServicePort {
     pub node_port: i64,
 }
 
-/// Session affinity.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireSessionAffinity {
@@ -106,33 +90,26 @@ pub struct WireSessionAffinity {
     pub client_ip: WireClientIp,
 }
 
-/// Session affinity by the client's address.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WireClientIp {
-    /// How long it lasts.
     pub timeout_seconds: Option<i64>,
 }
 
-/// Status of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WireServiceStatus {
-    /// What a load balancer gave it.
     #[serde(deserialize_with = "or_default")]
     pub load_balancer: WireLoadBalancer,
 }
 
-/// What a load balancer gave.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireLoadBalancer {
-    /// Its addresses.
     #[serde(deserialize_with = "or_default")]
     pub ingress: Vec<WireIngress>,
 }
 
-/// An address of a load balancer.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireIngress {
@@ -148,55 +125,43 @@ pub struct WireIngress {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WireEndpointSlice {
-    /// Metadata.
     pub metadata: Metadata,
     /// `IPv4`, `IPv6`, `FQDN`.
     #[serde(deserialize_with = "or_default")]
     pub address_type: String,
-    /// Ports of each.
     #[serde(deserialize_with = "or_default")]
     pub ports: Vec<WireBackendPort>,
-    /// What it holds.
     #[serde(deserialize_with = "or_default")]
     pub endpoints: Vec<WireBackend>,
 }
 
-/// A port of an EndpointSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireBackendPort {
-    /// Name of the Service's port.
     #[serde(deserialize_with = "or_default")]
     pub name: String,
     /// Protocol; TCP if not given.
     #[serde(deserialize_with = "or_default")]
     pub protocol: String,
-    /// Number.
     pub port: Option<i64>,
 }
 
-/// One endpoint of an EndpointSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WireBackend {
     /// Its addresses: names of one thing, of which the first is used.
     #[serde(deserialize_with = "or_default")]
     pub addresses: Vec<String>,
-    /// How it is.
     #[serde(deserialize_with = "or_default")]
     pub conditions: WireBackendConditions,
-    /// Its node.
     #[serde(deserialize_with = "or_default")]
     pub node_name: String,
-    /// Its zone.
     #[serde(deserialize_with = "or_default")]
     pub zone: String,
-    /// Whom it is meant for.
     #[serde(deserialize_with = "or_default")]
     pub hints: WireBackendHints,
 }
 
-/// How an endpoint is.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireBackendConditions {
@@ -208,20 +173,16 @@ pub struct WireBackendConditions {
     pub terminating: Option<bool>,
 }
 
-/// Whom an endpoint is meant for.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WireBackendHints {
-    /// Clients of these zones.
     #[serde(deserialize_with = "or_default")]
     pub for_zones: Vec<WireForZone>,
 }
 
-/// A zone.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireForZone {
-    /// Its name.
     #[serde(deserialize_with = "or_default")]
     pub name: String,
 }

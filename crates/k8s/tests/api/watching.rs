@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::convert::Settings;
-use weft_k8s::watch::{self, EndpointsWatch};
-use weft_model::intent::{Change, ObjectName, PolicyKind, Source};
+use weft_k8s::watch::{self, EndpointsWatch, Timing};
+use weft_model::intent::{Change, ObjectName, Source};
 
 const PODS: &str = "api/v1/pods";
 const NAMESPACES: &str = "api/v1/namespaces";
@@ -17,10 +17,10 @@ const POLICIES: &str = "apis/networking.k8s.io/v1/networkpolicies";
 const IDENTITIES: &str = "apis/cilium.io/v2/ciliumidentities";
 const SLICES: &str = "apis/cilium.io/v2alpha1/ciliumendpointslices";
 
-struct Reader {
-    changes: Receiver<Vec<Change>>,
-    seen: Vec<Change>,
-    stop: CancellationToken,
+pub struct Reader {
+    pub changes: Receiver<Vec<Change>>,
+    pub seen: Vec<Change>,
+    pub stop: CancellationToken,
 }
 
 impl Drop for Reader {
@@ -30,23 +30,23 @@ impl Drop for Reader {
 }
 
 impl Reader {
-    fn start(fake: &Fake) -> Self {
+    pub fn start(fake: &Fake) -> Self {
+        Self::start_with(fake, Timing::default())
+    }
+
+    pub fn start_with(fake: &Fake, timing: Timing) -> Self {
         let stop = CancellationToken::new();
+        let endpoints = EndpointsWatch { until: &stop, required: false };
+        let client = fake.client();
         Self {
-            changes: watch::start(
-                &fake.client(),
-                "node-1",
-                Settings::EVERYTHING,
-                EndpointsWatch { until: &stop, required: false },
-                &stop,
-            ),
+            changes: watch::start_with(&client, "node-1", Settings::EVERYTHING, endpoints, &stop, timing),
             seen: Vec::new(),
             stop,
         }
     }
 
     /// Reads until `last` was told.
-    async fn until(&mut self, what: &str, last: impl Fn(&Change) -> bool) {
+    pub async fn until(&mut self, what: &str, last: impl Fn(&Change) -> bool) {
         let read = async {
             while !self.seen.iter().any(&last) {
                 let batch = self.changes.recv().await.expect("the watches go on");
@@ -59,27 +59,14 @@ impl Reader {
         }
     }
 
-    async fn synced(&mut self) {
-        let policies = PolicyKind::ALL.map(Source::Policies);
-        let others = [
-            Source::Pods,
-            Source::Namespaces,
-            Source::CidrGroups,
-            Source::Services,
-            Source::Backends,
-            Source::LocalRedirects,
-            Source::Identities,
-            Source::Slices,
-            Source::Endpoints,
-            Source::Nodes,
-        ];
-        for source in policies.into_iter().chain(others) {
+    pub async fn synced(&mut self) {
+        for source in Source::all() {
             self.until("synced", |change| *change == Change::Synced(source)).await;
         }
     }
 
     /// A namespace that comes now: whatever of that source came before it was told before it. Forgets what was seen.
-    async fn barrier(&mut self, fake: &Fake, n: u32) -> Vec<Change> {
+    pub async fn barrier(&mut self, fake: &Fake, n: u32) -> Vec<Change> {
         let name = format!("barrier-{n}");
         fake.put(NAMESPACES, json!({"metadata": {"name": name}}));
         self.until("barrier", |change| matches!(change, Change::Namespace(ns) if ns.name == name)).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft_k8s::endpoint::manner::Manner;
+use weft_k8s::endpoint::style::WriteStyle;
 use weft_k8s::endpoint::{self, Propagation};
 use weft_k8s::event::{About, warn};
 use weft_k8s::identity::{self, Outcome};
@@ -105,12 +105,12 @@ async fn a_burst_gathers_behind_its_first() {
     stop.cancel();
 }
 
-/// As known agents do: looked for, made, mended a round later, deleted.
+/// As Cilium's agents do: GET, create, update a round later, delete.
 #[tokio::test]
 async fn known_agents_write_an_object_three_times() {
     let fake = Fake::new();
     let stop = CancellationToken::new();
-    let writer = endpoint::Writer::start(fake.client(), "node-1", Manner::Known, stop.clone());
+    let writer = endpoint::Writer::start(fake.client(), "node-1", WriteStyle::Upstream, stop.clone());
     let state = |fake: &Fake| fake.all(ENDPOINTS)[0]["status"]["state"].as_str().expect("text").to_owned();
     let mut progress = writer.announced();
     let generation = writer.set(own(1, 300));
@@ -181,7 +181,7 @@ async fn race_4_an_object_of_a_successor_on_another_node_is_spared() {
             tokio::time::timeout(Duration::from_secs(10), wait).await.expect("in time").expect("runs").clone()
         }
     };
-    let old = endpoint::Writer::start(fake.client(), "node-1", Manner::Sparing, stop.clone());
+    let old = endpoint::Writer::start(fake.client(), "node-1", WriteStyle::Coalesced, stop.clone());
     written(&old, old.set(own(1, 300))).await;
     let made = fake.all(ENDPOINTS).remove(0);
     assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "uid-0");
@@ -193,7 +193,7 @@ async fn race_4_an_object_of_a_successor_on_another_node_is_spared() {
     let mut successor = own(1, 301);
     successor.values_mut().for_each(|own| own.endpoint.pod_uid = "uid-new".to_owned());
     fake.put("api/v1/pods", json!({"metadata": {"name": "pod-0", "namespace": "n", "uid": "uid-new"}}));
-    let new = endpoint::Writer::start(fake.client(), "node-2", Manner::Sparing, stop.clone());
+    let new = endpoint::Writer::start(fake.client(), "node-2", WriteStyle::Coalesced, stop.clone());
     written(&new, new.set(successor)).await;
     written(&old, old.set(BTreeMap::new())).await;
     let left = fake.all(ENDPOINTS);
@@ -436,7 +436,7 @@ async fn the_agent_asks_for_what_its_role_grants_and_needs_all_of_it() {
     announced(&writer, writer.set(endpoints(1, 300))).await;
     // Endpoints as objects of their own, in a cluster whose definition keeps the status apart.
     fake.keep_status_apart(ENDPOINTS);
-    let objects = endpoint::Writer::start(client.clone(), "node-1", Manner::Sparing, stop.clone());
+    let objects = endpoint::Writer::start(client.clone(), "node-1", WriteStyle::Coalesced, stop.clone());
     let written = |generation: u64| {
         let mut announced = objects.announced();
         async move {

@@ -10,7 +10,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use tokio::sync::watch;
 
 /// (group and version and plural, namespace, name)
@@ -37,6 +37,16 @@ struct State {
     refusals: VecDeque<u16>,
     /// Collections that the server does not know.
     unknown: BTreeSet<String>,
+    /// Collections that discovery has, whatever `unknown` says.
+    discovered: BTreeSet<String>,
+    /// Everything but what is known is 404, discovery too: as a proxy answers, or a server that starts.
+    starting: bool,
+    /// Collections that are forbidden.
+    forbidden: BTreeSet<String>,
+    /// Watches that were opened.
+    opened: u64,
+    /// Those up to this number are neither fed nor ended.
+    frozen: u64,
     /// Collections whose status is written apart from the object.
     status_apart: BTreeSet<String>,
     /// Every event is sent twice.
@@ -145,6 +155,37 @@ impl Fake {
         };
     }
 
+    /// Whether discovery has a collection that the server does not know.
+    pub fn set_discovered(&self, collection: &str, discovered: bool) {
+        let mut state = self.lock();
+        if discovered {
+            state.discovered.insert(collection.to_owned())
+        } else {
+            state.discovered.remove(collection)
+        };
+    }
+
+    /// Whether the discovery documents are 404.
+    pub fn set_starting(&self, starting: bool) {
+        self.lock().starting = starting;
+    }
+
+    /// Whether nobody may list or watch a collection.
+    pub fn set_forbidden(&self, collection: &str, forbidden: bool) {
+        let mut state = self.lock();
+        if forbidden {
+            state.forbidden.insert(collection.to_owned())
+        } else {
+            state.forbidden.remove(collection)
+        };
+    }
+
+    /// Open watches are silent from here on, as when the network drops their packets.
+    pub fn freeze(&self) {
+        let mut state = self.lock();
+        state.frozen = state.opened;
+    }
+
     /// From here on the status of these objects is written on its own.
     pub fn keep_status_apart(&self, collection: &str) {
         self.lock().status_apart.insert(collection.to_owned());
@@ -207,11 +248,19 @@ impl Fake {
     async fn serve(&self, request: Request<Body>) -> Answer {
         let (head, body) = request.into_parts();
         let query: HashMap<String, String> = head.uri.query().map(parse_query).unwrap_or_default();
+        if let Some(answer) = self.discovery(head.uri.path()) {
+            return answer;
+        }
         let (plural, namespace, name, sub) = split(head.uri.path());
         let watching = query.contains_key("watch");
         self.lock().asked.insert(asked(&head.method, &plural, &name, &sub, watching));
         if let Some(code) = self.lock().refusals.pop_front() {
             return status(code, "Injected", "refused by the test");
+        }
+        if self.lock().forbidden.contains(&plural) {
+            self.lock().lists += 1;
+            self.tick();
+            return status(403, "Forbidden", &format!("User \"agent\" cannot list resource \"{plural}\""));
         }
         if self.lock().unknown.contains(&plural) {
             self.lock().lists += 1;
@@ -234,12 +283,52 @@ impl Fake {
         answer
     }
 
+    /// `/apis` and `/apis/GROUP/VERSION`; `None` for other paths.
+    fn discovery(&self, path: &str) -> Option<Answer> {
+        static KINDS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+            let manifests = weft_k8s::crd::MANIFESTS.into_iter();
+            let manifests = manifests.map(|(file, text)| weft_k8s::crd::parse(file, text).expect("YAML"));
+            let served = manifests.flat_map(|crd| {
+                let group = crd["spec"]["group"].as_str().expect("text").to_owned();
+                let plural = crd["spec"]["names"]["plural"].as_str().expect("text").to_owned();
+                let versions = crd["spec"]["versions"].as_array().expect("a list").clone().into_iter();
+                versions.map(move |v| format!("apis/{group}/{}/{plural}", v["name"].as_str().expect("text")))
+            });
+            served.chain(["apis/apiextensions.k8s.io/v1/customresourcedefinitions".to_owned()]).collect()
+        });
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        if parts[0] != "apis" || !matches!(parts.len(), 1 | 3) {
+            return None;
+        }
+        let state = self.lock();
+        if state.starting {
+            return Some(status(404, "NotFound", "404 page not found"));
+        }
+        let known = KINDS.iter().filter(|kind| !state.unknown.contains(*kind)).chain(&state.discovered);
+        let kinds: BTreeSet<Vec<&str>> = known.map(|kind| kind.split('/').collect()).collect();
+        if parts.len() == 3 {
+            let plurals: Vec<&str> = kinds.iter().filter(|kind| kind[..3] == parts[..]).map(|kind| kind[3]).collect();
+            if plurals.is_empty() {
+                return Some(status(404, "NotFound", "404 page not found"));
+            }
+            let resources: Vec<Value> = plurals.iter().map(|plural| json!({"name": plural})).collect();
+            return Some(answer(200, &json!({"kind": "APIResourceList", "resources": resources})));
+        }
+        let versions: BTreeSet<(&str, &str)> = kinds.iter().map(|kind| (kind[1], kind[2])).collect();
+        let groups = versions.into_iter().map(|(g, v)| json!({"name": g, "versions": [{"version": v}]}));
+        Some(answer(200, &json!({"kind": "APIGroupList", "groups": groups.collect::<Vec<_>>()})))
+    }
+
     fn watch(&self, plural: String, namespace: String, query: &HashMap<String, String>) -> Answer {
         let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
         if from < self.lock().compacted {
             return status(410, "Expired", "too old resource version");
         }
-        let epoch = self.lock().epoch;
+        let (epoch, number) = {
+            let mut state = self.lock();
+            state.opened += 1;
+            (state.epoch, state.opened)
+        };
         let field = query.get("fieldSelector").cloned();
         let start = (self.clone(), self.changed.subscribe(), from, VecDeque::<Value>::new());
         let stream = futures::stream::unfold(start, move |(fake, mut changed, mut from, mut queue)| {
@@ -251,6 +340,9 @@ impl Fake {
                         return Some((Ok::<_, Infallible>(frame), (fake, changed, from, queue)));
                     }
                     changed.borrow_and_update();
+                    if number <= fake.lock().frozen {
+                        std::future::pending::<()>().await;
+                    }
                     let over = {
                         let state = fake.lock();
                         let times = 1 + usize::from(state.duplicate);

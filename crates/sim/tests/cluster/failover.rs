@@ -94,6 +94,19 @@ fn deletions(world: &World) -> Arc<Mutex<BTreeSet<String>>> {
     found
 }
 
+/// Another one every day; `WEFT_SEED` repeats a run.
+fn seed() -> u64 {
+    let seed = match std::env::var("WEFT_SEED") {
+        Ok(text) => text.parse().expect("WEFT_SEED: expected a number"),
+        Err(_) => {
+            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+            since.as_secs() / (24 * 60 * 60)
+        }
+    };
+    println!("WEFT_SEED={seed}");
+    seed
+}
+
 async fn a_roll_out_goes_on(mode: Propagation, seed: u64) {
     // A thousand pods are replaced in twenty seconds.
     let run =
@@ -185,10 +198,10 @@ async fn a_roll_out_goes_on(mode: Propagation, seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_that_makes_slices_is_killed_in_a_roll_out() {
-    a_roll_out_goes_on(Propagation::CesOperator, 2).await;
+    a_roll_out_goes_on(Propagation::CesOperator, seed()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_is_killed_in_a_roll_out_while_nodes_write_their_own_slices() {
-    a_roll_out_goes_on(Propagation::CesNode, 4).await;
+    a_roll_out_goes_on(Propagation::CesNode, seed()).await;
 }

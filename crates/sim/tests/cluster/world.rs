@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use weft_api::cni::{AddRequest, Attachment};
 use weft_k8s::Client;
 use weft_k8s::endpoint::Propagation;
-use weft_k8s::endpoint::manner::Manner;
+use weft_k8s::endpoint::style::WriteStyle;
 use weft_lab_apiserver::InProcess;
 use weft_lab_apiserver::api::{Api, Settings};
 use weft_lab_apiserver::store::Store;
@@ -91,7 +91,7 @@ impl World {
         let until = tokio::time::Instant::now() + DEADLINE;
         // The one before it lets go of the directory when its last task has ended.
         let node = loop {
-            let how = (mode, Manner::Sparing);
+            let how = (mode, WriteStyle::Coalesced);
             match Node::start(index, how, client.clone(), recorder.clone(), &dir, &self.stop).await {
                 Ok(node) => break node,
                 Err(error) => assert!(tokio::time::Instant::now() < until, "{error:#}"),

@@ -10,7 +10,6 @@ use weft_model::intent::{CidrGroups, ObjectName, Peer, Services};
 const INGRESS: [&str; 5] = ["fromEndpoints", "fromCIDR", "fromCIDRSet", "fromEntities", "fromNodes"];
 const EGRESS: [&str; 6] = ["toEndpoints", "toCIDR", "toCIDRSet", "toEntities", "toNodes", "toServices"];
 
-/// The fields that hold peers.
 pub(super) const fn fields(direction: Direction) -> &'static [&'static str] {
     match direction {
         Direction::Ingress => &INGRESS,

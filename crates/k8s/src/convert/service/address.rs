@@ -6,7 +6,6 @@ use super::super::objects::address;
 use ipnet::IpNet;
 use std::net::IpAddr;
 
-/// An address inside the cluster.
 pub(super) fn inner_address(path: Path<'_>, text: &str) -> Read<IpAddr> {
     let address = address(&path.to_string(), text)?;
     match nobody(address) {
@@ -40,7 +39,6 @@ pub(in crate::convert) fn nobody(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// A prefix, with spaces around it.
 pub(super) fn source_range(path: Path<'_>, text: &str) -> Read<IpNet> {
     parse_prefix(path, text.trim())
 }

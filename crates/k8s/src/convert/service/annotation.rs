@@ -22,7 +22,6 @@ const NOT_HONOURED: [(&str, Option<&str>); 5] = [
 /// How a backend is chosen, how packets from outside reach it, and whether hints count.
 pub(super) type Asked = (Algorithm, Option<Forwarding>, bool);
 
-/// Reads them.
 pub(super) fn read(annotations: &BTreeMap<String, String>) -> Read<Asked> {
     let mut wrong = Vec::new();
     let mut asked = |key: &str, words: &[(&str, usize)]| {

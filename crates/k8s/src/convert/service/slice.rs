@@ -12,9 +12,6 @@ use weft_model::intent::{Backend, Backends, NamedPort, ObjectName};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// What is in an EndpointSlice; `None` if it belongs to no Service, or holds names instead of addresses.
-///
-/// # Errors
-/// All that is wrong with it.
 pub fn backends(object: WireEndpointSlice) -> Result<Option<Backends>, Problems> {
     let service = object.metadata.labels.get(SERVICE_NAME).filter(|name| !name.is_empty());
     let Some(service) = service.filter(|_| object.address_type != "FQDN") else { return Ok(None) };

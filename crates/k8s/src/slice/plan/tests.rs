@@ -33,7 +33,6 @@ fn apply(held: &mut BTreeMap<String, Held>, write: Write) {
     }
 }
 
-/// Which slices hold which pod.
 fn places(held: &BTreeMap<String, Held>) -> BTreeMap<ObjectName, Vec<String>> {
     let mut places: BTreeMap<ObjectName, Vec<String>> = BTreeMap::new();
     for (slice, held) in held {

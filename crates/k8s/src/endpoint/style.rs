@@ -1,51 +1,50 @@
-//! How CiliumEndpoints are written: as sparingly as it goes, or as the agents do that are known for them, so that a
-//! comparison is with what clusters see today.
+//! How CiliumEndpoints are written: coalesced, or as Cilium's agents write them, so that a comparison is with what
+//! clusters see today.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// See the module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Manner {
+pub enum WriteStyle {
     /// One write when the endpoint is in force, one when it is gone; what changes together is written together.
     #[default]
-    Sparing,
-    /// As known agents do: each endpoint for itself and at once, with a look whether the object exists; its status says
-    /// that the endpoint is not ready yet, and is mended at the next of the rounds that are made every
-    /// [`ROUND`]. So a pod that lives for longer than that is three events (created, mended, deleted) for each agent.
-    /// Requests are limited to [`RATE`] a second, [`AHEAD`] at once.
-    Known,
+    Coalesced,
+    /// As Cilium's agents do: each endpoint on its own and at once, with a GET whether the object exists; its status is
+    /// not ready yet, and is updated at the next reconciliation, every [`ROUND`]. So a pod that lives for longer than
+    /// that is three events (created, updated, deleted) for each agent. Requests are limited to [`RATE`] a second, with
+    /// a burst of [`AHEAD`].
+    Upstream,
 }
 
-/// Known agents look at each endpoint this often.
+/// Cilium's agents reconcile each endpoint this often.
 pub const ROUND: Duration = Duration::from_secs(10);
-/// Requests of a known agent in a second.
+/// Requests of such an agent in a second.
 pub const RATE: f64 = 10.0;
-/// Requests of a known agent before that holds.
+/// Its burst.
 pub const AHEAD: f64 = 20.0;
 
-impl Manner {
+impl WriteStyle {
     /// How long changes gather before they are written.
     pub(super) const fn gathers(self) -> Duration {
         match self {
-            Self::Sparing => Duration::from_millis(10),
-            Self::Known => Duration::ZERO,
+            Self::Coalesced => Duration::from_millis(10),
+            Self::Upstream => Duration::ZERO,
         }
     }
 
     /// Objects that are written side by side.
     pub(super) const fn side_by_side(self) -> usize {
         match self {
-            Self::Sparing => 4,
-            Self::Known => 256,
+            Self::Coalesced => 4,
+            Self::Upstream => 256,
         }
     }
 
     /// What an object that was made at `made` (`None`: by a former agent) says of its endpoint's state now.
     pub(super) fn state(self, made: Option<Instant>) -> &'static str {
         match (self, made) {
-            (Self::Known, Some(made)) if made.elapsed() < ROUND => "waiting-to-regenerate",
+            (Self::Upstream, Some(made)) if made.elapsed() < ROUND => "waiting-to-regenerate",
             _ => "ready",
         }
     }
@@ -56,8 +55,8 @@ impl Manner {
 pub(super) struct Limiter(Option<Mutex<(f64, Instant)>>);
 
 impl Limiter {
-    pub(super) fn new(manner: Manner) -> Self {
-        Self((manner == Manner::Known).then(|| Mutex::new((AHEAD, Instant::now()))))
+    pub(super) fn new(style: WriteStyle) -> Self {
+        Self((style == WriteStyle::Upstream).then(|| Mutex::new((AHEAD, Instant::now()))))
     }
 
     /// Waits for a turn. Turns are given in the order in which they were asked for.
@@ -82,22 +81,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_known_agent_has_twenty_requests_at_once_and_then_ten_a_second() {
-        let limiter = Limiter::new(Manner::Known);
+    async fn an_upstream_agent_has_twenty_requests_at_once_and_then_ten_a_second() {
+        let limiter = Limiter::new(WriteStyle::Upstream);
         let began = Instant::now();
         for _ in 0..25 {
             limiter.turn().await;
         }
         assert!(began.elapsed() >= Duration::from_millis(490), "{:?}", began.elapsed());
-        assert!(Limiter::new(Manner::Sparing).0.is_none());
+        assert!(Limiter::new(WriteStyle::Coalesced).0.is_none());
     }
 
     #[tokio::test]
-    async fn a_known_agents_object_is_ready_a_round_later() {
+    async fn an_upstream_agents_object_is_ready_a_round_later() {
         let now = Some(Instant::now());
-        assert_eq!(Manner::Known.state(now), "waiting-to-regenerate");
-        assert_eq!(Manner::Sparing.state(now), "ready");
-        assert_eq!(Manner::Known.state(Instant::now().checked_sub(ROUND)), "ready");
-        assert_eq!(Manner::Known.state(None), "ready");
+        assert_eq!(WriteStyle::Upstream.state(now), "waiting-to-regenerate");
+        assert_eq!(WriteStyle::Coalesced.state(now), "ready");
+        assert_eq!(WriteStyle::Upstream.state(Instant::now().checked_sub(ROUND)), "ready");
+        assert_eq!(WriteStyle::Upstream.state(None), "ready");
     }
 }

@@ -1,6 +1,5 @@
 //! The definitions of the kinds of policies and services, made from one description of what they have in common.
 
-#[path = "generate/services.rs"]
 mod services;
 
 use serde_json::{Map, Value, json};
@@ -45,7 +44,7 @@ fn manifest(kind: Kind) -> (String, String) {
         "spec": {"group": group, "names": names, "scope": scope, "versions": versions},
     });
     let body = serde_saphyr::to_string(&object).expect("plain data");
-    (format!("{plural}.yaml"), format!("# {about} Generated: see crates/k8s/tests/api/crds.rs.\n{body}"))
+    (format!("{plural}.yaml"), format!("# {about} Generated: see crates/operator/tests/crds.\n{body}"))
 }
 
 fn version(name: &str, columns: Value, about: &str, parts: Vec<(&str, Value)>, required: &[&str]) -> Value {

@@ -1,7 +1,6 @@
 //! The definitions agree with the types. Those of policies and services are generated here:
-//! `WEFT_WRITE_CRDS=1 cargo test -p weft-k8s --test api generated` writes them anew.
+//! `WEFT_WRITE_CRDS=1 cargo test -p weft-operator --test cluster generated` writes them anew.
 
-#[path = "crds/generate.rs"]
 mod generate;
 
 use crate::fake::Fake;
