@@ -44,7 +44,7 @@ fn manifest(kind: Kind) -> (String, String) {
         "spec": {"group": group, "names": names, "scope": scope, "versions": versions},
     });
     let body = serde_saphyr::to_string(&object).expect("plain data");
-    (format!("{plural}.yaml"), format!("# {about} Generated: see crates/operator/tests/crds.\n{body}"))
+    (format!("{plural}.yaml"), format!("# {about} Generated: see crates/operator/tests/suite/crds.\n{body}"))
 }
 
 fn version(name: &str, columns: Value, about: &str, parts: Vec<(&str, Value)>, required: &[&str]) -> Value {
