@@ -171,11 +171,11 @@ pub struct SourceProblem {
 /// kind that is added here has to be complete before anything is removed from the kernel, and shows in status.
 macro_rules! kinds {
     ($($source:ident $(of $part:ty)?, $name:expr => { $($(#[$doc:meta])* $change:ident $fields:tt),* $(,)? })+) => {
-        /// A change of one row, or the end of a source's first list.
+        /// An event of a watcher: an upserted or deleted object, or the end of the initial list.
         #[derive(Clone, PartialEq, Eq, Hash, Debug)]
         pub enum Change {
             $($($(#[$doc])* $change $fields,)*)+
-            /// A source sent every object that existed when it started.
+            /// The source has delivered its initial list.
             Synced(Source),
             /// A source cannot be read, or can again (`None`). What it sent before stays in force.
             SourceProblem(Source, Option<SourceProblem>),
@@ -212,19 +212,19 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Pods, "pods of this node" => {
+    Pods, "Pods of this node" => {
         /// A pod of this node.
         Pod(Pod),
-        /// It is gone: its name and UID.
+        /// Its name and UID.
         PodGone(ObjectName, String),
     }
-    Namespaces, "namespaces" => {
+    Namespaces, "Namespaces" => {
         Namespace(Namespace),
         NamespaceGone(String),
     }
     Policies of PolicyKind, PolicyKind::name => {
         Policy(Policy),
-        /// A policy object that cannot be used. What was in force before under its name stays in force.
+        /// A policy object that is invalid. Its previous version stays in force.
         PolicyInvalid {
             /// Its name.
             name: PolicyName,
@@ -235,37 +235,35 @@ kinds! {
         },
         PolicyGone(PolicyName),
     }
-    CidrGroups, "CIDR groups" => {
+    CidrGroups, "CiliumCIDRGroups" => {
         CidrGroup(CidrGroup),
         CidrGroupGone(String),
     }
-    Services, "services" => {
+    Services, "Services" => {
         Service(Service),
         ServiceGone(ObjectName),
     }
-    Backends, "endpoint slices of services" => {
-        /// One EndpointSlice of a Service.
+    Backends, "EndpointSlices" => {
+        /// An EndpointSlice of a Service.
         Backends(Backends),
-        /// That EndpointSlice is gone.
         BackendsGone(ObjectName),
     }
-    LocalRedirects, "local redirect policies" => {
+    LocalRedirects, "CiliumLocalRedirectPolicies" => {
         LocalRedirect(LocalRedirect),
         LocalRedirectGone(ObjectName),
     }
-    Identities, "identities" => {
+    Identities, "CiliumIdentities" => {
         Identity(IdentityLabels),
         IdentityGone(Identity),
     }
-    Slices, "slices of endpoints" => {
+    Slices, "CiliumEndpointSlices" => {
         /// A CiliumEndpointSlice, or a CiliumEndpoint as a slice of one.
         Slice(EndpointSlice),
-        /// It is gone.
         SliceGone(String),
     }
     // Their changes are those of slices.
-    Endpoints, "endpoints" => {}
-    Nodes, "nodes" => {
+    Endpoints, "CiliumEndpoints" => {}
+    Nodes, "Nodes" => {
         Node(Node),
         NodeGone(String),
     }
@@ -278,7 +276,7 @@ mod tests {
         use crate::intent::{CidrGroup, Namespace, PolicyKind, SourceProblem};
 
         kinds! {
-            Namespaces, "namespaces" => {
+            Namespaces, "Namespaces" => {
                 Namespace(Namespace),
             }
             Policies of PolicyKind, PolicyKind::name => {}
@@ -292,7 +290,7 @@ mod tests {
     #[test]
     fn a_kind_is_a_line() {
         let names: Vec<String> = listed::Source::all().map(|source| source.to_string()).collect();
-        let mut expected = vec!["namespaces"];
+        let mut expected = vec!["Namespaces"];
         expected.extend(super::PolicyKind::ALL.map(super::PolicyKind::name));
         expected.push("prefixes of Services");
         assert_eq!(names, expected);

@@ -18,7 +18,7 @@ pub enum NumberOf {
     Proposed(Identity),
 }
 
-/// Labels by number. Persistent: a clone costs nothing and never changes.
+/// Labels by number. A persistent map: a clone is a cheap, immutable snapshot.
 pub type Labels = RedBlackTreeMapSync<Identity, Arc<LabelSet>>;
 
 /// All numbers are in use; retry when identities were garbage collected.

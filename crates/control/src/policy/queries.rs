@@ -108,7 +108,7 @@ impl Engine {
         self.peers.labels(identity)
     }
 
-    /// What all rules' numbers stand for, also for a while after the rules are gone.
+    /// All rules by number, including recently deleted ones.
     #[must_use]
     pub fn rules(&self) -> RuleRefs {
         self.numbers.snapshot()
@@ -120,12 +120,12 @@ impl Engine {
         self.policies.get(name).map(|row| &row.object)
     }
 
-    /// Policy objects of which the newest version was refused.
+    /// Policy objects whose latest version was refused.
     pub fn refused(&self) -> impl Iterator<Item = &PolicyName> {
         self.refused.keys()
     }
 
-    /// Endpoints that may be selected by other policies than at the last call, also those that are gone.
+    /// Endpoints whose selecting policies may have changed since the last call, including deleted endpoints.
     pub fn take_reselected(&mut self) -> BTreeSet<EndpointId> {
         std::mem::take(&mut self.reselected)
     }

@@ -115,7 +115,7 @@ impl Rule {
     }
 }
 
-/// What rules' numbers stand for. Persistent: a clone costs nothing and never changes.
+/// Rules by number. A persistent map: a clone is a cheap, immutable snapshot.
 pub type RuleRefs = HashTrieMapSync<RuleId, Arc<RuleRef>, RandomState>;
 
 /// Allocates rule numbers. A number is not reused while events may still carry it.
