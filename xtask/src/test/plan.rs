@@ -5,8 +5,8 @@ use super::job::Job;
 use anyhow::{Context as _, Result, bail};
 use std::process::Command;
 
-/// The executable whose tests are whole clusters.
-const CLUSTERS: &str = "tests cluster";
+/// The executables whose tests are whole clusters: those of the programs, and those of the lab with stand-ins.
+const CLUSTERS: &[&str] = &["tests cluster", "cluster cluster", "cluster containers"];
 /// Its tests that run one at a time are in modules below this.
 const ALONE: &str = "alone::";
 /// What takes longest begins first, so that nothing long is left over in the end. Words of names; nothing is lost if one
@@ -16,8 +16,8 @@ const LONG_FIRST: &[&str] = &[
     "sim cluster",
     "tests packets",
     "control suite",
-    "local cluster",
-    "containers",
+    "clean::",
+    "containerd::",
     "language::",
     "edge::",
     "policy::",
@@ -59,7 +59,7 @@ impl Plan {
                 }
                 command
             };
-            if executable.name == CLUSTERS {
+            if CLUSTERS.contains(&executable.name.as_str()) {
                 for test in tests {
                     let job = Job::new(full(test), command(&["--exact", test, "--nocapture"]), Some(1));
                     if test.starts_with(ALONE) { plan.alone.push(job) } else { plan.clusters.push(job) }
