@@ -25,11 +25,15 @@ pub fn run(root: &Path) -> Result<Vec<String>> {
     Ok(findings)
 }
 
+/// Source files below a directory, by their paths from it.
 fn rust_files(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".rs") {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            names.extend(rust_files(&path)?.into_iter().map(|below| format!("{name}/{below}")));
+        } else if name.ends_with(".rs") {
             names.push(name);
         }
     }
@@ -55,8 +59,9 @@ fn unwatched(list: &str, watched: &str) -> Vec<String> {
         return vec![format!("{}: the list `kinds!` is empty", KINDS.0)];
     }
     let is_watched = |kind: &String| {
-        let name = format!("Synced(Source::{kind}");
-        watched.match_indices(&name).any(|(at, _)| watched[at + name.len()..].starts_with([')', '(']))
+        let name = format!("Source::{kind}");
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        watched.match_indices(&name).any(|(at, _)| !watched[at + name.len()..].starts_with(is_part))
     };
     let missing = kinds.into_iter().filter(|kind| !is_watched(kind));
     missing.map(|kind| format!("{}: {kind} is not watched by anything in {}", KINDS.0, KINDS.1)).collect()
