@@ -113,7 +113,7 @@ impl Snapshot {
             revision_in_force: self.progress.in_force,
             problems: self.problems(),
             endpoints: self.endpoints.values().filter(|endpoint| endpoint.is_active()).count(),
-            services: self.services.len(),
+            services: self.services.in_force(),
             routing: if self.settings.tunnel { "vxlan" } else { "native" }.to_owned(),
             addresses: self.own_addresses().to_vec(),
             pod_cidrs: self.usage.iter().map(|(cidr, _, _)| cidr.clone()).collect(),

@@ -53,7 +53,7 @@ impl View {
 
     /// How many Services have something in force.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn in_force(&self) -> usize {
         self.count
     }
 
