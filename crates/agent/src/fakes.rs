@@ -308,6 +308,25 @@ pub fn settings() -> Settings {
     }
 }
 
+/// What the programs know of that node.
+pub fn node_settings() -> NodeSettings {
+    NodeSettings {
+        device_ifindex: 2,
+        device_mac: None,
+        tunnel: None,
+        node_v4: Some([172, 31, 0, 11].into()),
+        node_v6: None,
+        pod_mtu: 1500,
+        nat_ports: 50_000..=60_000,
+        guard: weft_datapath::PortGuard::None,
+        masquerade_v4: true,
+        masquerade_v6: true,
+        dual_stack: true,
+        timeouts: weft_datapath::Timeouts::default(),
+        events_per_s: 1000,
+    }
+}
+
 pub fn writer(world: &World, dir: &Path) -> Writer {
     Writer::new(settings(), StateDir::open(dir).expect("state"), Box::new(world.clone()))
 }

@@ -176,9 +176,10 @@ macro_rules! reconcilers {
                 self.all_mut().into_iter().fold(false, |wants, reconciler| reconciler.wants_another_pass() || wants)
             }
 
-            /// Removes what a former agent left and nobody wants.
+            /// Removes what a former agent left and nobody wants; flows that knew it decide again.
             pub fn prune(&mut self, cx: &mut Context<'_>) {
                 self.all_mut().into_iter().for_each(|reconciler| reconciler.prune(cx));
+                self.first().for_each(|reconciler| reconciler.finish(cx));
             }
 
             /// Everything that was to be written is.

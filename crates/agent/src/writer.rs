@@ -9,7 +9,7 @@
 //! - nothing that a former agent left is removed before every source delivered all it has.
 
 use crate::ports::Kernel;
-use crate::reconcile::{Context, Reconcilers, Stale};
+use crate::reconcile::{Context, Reconciler as _, Reconcilers, Stale};
 use crate::snapshot::{Snapshot, Waiting};
 use crate::state::StateDir;
 use crate::tables::Tables;
@@ -318,7 +318,8 @@ impl Writer {
         let lingering = self.tables.addresses.expire(self.now);
         let orphans = self.drop_orphans();
         let is_due = self.reconcilers.next_try().is_some_and(|at| at <= self.now);
-        if self.dirty || is_due || self.tables.addresses.has_changed() {
+        // Flows may have to decide again though no table has changed: the node was configured anew.
+        if self.dirty || is_due || self.tables.addresses.has_changed() || self.stale != Stale::default() {
             self.pass();
         }
         self.publish();
@@ -337,6 +338,10 @@ impl Writer {
         self.dirty = false;
         self.unpublished = true;
         if !self.tables.all_synced() {
+            let (reconcilers, mut cx) = self.parts();
+            if *cx.stale != Stale::default() {
+                reconcilers.policy.finish(&mut cx);
+            }
             return;
         }
         if !self.confirmed {

@@ -334,7 +334,10 @@ fn nothing_is_removed_before_every_source_is_complete() {
             .chain([Change::Policy(policy("shop/allow", "5", "web", "client"))])
             .collect(),
     );
-    // Now what the slices no longer have is gone, and the endpoint is as it was.
+    // Now what the slices no longer have is gone, flows that knew it decide again, and the endpoint is as it was.
+    let log = world.take_log();
+    let bumped = log.iter().rposition(|line| line == "bump node");
+    assert!(bumped > Some(position(&log, "set_ipcache 10.244.2.7 none")), "{log:#?}");
     assert!(!world.held().ipcache.contains_key(&ip("10.244.2.7")));
     let held = world.held();
     let after = held.endpoints.values().next().expect("there");
@@ -432,6 +435,22 @@ fn an_identity_without_an_object_is_in_force_for_a_pod_that_is_about_to_start() 
     writer.set_time(Duration::from_secs(120));
     writer.flush();
     assert!(!world.held().peers.contains_key(&client.identity), "nobody has it any more");
+}
+
+/// Under another configuration of the node flows decide again, also before every source is complete.
+#[test]
+fn a_new_configuration_makes_flows_decide_again() {
+    let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
+    for mut writer in [writer(&world, &dir.path().join("early")), synced_writer(&world, &dir.path().join("late"))] {
+        writer.flush();
+        world.take_log();
+        writer.configure(&crate::fakes::node_settings()).expect("configured");
+        writer.flush();
+        let log = world.take_log();
+        assert!(position(&log, "configure") < position(&log, "bump node"), "{log:?}");
+        writer.flush();
+        assert!(world.take_log().is_empty(), "once");
+    }
 }
 
 /// Another node's word on a number that has no object: it holds while an address has the number, and is nothing that this
