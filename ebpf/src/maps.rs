@@ -7,7 +7,7 @@ use weft_abi::{
     Addr, AffinityKey, AffinityValue, BackendInfo, CidrValue, ENDPOINT_ID_MAX, EndpointInfo, FlowEntry, FlowKey,
     FragmentKey, FragmentValue, FrontendInfo, FrontendKey, IpcacheInfo, MaglevKey, MaglevPart, MetricKey, MetricValue,
     NodeConfig, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, RouteInfo, SlotKey, SocketKey,
-    SocketValue,
+    SocketValue, map_size,
 };
 
 use crate::scratch::Scratch;
@@ -32,53 +32,53 @@ pub fn config() -> Option<&'static NodeConfig> {
 pub static ENDPOINTS: HashMap<Addr, EndpointInfo> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static IPCACHE: HashMap<Addr, IpcacheInfo> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub static IPCACHE: HashMap<Addr, IpcacheInfo> = HashMap::with_max_entries(map_size::IPCACHE, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static PREFIXES: LpmTrie<Addr, CidrValue> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub static PREFIXES: LpmTrie<Addr, CidrValue> = LpmTrie::with_max_entries(map_size::PREFIXES, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static ROUTES: LpmTrie<Addr, RouteInfo> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub static ROUTES: LpmTrie<Addr, RouteInfo> = LpmTrie::with_max_entries(map_size::ROUTES, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static PEERS: HashMap<u32, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub static PEERS: HashMap<u32, u32> = HashMap::with_max_entries(map_size::PEERS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static POLICY_CLASSES: HashMap<PolicyClassKey, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub static POLICY_CLASSES: HashMap<PolicyClassKey, u32> = HashMap::with_max_entries(map_size::POLICY_CLASSES, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static POLICY_ENTRIES: HashMap<PolicyEntryKey, PolicyEntryValue> =
-    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(map_size::POLICY_ENTRIES, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static POLICY_INFO: HashMap<u32, PolicyInfo> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static FRONTENDS: HashMap<FrontendKey, FrontendInfo> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+pub static FRONTENDS: HashMap<FrontendKey, FrontendInfo> = HashMap::with_max_entries(map_size::FRONTENDS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static SLOTS: HashMap<SlotKey, BackendInfo> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
+pub static SLOTS: HashMap<SlotKey, BackendInfo> = HashMap::with_max_entries(map_size::SLOTS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static BACKENDS: HashMap<u32, BackendInfo> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub static BACKENDS: HashMap<u32, BackendInfo> = HashMap::with_max_entries(map_size::BACKENDS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static MAGLEV: HashMap<MaglevKey, MaglevPart> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub static MAGLEV: HashMap<MaglevKey, MaglevPart> = HashMap::with_max_entries(map_size::MAGLEV, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static RANGES: LpmTrie<RangeData, u32> = LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub static RANGES: LpmTrie<RangeData, u32> = LpmTrie::with_max_entries(map_size::RANGES, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(16_384, 0);
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(map_size::AFFINITY, 0);
 
 #[map]
-pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::with_max_entries(16_384, 0);
+pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::with_max_entries(map_size::SOCKETS, 0);
 
 #[map]
-pub static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
+pub static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(map_size::FLOWS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(map_size::FRAGMENTS, 0);
 
 #[map]
 pub static GENERATIONS: Array<u32> = Array::with_max_entries(ENDPOINT_ID_MAX as u32 + 1, 0);

@@ -101,6 +101,40 @@ pub mod map_name {
     pub const METRICS: &str = "METRICS";
 }
 
+/// Entries that fit into the maps, unless the agent is told otherwise (its `--bpf-*-max`).
+pub mod map_size {
+    /// Limit of [`super::map_name::IPCACHE`].
+    pub const IPCACHE: u32 = 262_144;
+    /// Limit of [`super::map_name::PREFIXES`].
+    pub const PREFIXES: u32 = 65_536;
+    /// Limit of [`super::map_name::ROUTES`].
+    pub const ROUTES: u32 = 65_536;
+    /// Limit of [`super::map_name::PEERS`].
+    pub const PEERS: u32 = 262_144;
+    /// Limit of [`super::map_name::POLICY_CLASSES`].
+    pub const POLICY_CLASSES: u32 = 262_144;
+    /// Limit of [`super::map_name::POLICY_ENTRIES`].
+    pub const POLICY_ENTRIES: u32 = 262_144;
+    /// Limit of [`super::map_name::FRONTENDS`].
+    pub const FRONTENDS: u32 = 131_072;
+    /// Limit of [`super::map_name::SLOTS`].
+    pub const SLOTS: u32 = 524_288;
+    /// Limit of [`super::map_name::BACKENDS`].
+    pub const BACKENDS: u32 = 262_144;
+    /// Limit of [`super::map_name::MAGLEV`].
+    pub const MAGLEV: u32 = 262_144;
+    /// Limit of [`super::map_name::RANGES`].
+    pub const RANGES: u32 = 65_536;
+    /// Limit of [`super::map_name::AFFINITY`].
+    pub const AFFINITY: u32 = 16_384;
+    /// Limit of [`super::map_name::SOCKETS`].
+    pub const SOCKETS: u32 = 16_384;
+    /// Limit of [`super::map_name::FLOWS`].
+    pub const FLOWS: u32 = 524_288;
+    /// Limit of [`super::map_name::FRAGMENTS`].
+    pub const FRAGMENTS: u32 = 8192;
+}
+
 #[cfg(feature = "user")]
 mod pod {
     macro_rules! pod {

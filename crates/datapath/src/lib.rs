@@ -66,6 +66,6 @@ pub use flows::{Connection, End, Flows};
 pub use hooks::Hooks;
 pub use listen::listen;
 pub use metrics::{Counter, Metrics};
-pub use open::{Adopted, Options};
+pub use open::{Adopted, KeptSize, Options};
 pub use page::ObserveSwitch;
 pub use settings::{NodeSettings, PortGuard, Timeouts, TunnelSettings};

@@ -66,6 +66,23 @@ pub struct Adopted {
     pub pruned: Vec<String>,
     /// Maps whose entries were moved to a map of another size.
     pub resized: Vec<String>,
+    /// Maps that keep their size, as their entries would not fit into the smaller one that was asked for.
+    pub kept: Vec<KeptSize>,
+    /// Entries that the programs added while maps were resized, and that did not fit.
+    pub left_out: usize,
+}
+
+/// A map that keeps its size.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeptSize {
+    /// Its name.
+    pub map: &'static str,
+    /// What it holds.
+    pub entries: usize,
+    /// What it can hold.
+    pub entries_max: u32,
+    /// What was asked for.
+    pub wanted: u32,
 }
 
 /// Everything that [`crate::Datapath`] is made from.
@@ -116,10 +133,28 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
                 maps.insert(name, Arc::new(old));
             }
             Comparison::Movable => {
-                let new = create(name, layout)?;
-                fill::fill(name, &old, &new, layout)?;
-                maps.insert(name, Arc::new(new));
-                successors.push(Successor { name, kind: layout.kind, old });
+                let entries = fill::too_many(name, &old, info.max_entries, layout)?;
+                let moved = match entries {
+                    None => fill::moved(name, &old, info.max_entries, layout)?,
+                    Some(_) => None,
+                };
+                match (moved, entries) {
+                    (Some(new), _) => {
+                        maps.insert(name, Arc::new(new));
+                        successors.push(Successor { name, kind: layout.kind, old });
+                    }
+                    // Entries are connections and what is in force: a smaller map waits until they fit.
+                    (None, entries) if info.map_flags == layout.flags => {
+                        let entries = entries.unwrap_or(layout.entries_max as usize);
+                        let (entries_max, wanted) = (info.max_entries, layout.entries_max);
+                        adopted.kept.push(KeptSize { map: name, entries, entries_max, wanted });
+                        maps.insert(name, Arc::new(old));
+                    }
+                    (None, entries) => {
+                        let entries = entries.unwrap_or(layout.entries_max as usize);
+                        return Err(OpenError::TooSmall { map: name, entries_max: layout.entries_max, entries });
+                    }
+                }
             }
             Comparison::Foreign(difference) => {
                 return Err(OpenError::Foreign { map: name, path: path(), difference: difference.to_string() });
@@ -157,7 +192,7 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
     for Successor { name, kind, old } in successors {
         // Entries that the old programs wrote until they were replaced.
         if layout::moving(kind) == Moving::Entries {
-            fill::catch_up(name, &old, &maps[name], &wanted[name])?;
+            adopted.left_out += fill::catch_up(name, &old, &maps[name], &wanted[name])?;
         }
         pins.repin_map(name, &maps[name])?;
         adopted.resized.push(name.to_owned());

@@ -1,8 +1,10 @@
 //! What a new agent finds of a former one.
 
 use super::*;
+use crate::open::KeptSize;
 use crate::sys::map::Layout;
 use std::os::fd::AsFd;
+use weft_abi::{AffinityKey, AffinityValue, SocketKey, SocketValue};
 
 fn opened(result: Result<(Datapath, Adopted), OpenError>) -> (Datapath, Adopted) {
     result.map_err(|error| describe(&error)).expect("opens")
@@ -135,12 +137,81 @@ fn a_map_of_another_size_is_moved_with_its_entries() {
     drop(datapath);
     assert_eq!(std::fs::read_dir(dir.inside("maps")).unwrap().count(), maps);
 
-    options.entries_max.insert(map_name::IPCACHE, 50);
-    let text = refused(Datapath::open(&options));
-    assert!(text.contains("IPCACHE shall hold 50 entries"), "{text}");
-    options.entries_max.insert(map_name::IPCACHE, 200);
-    let (mut datapath, _) = opened(Datapath::open(&options));
-    assert_eq!(datapath.ipcache().unwrap(), all, "what was in force is in force");
+    // Smaller only once the entries fit with a quarter to spare; until then the map stays, and says so.
+    for wanted in [50, 133] {
+        options.entries_max.insert(map_name::IPCACHE, wanted);
+        let (mut datapath, adopted) = opened(Datapath::open(&options));
+        let kept = KeptSize { map: map_name::IPCACHE, entries: 100, entries_max: 200, wanted };
+        assert_eq!(adopted, Adopted { kept: vec![kept], ..Adopted::default() });
+        assert_eq!(datapath.ipcache().unwrap(), all, "what was in force is in force");
+    }
+    options.entries_max.insert(map_name::IPCACHE, 134);
+    let (mut datapath, adopted) = opened(Datapath::open(&options));
+    assert_eq!((adopted.resized, adopted.kept), (vec!["IPCACHE".to_owned()], vec![]));
+    assert_eq!((datapath.ipcache().unwrap(), datapath.ipcache.map.entries_max()), (all, 134));
+}
+
+/// Connections, affinities and sockets' destinations outlive a restart with other sizes; an LRU map, which would evict
+/// without a word, included.
+#[test]
+fn tables_of_connections_keep_their_entries_when_they_are_resized() {
+    let dir = BpfDir::new();
+    let sizes =
+        |size| BTreeMap::from([map_name::FLOWS, map_name::AFFINITY, map_name::SOCKETS].map(|name| (name, size)));
+    let mut options = dir.options();
+    options.entries_max = sizes(4096);
+    let (datapath, _) = opened(Datapath::open(&options));
+    let tables = |datapath: &Datapath| {
+        let map = |name| datapath.maps[name].clone();
+        let flows: TypedMap<FlowKey, FlowEntry> = TypedMap::new(map_name::FLOWS, map(map_name::FLOWS)).unwrap();
+        let affinity: TypedMap<AffinityKey, AffinityValue> =
+            TypedMap::new(map_name::AFFINITY, map(map_name::AFFINITY)).unwrap();
+        let sockets: TypedMap<SocketKey, SocketValue> =
+            TypedMap::new(map_name::SOCKETS, map(map_name::SOCKETS)).unwrap();
+        (flows, affinity, sockets)
+    };
+    let (flows, affinity, sockets) = tables(&datapath);
+    let entries = 1000_u16;
+    for n in 0..entries {
+        flows.put(&FlowKey { low_port_be: n, ..FlowKey::default() }, &FlowEntry::default()).unwrap();
+        let [high, low] = n.to_be_bytes();
+        let client = AffinityKey { client: Addr::from(IpAddr::from([10, 0, high, low])), ..AffinityKey::default() };
+        affinity.put(&client, &AffinityValue { backend: u32::from(n), ..AffinityValue::default() }).unwrap();
+        sockets.put(&SocketKey { cookie: u64::from(n), ..SocketKey::default() }, &SocketValue::default()).unwrap();
+    }
+    drop((flows, affinity, sockets, datapath));
+    let check = |datapath: &Datapath, size: u32, when: &str| {
+        let (flows, affinity, sockets) = tables(datapath);
+        assert_eq!([flows.entries_max(), affinity.entries_max(), sockets.entries_max()], [size; 3], "{when}");
+        let found = [flows.dump().unwrap().len(), affinity.dump().unwrap().len(), sockets.dump().unwrap().len()];
+        assert_eq!(found, [usize::from(entries); 3], "{when}");
+        let backends: BTreeSet<u32> = affinity.dump().unwrap().into_iter().map(|(_, value)| value.backend).collect();
+        assert_eq!(backends.len(), usize::from(entries), "{when}");
+    };
+    for (wanted, size, when) in [
+        (8192, 8192, "larger"),
+        (1024, 8192, "too small: 1000 entries leave no quarter of it free"),
+        (2048, 2048, "smaller"),
+    ] {
+        options.entries_max = sizes(wanted);
+        let (datapath, adopted) = opened(Datapath::open(&options));
+        check(&datapath, size, when);
+        let kept = adopted.kept.iter().map(|kept| (kept.entries, kept.entries_max, kept.wanted));
+        let expected = if wanted == size { vec![] } else { vec![(1000, size, wanted); 3] };
+        assert_eq!(kept.collect::<Vec<_>>(), expected, "{when}");
+        assert_eq!(adopted.left_out, 0, "{when}");
+    }
+    // The size is a limit: a connection that finds no room gets none.
+    let (datapath, _) = opened(Datapath::open(&options));
+    let (flows, affinity, _) = tables(&datapath);
+    let put = |n| flows.put(&FlowKey { high_port_be: n, ..FlowKey::default() }, &FlowEntry::default());
+    let full = (1..=2048_u16).find(|n| put(*n).is_err()).expect("a limit");
+    assert!((1000..=1100).contains(&full), "{full} beside 1000 in a table of 2048");
+    for n in 0..4096_u32 {
+        let client = AffinityKey { service: n + 1, ..AffinityKey::default() };
+        affinity.put(&client, &AffinityValue::default()).unwrap();
+    }
+    assert!(affinity.dump().unwrap().len() <= 2048, "the clients that were longest silent are evicted");
 }
 
 #[test]
