@@ -44,7 +44,8 @@ pub static ROUTES: LpmTrie<Addr, RouteInfo> = LpmTrie::with_max_entries(map_size
 pub static PEERS: HashMap<u32, u32> = HashMap::with_max_entries(map_size::PEERS, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static POLICY_CLASSES: HashMap<PolicyClassKey, u32> = HashMap::with_max_entries(map_size::POLICY_CLASSES, BPF_F_NO_PREALLOC);
+pub static POLICY_CLASSES: HashMap<PolicyClassKey, u32> =
+    HashMap::with_max_entries(map_size::POLICY_CLASSES, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static POLICY_ENTRIES: HashMap<PolicyEntryKey, PolicyEntryValue> =
@@ -54,7 +55,8 @@ pub static POLICY_ENTRIES: HashMap<PolicyEntryKey, PolicyEntryValue> =
 pub static POLICY_INFO: HashMap<u32, PolicyInfo> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static FRONTENDS: HashMap<FrontendKey, FrontendInfo> = HashMap::with_max_entries(map_size::FRONTENDS, BPF_F_NO_PREALLOC);
+pub static FRONTENDS: HashMap<FrontendKey, FrontendInfo> =
+    HashMap::with_max_entries(map_size::FRONTENDS, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static SLOTS: HashMap<SlotKey, BackendInfo> = HashMap::with_max_entries(map_size::SLOTS, BPF_F_NO_PREALLOC);

@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask build-ebpf | build | test | tidy`.
+//! The project's own tasks: `cargo xtask build-ebpf | build | docs | test | tidy`.
 
 mod build;
 mod build_ebpf;
@@ -9,6 +9,7 @@ mod tidy;
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
+use std::process::Command;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -28,8 +29,22 @@ fn task() -> Result<()> {
     match task {
         "build-ebpf" => build_ebpf::run(root),
         "build" => build::run(root, rest),
+        "docs" => docs(root),
         "test" => test::run(root, rest),
         "tidy" => tidy::run(root, rest.iter().any(|word| word == "--write")),
-        other => bail!("unknown task {other}: expected build-ebpf, build, test or tidy"),
+        other => bail!("unknown task {other}: expected build-ebpf, build, docs, test or tidy"),
     }
+}
+
+/// Writes the tables of settings into the documentation: the tests that compare them write them instead.
+fn docs(root: &Path) -> Result<()> {
+    let packages = ["weft-agent", "weft-operator", "weft-lab-config"].into_iter().flat_map(|name| ["--package", name]);
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["test", "--lib", "the_documentation_is_current"])
+        .args(packages)
+        .env("WEFT_WRITE_DOCS", "1")
+        .status()
+        .context("start cargo test")?;
+    if status.success() { Ok(()) } else { bail!("the tables could not be written") }
 }

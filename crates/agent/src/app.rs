@@ -72,9 +72,11 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
     // Alone on this node: the state directory's lock, then the maps'.
     let state =
         StateDir::open(&config.state_dir).with_context(|| format!("state-dir {}", config.state_dir.display()))?;
-    let (datapath, adopted) = Datapath::open(&Options::new(&config.bpf_dir))
-        .with_context(|| format!("bpf-dir {}", config.bpf_dir.display()))?;
+    let options = Options { entries_max: config.maps.entries_max(), ..Options::new(&config.bpf_dir) };
+    let (datapath, adopted) =
+        Datapath::open(&options).with_context(|| format!("bpf-dir {}", config.bpf_dir.display()))?;
     tracing::info!(fresh = adopted.fresh, links = adopted.links.len(), "kernel programs are loaded");
+    crate::config::maps::report(&adopted);
     let hooks = datapath.hooks();
     let events = datapath.events().context("ring buffer of events")?;
     let metrics = datapath.metrics().context("counters")?;
@@ -106,7 +108,7 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
     let mode = (config.node_name.clone(), config.endpoint_propagation);
     let (foreign, foreign_slices) = tokio::sync::watch::channel(ForeignSlices::new());
     let conversion = weft_k8s::convert::Settings {
-        cidr_covers: config.cidr_covers,
+        cidr_covers: config.policy_cidr_match_mode,
         extended_protocols: config.extended_protocols,
         host_firewall: config.host_firewall,
     };
@@ -129,7 +131,7 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
     tasks.spawn("announce", announce::run(core.clone(), mode.1, writers, foreign_slices, stop.clone()));
     tasks.spawn("node", cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
 
-    let unknown = match &config.peer {
+    let unknown = match &config.peer() {
         Some(peer) => Some(peer::start(peer, &core, tasks).await?),
         None => None,
     };
@@ -200,16 +202,16 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
     Settings {
         node_name: config.node_name.clone(),
         cluster_name: config.cluster_name.clone(),
-        ipv4: config.ipv4,
-        ipv6: config.ipv6,
+        ipv4: config.ip_families.ipv4,
+        ipv6: config.ip_families.ipv6,
         tunnel: config.routing == crate::config::Routing::Vxlan,
-        ipam: config.ipam,
-        pod_ranges: config.pod_ranges.clone(),
+        ipam: config.ipam(),
+        pod_ranges: config.pod_cidr.clone(),
         no_masquerade: config.no_masquerade.clone(),
         host_firewall: config.host_firewall,
         audit: config.policy_audit_mode,
         api_server,
-        node_ports: config.node_ports.clone(),
+        node_ports: config.node_port_range.clone(),
         forwarding: config.node_port_mode,
         maglev_table_size: config.maglev_table_size,
     }

@@ -26,7 +26,7 @@ const GATHER: Duration = Duration::from_millis(10);
 /// Takes turns until `stop`; for modes in which the operator gives blocks ([`Writer::exchanges_blocks`](crate::writer::Writer::exchanges_blocks)).
 pub async fn run(core: Handle, client: Client, config: Arc<Config>, stop: CancellationToken) {
     let Ok(signals) = core.call(|core| core.signals()).await else { return };
-    let shared = config.ipam.mode == IpamMode::MultiPool;
+    let shared = config.ipam == IpamMode::MultiPool;
     let (sender, mut shares) = mpsc::channel(8);
     follow(client.clone(), Shares { only: (!shared).then(|| config.node_name.clone()) }, sender, stop.clone());
     let (sender, mut pools) = mpsc::channel(8);

@@ -151,8 +151,9 @@ fn prepare(
         None => own.addresses.iter().find_map(|address| device_with(*address)),
     };
     let device = node::discover(name.as_deref()).map_err(step("find the node's device"))?;
-    node::prepare(config.ipv4, config.ipv6, &device.name).map_err(step(format!("configure {}", device.name)))?;
-    node::reserve_ports(&config.node_ports).map_err(step("reserve node ports"))?;
+    node::prepare(config.ip_families.ipv4, config.ip_families.ipv6, &device.name)
+        .map_err(step(format!("configure {}", device.name)))?;
+    node::reserve_ports(&config.node_port_range).map_err(step("reserve node ports"))?;
     let address = |ipv4: bool| own.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4);
     let tunnel = match config.routing {
         Routing::Native => {
@@ -166,7 +167,7 @@ fn prepare(
         Some(source) => tunnel::overhead(source.is_ipv6()),
     };
     let carried = device.mtu.saturating_sub(overhead);
-    if config.ipv6 && carried < MTU_MIN {
+    if config.ip_families.ipv6 && carried < MTU_MIN {
         return Err(SetupError::MtuTooSmall { device: device.name, carried });
     }
     let pod_mtu = config.mtu.map_or(carried, |mtu| mtu.min(carried)).min(u32::from(u16::MAX));
@@ -196,11 +197,11 @@ fn prepare(
             .or(device.v6.map(IpAddr::V6))
             .and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None }),
         pod_mtu: u16::try_from(pod_mtu).unwrap_or(u16::MAX),
-        nat_ports: node::nat_ports(&config.node_ports).map_err(step("choose ports for masquerading"))?,
-        guard: config.node_port_bind_protection.clone(),
-        masquerade_v4: config.masquerade && config.ipv4,
-        masquerade_v6: config.masquerade && config.ipv6,
-        dual_stack: config.ipv4 && config.ipv6,
+        nat_ports: node::nat_ports(&config.node_port_range).map_err(step("choose ports for masquerading"))?,
+        guard: config.port_guard(),
+        masquerade_v4: config.masquerades() && config.ip_families.ipv4,
+        masquerade_v6: config.masquerades() && config.ip_families.ipv6,
+        dual_stack: config.ip_families.ipv4 && config.ip_families.ipv6,
         timeouts: Timeouts::default(),
         events_per_s: EVENTS_PER_S,
     };

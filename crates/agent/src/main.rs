@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use weft_agent::config::Options;
+use weft_agent::config::Config;
 use weft_agent::{app, uninstall};
 use weft_daemon::{log, tasks};
 
@@ -13,7 +13,7 @@ use weft_daemon::{log, tasks};
 #[command(name = "weft-agent", version, about = "The node agent of Weft: pod network and network policy in eBPF")]
 struct Cli {
     #[command(flatten)]
-    options: Options,
+    config: Config,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -31,7 +31,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = weft_settings::load_or_exit();
     match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
-    let config = cli.options.with_file()?.check()?;
+    let config = cli.config.check()?;
     log::init(&config.log).context("log")?;
     match cli.command {
         Some(Command::CheckSettings) => return Ok(()),

@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Makes slices whenever somebody reads them, until it is dropped.
 pub(crate) async fn run(config: &Config, client: &Client, known: Known, mut readers: Readers, metrics: &Metrics) {
-    let configured = config.slices.mode == Propagation::CesOperator;
+    let configured = config.endpoint_propagation == Propagation::CesOperator;
     loop {
         // Until all agents were heard nothing is decided.
         let Ok(wanted) = readers.wait_for(Option::is_some).await.map(|read| configured || *read == Some(true)) else {
@@ -45,7 +45,7 @@ pub(crate) async fn run(config: &Config, client: &Client, known: Known, mut read
             continue;
         }
         let again = readers.wait_for(|read| *read == Some(true));
-        if tokio::time::timeout(config.node_grace, again).await.is_ok() {
+        if tokio::time::timeout(config.node_grace_seconds, again).await.is_ok() {
             continue;
         }
         match wind_down(client).await {
@@ -88,8 +88,8 @@ async fn make(config: &Config, client: &Client, known: Known, metrics: &Metrics)
     let mut work = Work {
         client,
         metrics,
-        packer: Packer::new(config.slices.endpoints_max),
-        queue: Queue::new(config.slices.delay, config.slices.rate(nodes())),
+        packer: Packer::new(config.ces_endpoints_max),
+        queue: Queue::new(Duration::from_millis(config.ces_delay_ms), config.ces_rate_limits.of(nodes())),
         versions: BTreeMap::new(),
         listed: Some(BTreeSet::new()),
         priority: BTreeSet::new(),
@@ -127,7 +127,7 @@ async fn make(config: &Config, client: &Client, known: Known, metrics: &Metrics)
                 None => return,
             },
             () = sleep, if wake.is_some() => {
-                work.queue.set_rate(config.slices.rate(nodes()));
+                work.queue.set_rate(config.ces_rate_limits.of(nodes()));
                 while let Some(turn) = work.queue.next(work.now()) {
                     work.write(turn).await;
                 }

@@ -30,7 +30,7 @@ pub struct Memory {
 
 /// Rounds, until it is dropped.
 pub(crate) async fn run(config: &Config, client: &Client, mut known: Known, metrics: &Metrics) {
-    let Some(interval) = config.gc_interval else { return std::future::pending().await };
+    let Some(interval) = config.gc_seconds else { return std::future::pending().await };
     let mut memory = Memory::default();
     loop {
         // Without all nodes known every node would seem gone.
@@ -42,7 +42,7 @@ pub(crate) async fn run(config: &Config, client: &Client, mut known: Known, metr
             tracing::warn!(%error, "housekeeping failed, trying again later");
         }
         // A missing node is looked at again when its grace is over, and a node that goes is noticed at once.
-        let next = if memory.missing.is_empty() { interval } else { interval.min(config.node_grace) };
+        let next = if memory.missing.is_empty() { interval } else { interval.min(config.node_grace_seconds) };
         let next = next.max(Duration::from_millis(100));
         let _ = tokio::time::timeout(next, one_gone(&mut known, &names)).await;
     }
@@ -70,7 +70,7 @@ pub async fn round(
 ) -> Result<(), Error> {
     // Identities before those who use them: one that is made meanwhile is not judged, one that is put to use meanwhile
     // is seen to be used.
-    let identities = match config.identity_grace {
+    let identities = match config.identity_grace_seconds {
         Some(_) => Some(identity::list(client).await?),
         None => None,
     };
@@ -86,7 +86,7 @@ pub async fn round(
     for node in missing {
         memory.missing.entry(node).or_insert(now);
     }
-    let over = |node: &str| memory.missing.get(node).is_some_and(|since| now - *since >= config.node_grace);
+    let over = |node: &str| memory.missing.get(node).is_some_and(|since| now - *since >= config.node_grace_seconds);
     for slice in slices.iter().filter(|slice| slice.node.as_deref().is_some_and(over)) {
         let owner = slice.node.as_deref().unwrap_or_default();
         // The watch may lag: ask once more (a label that is a hash names no node, so there the watch must do).
@@ -105,7 +105,7 @@ pub async fn round(
     }
     let endpoints = endpoint::list(client).await?;
     orphans_of_pods(client, &endpoints, memory, metrics).await?;
-    if let (Some(identities), Some(grace)) = (identities, config.identity_grace) {
+    if let (Some(identities), Some(grace)) = (identities, config.identity_grace_seconds) {
         let mut used: BTreeSet<u32> = slices.iter().flat_map(|slice| slice.identities.iter().copied()).collect();
         used.extend(endpoints.iter().map(|endpoint| endpoint.identity));
         let (began, all) = (Instant::now(), identities.len());

@@ -21,7 +21,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// # Errors
 /// When they make no sense.
 pub fn pool(config: &Config) -> anyhow::Result<ClusterPool> {
-    ClusterPool::new(&config.pod_cidrs, config.node_mask_v4, config.node_mask_v6).context("pod-cidr")
+    ClusterPool::new(&config.pod_cidr, config.node_mask_v4, config.node_mask_v6).context("pod-cidr")
 }
 
 struct Ipam<'a> {
@@ -38,7 +38,7 @@ pub(crate) async fn run(config: &Config, client: &Client, mut events: mpsc::Rece
         Ok(pool) => pool,
         Err(error) => return tracing::error!(error = format!("{error:#}"), "no pod CIDRs are given"),
     };
-    let families = [true, false].iter().filter(|v4| config.pod_cidrs.iter().any(|net| net.addr().is_ipv4() == **v4));
+    let families = [true, false].iter().filter(|v4| config.pod_cidr.iter().any(|net| net.addr().is_ipv4() == **v4));
     let mut ipam = Ipam { client, pool, families: families.count(), waiting: BTreeMap::new() };
     let mut synced = false;
     loop {

@@ -23,7 +23,7 @@ where
     D: Fn(CancellationToken) -> F,
     F: Future<Output = Result<(), EndedEarly>> + Send + 'static,
 {
-    let duration = config.lease_duration;
+    let duration = config.lease_seconds;
     let identity = identity();
     let mut candidate =
         Candidate::new(&config.lease_namespace, LEASE, identity.clone(), duration).context("lease-namespace")?;

@@ -15,7 +15,7 @@ pub mod nodes;
 mod services;
 pub mod shares;
 
-use config::{CloudKind, Config, Mode};
+use config::{Config, Mode};
 use metrics::Metrics;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -50,17 +50,17 @@ async fn addresses(
     mut nodes: tokio::sync::mpsc::Receiver<Vec<nodes::Event>>,
     term: &CancellationToken,
 ) {
-    match config.mode {
+    match config.mode() {
         Mode::ClusterPool => ipam::run(config, client, nodes).await,
         Mode::Elsewhere => while nodes.recv().await.is_some() {},
         Mode::MultiPool => shares::run(client, nodes, shares::Source::Pools, term).await,
         Mode::Cloud { v4, v6 } => {
             let cloud: Box<dyn Cloud> = match &config.cloud {
-                CloudKind::Unix(socket) => Box::new(weft_cloud::fabric::Fabric::new(socket.clone())),
-                CloudKind::Azure { subnet, client_id } => {
+                config::Cloud::Unix(socket) => Box::new(weft_cloud::fabric::Fabric::new(socket.clone())),
+                config::Cloud::Azure => {
                     let settings = weft_cloud::azure::Settings {
-                        pod_subnet: subnet.clone(),
-                        client_id: client_id.clone(),
+                        pod_subnet: config.pod_subnet_id.clone(),
+                        client_id: config.azure_client_id.clone(),
                         ..weft_cloud::azure::Settings::default()
                     };
                     match weft_cloud::azure::Azure::new(&settings) {
@@ -92,7 +92,7 @@ async fn duties(config: Config, client: Client, metrics: Metrics, term: Cancella
         name = named("addresses", addresses(&config, &client, watched, &term)) => Some(name),
         name = named("housekeeping", housekeeping::run(&config, &client, known.clone(), &metrics)) => Some(name),
         name = named("endpoint-slices", batch::run(&config, &client, known, readers, &metrics)) => Some(name),
-        name = named("policy-status", weft_k8s::status::run(&client, config.policies, term.clone())) => Some(name),
+        name = named("policy-status", weft_k8s::status::run(&client, config.policies(), term.clone())) => Some(name),
         name = named("services", services::run(&config, &client, term.clone())) => Some(name),
     };
     metrics.leading.set(0);

@@ -8,11 +8,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use weft_daemon::{log, tasks};
 use weft_k8s::client::{Client, Options};
-use weft_operator::config::{Config, Flags};
+use weft_operator::config::Config;
+
+/// Weft's operator: assigns pod CIDRs to nodes and deletes what nodes that are gone have left.
+#[derive(Parser)]
+#[command(name = "weft-operator", version)]
+struct Cli {
+    #[command(flatten)]
+    config: Config,
+}
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
-    match start(flags) {
+    let cli: Cli = weft_settings::load_or_exit();
+    match start(cli.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weft-operator: {error:#}");
@@ -21,9 +29,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(flags: Flags) -> anyhow::Result<()> {
-    let config = Config::read(flags)?;
-    log::init(&log::filter_from_env("info,kube=warn")).context("WEFT_LOG")?;
+fn start(config: Config) -> anyhow::Result<()> {
+    let config = config.check()?;
+    log::init(&config.log).context("log")?;
     tasks::end_process_on_panic();
     // The work is a few requests a minute.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;

@@ -119,8 +119,7 @@ pub async fn serve(config: &Config, metrics: &Metrics, tasks: &Tasks) -> anyhow:
 #[cfg(test)]
 mod tests {
     use super::{Metrics, serve};
-    use crate::config::{Config, Flags};
-    use clap::Parser as _;
+    use crate::config::Config;
     use std::net::{SocketAddr, TcpListener};
     use std::time::Duration;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -144,8 +143,8 @@ mod tests {
             let at = free.local_addr().expect("bound");
             drop(free);
             let at_text = at.to_string();
-            let flags = Flags::parse_from(["weft-operator", "--metrics-address", at_text.as_str()]);
-            let (config, metrics) = (Config::read(flags).expect("valid"), Metrics::new());
+            let args = ["weft-operator", "--metrics-address", at_text.as_str()].map(Into::into);
+            let (config, metrics) = (weft_settings::from_args::<Config>(args).expect("valid"), Metrics::new());
             metrics.leading.set(1);
             let tasks = Tasks::new(CancellationToken::new());
             serve(&config, &metrics, &tasks).await.expect("serves");

@@ -70,7 +70,7 @@ impl<'a> State<'a> {
             node_name: String::new(),
             ipv4: true,
             ipv6: true,
-            node_ports: config.node_ports.clone(),
+            node_ports: config.node_port_range.clone(),
             forwarding: Forwarding::default(),
             table_size: TABLE_SIZE,
         };

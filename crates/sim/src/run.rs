@@ -8,7 +8,6 @@ use crate::script::{Cluster, Dice, set_up};
 use crate::tracker::Tracker;
 use crate::wire::{Meter, connect};
 use anyhow::Context as _;
-use clap::Parser as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -54,7 +53,7 @@ pub async fn run(options: Run, mode: Propagation) -> anyhow::Result<Report> {
     weft_k8s::crd::install_missing(&setup).await?;
     set_up(&options, &setup).await?;
     let flags = ["weft-operator", "--pod-cidr", "10.0.0.0/8,fd44::/48", "--endpoint-propagation", mode.as_str()];
-    let config = weft_operator::config::Config::read(weft_operator::config::Flags::try_parse_from(flags)?)?;
+    let config = weft_settings::from_args::<weft_operator::config::Config>(flags.map(Into::into))?.check()?;
     let operator = connect(&server, "operator", &meter).await?;
     let operator = tokio::spawn(weft_operator::run(config, operator, stop.clone()));
 

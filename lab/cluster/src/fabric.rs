@@ -277,7 +277,7 @@ fn rules(config: &Config, pod_cidrs: &PodCidrs) -> Vec<Rule> {
             }
             rules.push(rule(priority::OWN_SOURCE, own, None, RuleAction::Main));
             for net in pods.iter().filter(|n| n.addr().is_ipv6() == v6) {
-                if config.ipam.has_pod_subnet() {
+                if config.ipam.routable() {
                     // The world knows these addresses.
                     rules.push(rule(priority::TO_OUTSIDE, Some(*net), outside, RuleAction::Main));
                 }

@@ -1,5 +1,6 @@
 //! What `weft up` needs of the machine, checked before anything is made.
 
+use super::supervisor::agent_arguments;
 use super::{Error, step};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -46,16 +47,21 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
     check_agent(config)
 }
 
-/// Asks the agent itself what it makes of its settings: started with wrong ones, it would never answer.
+/// Runs `weft-agent check-settings` with the command line of a node's agent, which would not start with wrong settings.
 fn check_agent(config: &Config) -> Result<(), Error> {
+    let node = weft_lab_config::paths::node_name(1);
+    let arguments = agent_arguments(config, &node).map_err(|error| Error::Requirement(format!("{error:#}")))?;
     let mut agent = Command::new(config.bin_dir.join("weft-agent"));
-    agent.env_clear().args(["--node-name", "check"]).args(config.agent_arguments(1, Path::new("/nonexistent")));
-    let said = step("ask weft-agent to check its settings", agent.arg("check-settings").output())?;
-    if said.status.success() {
+    agent.env_clear().args(arguments).arg("check-settings");
+    let checked = step("run weft-agent check-settings", agent.output())?;
+    if checked.status.success() {
         return Ok(());
     }
-    let problem = String::from_utf8_lossy(&said.stderr);
-    Err(Error::Requirement(format!("setting of the agents: {}", problem.trim().trim_start_matches("weft-agent: "))))
+    let given = config.agent.iter().map(|(key, value)| format!("--agent {key}={value}")).collect::<Vec<_>>().join(" ");
+    let problem = String::from_utf8_lossy(&checked.stderr);
+    let problem = problem.trim().trim_start_matches("weft-agent: ");
+    let place = if given.is_empty() { "settings of the agents".to_owned() } else { given };
+    Err(Error::Requirement(format!("{place}: {problem}")))
 }
 
 fn kernel_version(release: &str) -> Option<(u32, u32)> {

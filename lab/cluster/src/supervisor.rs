@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use weft_lab_client::Client;
 use weft_lab_client::kubeconfig::Access;
-use weft_lab_config::ipam::Ipam;
+use weft_lab_config::ipam::IpamMode;
 use weft_lab_config::options::Config;
 use weft_sys::cgroup::Cgroup;
 use weft_sys::process::Process;
@@ -81,11 +81,11 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         tokio::spawn(async move { dns::install(&client, &config, &config.paths().dns_kubeconfig()).await });
     }
     match config.ipam {
-        Ipam::MultiPool => {
+        IpamMode::MultiPool => {
             pools::make_default(&client, &config).await;
             tasks.spawn(nodes::follow_shares(client, config.clone()));
         }
-        ipam if ipam.is_cloud() => drop(tasks.spawn(cloud::serve(config.clone()))),
+        ipam if ipam.native_only() => drop(tasks.spawn(cloud::serve(config.clone()))),
         _ => drop(tasks.spawn(nodes::follow_pod_cidrs(client, config.clone()))),
     }
     tasks.spawn(operator(&config)?.keep_running());
@@ -173,7 +173,7 @@ fn operator(config: &Config) -> anyhow::Result<Service> {
     service.option("--node-mask-v6", config.node_mask_v6.to_string());
     service.option("--lease-namespace", "kube-system");
     service.option("--ipam", config.ipam.name());
-    if config.ipam.is_cloud() {
+    if config.ipam.native_only() {
         service.option("--cloud", format!("unix:{}", config.paths().cloud_socket().display()));
     }
     // What the agents take for valid.
@@ -209,29 +209,39 @@ fn agent(config: &Config, node: &str) -> anyhow::Result<Service> {
     std::fs::create_dir_all(paths.bpf().join(node))?;
     let mut service = service(config, &format!("agent-{node}"), "weft-agent")?;
     service.netns = Some(paths.node_netns(node));
-    let group = node_cgroup(config, node)?;
-    service.cgroup = group.child("agent");
-    service.option("--cgroup-root", group.path());
-    service.option("--node-name", node);
-    service.option("--kubeconfig", paths.node_kubeconfig());
-    service.option("--socket", paths.agent_socket(node));
-    service.option("--state-dir", dir.join("agent"));
-    service.option("--bpf-dir", paths.bpf().join(node));
-    service.option("--device", crate::fabric::NODE_LINK);
-    service.option("--cni-bin-dir", dir.join("cni/bin"));
-    service.option("--cni-conf-dir", dir.join("cni/conf"));
-    service.option("--cluster-name", &config.name);
+    service.cgroup = node_cgroup(config, node)?.child("agent");
+    service.args.extend(agent_arguments(config, node)?.into_iter().map(OsString::from));
+    Ok(service)
+}
+
+/// Command line of a node's agent.
+pub(crate) fn agent_arguments(config: &Config, node: &str) -> anyhow::Result<Vec<String>> {
+    let paths = config.paths();
+    let dir = paths.node(node);
+    let cgroup = Cgroup::at(paths.cgroup())?.child(node);
+    let text = |path: &Path| path.display().to_string();
+    let mut place = vec![
+        ("node-name", node.to_owned()),
+        ("cluster-name", config.name.clone()),
+        ("device", crate::fabric::NODE_LINK.to_owned()),
+        ("kubeconfig", text(&paths.node_kubeconfig())),
+        ("socket", text(&paths.agent_socket(node))),
+        ("state-dir", text(&dir.join("agent"))),
+        ("bpf-dir", text(&paths.bpf().join(node))),
+        ("cgroup-root", text(cgroup.path())),
+        ("cni-bin-dir", text(&dir.join("cni/bin"))),
+        ("cni-conf-dir", text(&dir.join("cni/conf"))),
+    ];
     // The authority is the embedded API server's.
     if config.kubeconfig.is_none() {
         let peer = dir.join("peer");
-        service.option("--peer-certificate", peer.join("agent.crt"));
-        service.option("--peer-key", peer.join("agent.key"));
-        service.option("--peer-authority", peer.join("ca.crt"));
+        place.push(("peer-certificate", text(&peer.join("agent.crt"))));
+        place.push(("peer-key", text(&peer.join("agent.key"))));
+        place.push(("peer-authority", text(&peer.join("ca.crt"))));
     }
     let number = config.node_names().iter().position(|name| name == node).and_then(|at| u8::try_from(at + 1).ok());
-    let number = number.context("a node that is not of the cluster")?;
-    service.args.extend(config.agent_arguments(number, &dir.join("host-local")).into_iter().map(OsString::from));
-    Ok(service)
+    let number = number.with_context(|| format!("node {node} is not of cluster {}", config.name))?;
+    Ok(config.agent_arguments(number, place, &dir.join("host-local"))?)
 }
 
 fn runner(config: &Config, node: &str) -> anyhow::Result<Service> {

@@ -5,7 +5,7 @@ mod acns;
 
 pub use acns::AcnsOptions;
 
-use super::ipam::Ipam;
+use super::ipam::IpamMode;
 use super::options::UpOptions;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -193,7 +193,7 @@ impl CreateOptions {
     }
 
     /// Plugin, mode and subnets: which kind of addresses.
-    fn shape(&self) -> Result<(Ipam, bool), Refusal> {
+    fn shape(&self) -> Result<(IpamMode, bool), Refusal> {
         let plugin = one_of("--network-plugin", self.network_plugin.as_deref(), &["azure", "kubenet", "none"])?;
         let mode = one_of("--network-plugin-mode", self.network_plugin_mode.as_deref(), &["overlay", "none"])?;
         let dataplane = one_of("--network-dataplane", self.network_dataplane.as_deref(), &["azure", "cilium", "weft"])?;
@@ -255,15 +255,15 @@ impl CreateOptions {
                     Some(_) => {}
                 }
                 if allocation.as_deref() == Some("staticblock") {
-                    Ipam::AzurePodSubnetBlock
+                    IpamMode::PodSubnetBlock
                 } else {
-                    Ipam::AzurePodSubnet
+                    IpamMode::PodSubnet
                 }
             }
-            (None, true) => Ipam::AzureOverlay,
-            (None, false) => Ipam::AzureNodeSubnet,
+            (None, true) => IpamMode::Overlay,
+            (None, false) => IpamMode::NodeSubnet,
         };
-        if ipam != Ipam::AzureOverlay && (self.pod_cidr.is_some() || self.pod_cidrs.is_some()) {
+        if ipam != IpamMode::Overlay && (self.pod_cidr.is_some() || self.pod_cidrs.is_some()) {
             return refuse(
                 "Please specify network plugin mode `overlay` when using pod_cidr or use network plugin `kubenet`. \
                  For more information about Azure CNI Overlay please see https://aka.ms/aksoverlay",
@@ -278,7 +278,7 @@ impl CreateOptions {
     }
 
     /// Pods' and services' addresses, and that of cluster DNS.
-    fn ranges(&self, ipam: Ipam, dual: bool, nodes: u8) -> Result<Ranges, Refusal> {
+    fn ranges(&self, ipam: IpamMode, dual: bool, nodes: u8) -> Result<Ranges, Refusal> {
         let defaults = |all: [&str; 2]| -> Vec<IpNet> {
             all.iter().take(1 + usize::from(dual)).filter_map(|text| text.parse().ok()).collect()
         };
@@ -309,7 +309,7 @@ impl CreateOptions {
             }
         }
         let dns = self.dns_service_ip.as_deref().map(|text| dns_address(text, &services[0])).transpose()?;
-        if ipam == Ipam::AzureOverlay {
+        if ipam == IpamMode::Overlay {
             let room = 1_u32 << (24_u8.saturating_sub(pods[0].prefix_len()).min(16));
             if pods[0].prefix_len() > 24 || room < u32::from(nodes) {
                 return refuse(format!("--pod-cidr {} has no /24 for each of {nodes} nodes.", pods[0]));

@@ -4,13 +4,14 @@ mod routes;
 
 pub use routes::FabricRoute;
 
-use crate::ipam::Ipam;
+use crate::ipam::IpamMode;
 use crate::paths::Paths;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use weft_settings::value::{one_of, within};
 
 /// Prefix length of a node's IPv4 pod prefix.
 pub const NODE_MASK_V4: u8 = 24;
@@ -37,10 +38,10 @@ pub struct UpOptions {
     /// Name of the cluster; any number of clusters run side by side
     #[arg(long, default_value = "weft", env = "WEFT_CLUSTER")]
     pub name: String,
-    /// How many nodes [default: 3]
-    #[arg(long, value_name = "N")]
+    /// Number of nodes [default: 3]
+    #[arg(long, value_name = "N", value_parser = within(1..=NODES_MAX))]
     pub nodes: Option<u8>,
-    /// Address families: ipv4,ipv6 or one of them [default: ipv4,ipv6]
+    /// Address families of pods: ipv4,ipv6 or one of them [default: ipv4,ipv6]
     #[arg(long, value_name = "LIST")]
     pub ip_families: Option<String>,
     /// How pod packets travel between nodes: native or vxlan [default: native]
@@ -52,42 +53,42 @@ pub struct UpOptions {
     /// Addresses for services; repeatable [default: 10.96.0.0/16 and fd96::/108]
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Vec<String>,
-    /// Where pods get their addresses [default: cluster-pool]
-    #[arg(long, value_enum, value_name = "MODE")]
-    pub ipam: Option<Ipam>,
+    /// How pods get their addresses, see docs/ipam.md [default: `cluster-pool`]
+    #[arg(long, value_name = "MODE", value_parser = one_of(IpamMode::ALL))]
+    pub ipam: Option<IpamMode>,
     /// Subnet of pods' addresses in the pod subnet modes; repeatable [default: 10.241.0.0/16 and fd45::/64]
     #[arg(long, value_name = "CIDR")]
     pub pod_subnet: Vec<String>,
     /// Prefix length of a node's share of an IPv6 pod CIDR [default: 64]
-    #[arg(long, value_name = "BITS", hide = true)]
+    #[arg(long, value_name = "BITS", hide = true, value_parser = within(48..=120_u8))]
     pub node_mask_v6: Option<u8>,
     /// Cluster DNS' address in the service range of its family [default: the tenth]
     #[arg(long, value_name = "ADDRESS", hide = true)]
     pub dns_service_ip: Option<IpAddr>,
-    /// Most pods of a node [default: 250; 30 with azure-node-subnet]
-    #[arg(long, value_name = "N")]
+    /// Pods on a node, at most [default: 250; 30 with azure-node-subnet]
+    #[arg(long, value_name = "N", value_parser = within(1..=250_u16))]
     pub max_pods: Option<u16>,
-    /// A prefix that the network takes to nodes, for addresses of load balancers and externalIPs; repeatable, and
-    /// connections are spread over all nodes of a prefix
+    /// A prefix that the network routes to nodes, for load balancer addresses and externalIPs; connections are spread over
+    /// all nodes of the prefix; repeatable
     #[arg(long, value_name = "CIDR=NODE[,NODE]")]
     pub fabric_route: Vec<String>,
-    /// Nodes may send packets of others, as direct server return needs it [default: only their own and their pods']
+    /// Nodes may send packets with any source address, as DSR requires [default: only their own and their pods']
     #[arg(long)]
     pub fabric_ip_forwarding: bool,
-    /// How clients outside reach backends of other nodes: snat, or dsr, which brings --fabric-ip-forwarding with it
+    /// How connections from outside reach backends on other nodes: snat, or dsr, which implies --fabric-ip-forwarding
     /// [default: snat]
     #[arg(long, value_name = "MODE")]
     pub node_port_mode: Option<String>,
-    /// Zones, given to the nodes in turn as topology.kubernetes.io/zone [default: none]
+    /// Zones, assigned to the nodes in turn as topology.kubernetes.io/zone
     #[arg(long, value_name = "LIST")]
     pub zones: Vec<String>,
-    /// No cluster DNS: pods ask the machine's name servers
+    /// No cluster DNS: pods use the machine's name servers
     #[arg(long)]
     pub no_dns: bool,
-    /// Where cluster DNS sends questions about other names, as ADDRESS or ADDRESS:PORT; repeatable [default: nowhere]
+    /// Upstream name server of cluster DNS for other domains, as ADDRESS or ADDRESS:PORT; repeatable
     #[arg(long, value_name = "SERVER")]
     pub dns_upstream: Vec<String>,
-    /// A setting of the nodes' agents, as in policy-audit-mode=true; repeatable
+    /// A setting of the nodes' agents, such as policy-audit-mode=true; repeatable
     #[arg(long = "agent", value_name = "SETTING=VALUE")]
     pub agent: Vec<String>,
     /// Use the Kubernetes API server of this kubeconfig instead of the built-in one
@@ -138,7 +139,7 @@ pub struct Config {
     pub service_cidrs: Vec<IpNet>,
     /// Where pods get their addresses.
     #[serde(default)]
-    pub ipam: Ipam,
+    pub ipam: IpamMode,
     /// Subnets of pods' addresses.
     #[serde(default)]
     pub pod_subnets: Vec<IpNet>,
@@ -182,7 +183,7 @@ const fn node_mask_v6_default() -> u8 {
 }
 
 const fn max_pods_default() -> u16 {
-    Ipam::ClusterPool.max_pods()
+    IpamMode::ClusterPool.max_pods()
 }
 
 /// A wrong option: which one, what was given, what was expected.
@@ -197,7 +198,7 @@ pub struct OptionError {
     pub expected: String,
 }
 
-fn wrong(option: &'static str, given: impl ToString, expected: impl Into<String>) -> OptionError {
+pub(crate) fn wrong(option: &'static str, given: impl ToString, expected: impl Into<String>) -> OptionError {
     OptionError { option, given: given.to_string(), expected: expected.into() }
 }
 
@@ -234,14 +235,14 @@ impl UpOptions {
         let pod_cidrs = parse_cidrs("pod-cidr", &self.pod_cidr, families, ["10.244.0.0/16", "fd44::/48"])?;
         let service_cidrs = parse_cidrs("service-cidr", &self.service_cidr, families, ["10.96.0.0/16", "fd96::/108"])?;
         let ipam = self.ipam.unwrap_or_default();
-        if ipam.is_cloud() && routing == Routing::Vxlan {
+        if ipam.native_only() && routing == Routing::Vxlan {
             return Err(wrong("routing", "vxlan", format!("expected native with --ipam {}", ipam.name())));
         }
         let max_pods = self.max_pods.unwrap_or(ipam.max_pods());
         if !(1..=250).contains(&max_pods) {
             return Err(wrong("max-pods", max_pods, "expected 1 to 250"));
         }
-        let pod_subnets = match (ipam.has_pod_subnet(), self.pod_subnet.first()) {
+        let pod_subnets = match (ipam.routable(), self.pod_subnet.first()) {
             (true, _) => parse_cidrs("pod-subnet", &self.pod_subnet, families, ["10.241.0.0/16", "fd45::/64"])?,
             (false, Some(given)) => {
                 return Err(wrong("pod-subnet", given, "expected --ipam azure-pod-subnet or azure-pod-subnet-block"));
@@ -249,7 +250,7 @@ impl UpOptions {
             (false, None) => Vec::new(),
         };
         // Each node gets a block of it.
-        let short = |net: &&IpNet| ipam == Ipam::AzurePodSubnet && net.addr().is_ipv6() && net.prefix_len() > 79;
+        let short = |net: &&IpNet| ipam == IpamMode::PodSubnet && net.addr().is_ipv6() && net.prefix_len() > 79;
         if let Some(net) = pod_subnets.iter().find(short) {
             return Err(wrong("pod-subnet", net, "expected /79 or shorter"));
         }
@@ -486,34 +487,14 @@ pub fn nth_address(range: &IpNet, nth: u32) -> Option<IpAddr> {
     range.contains(&address).then_some(address)
 }
 
-/// Settings of the agent that a cluster on one machine leaves to its user.
-const AGENT_SETTINGS: [&str; 18] = [
-    "extended-protocols",
-    "host-firewall",
-    "ipam-batch",
-    "ipam-preallocate",
-    "log",
-    "maglev-table-size",
-    "masquerade",
-    "metrics-address",
-    "mtu",
-    "no-masquerade",
-    "node-port-acceleration",
-    "node-port-bind-protection",
-    "node-port-mode",
-    "node-port-range",
-    "policy-audit-mode",
-    "policy-cidr-match-mode",
-    "socket-lb",
-    "tunnel-port",
-];
-
 fn parse_agent(given: &[String]) -> Result<BTreeMap<String, String>, OptionError> {
     let mut settings = BTreeMap::new();
     for text in given {
-        let Some((key, value)) = text.split_once('=').filter(|(key, _)| AGENT_SETTINGS.contains(key)) else {
-            let expected = format!("expected SETTING=VALUE with one of {}", AGENT_SETTINGS.join(", "));
-            return Err(wrong("agent", text, expected));
+        let named = |key: &str| key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let Some((key, value)) =
+            text.split_once('=').filter(|(key, _)| key.starts_with(|c: char| c.is_ascii_lowercase()) && named(key))
+        else {
+            return Err(wrong("agent", text, "expected SETTING=VALUE, such as policy-audit-mode=true"));
         };
         settings.insert(key.to_owned(), value.to_owned());
     }
@@ -590,11 +571,11 @@ fn check_capacity(pods: &[IpNet], nodes: u8, (ipv4, ipv6): (bool, bool), mask_v6
 }
 
 /// Addresses of the nodes' subnet that nobody else has.
-fn check_node_subnet(ipam: Ipam, nodes: u8, max_pods: u16, ipv4: bool) -> Result<(), OptionError> {
+fn check_node_subnet(ipam: IpamMode, nodes: u8, max_pods: u16, ipv4: bool) -> Result<(), OptionError> {
     // Five are the network's own; nodes are numbered from 11 on.
     let room = 256 - 5;
     let wanted = u32::from(nodes) * (u32::from(max_pods) + 1);
-    if ipam != Ipam::AzureNodeSubnet || !ipv4 || wanted <= room {
+    if ipam != IpamMode::NodeSubnet || !ipv4 || wanted <= room {
         return Ok(());
     }
     let each = u32::from(max_pods) + 1;

@@ -49,7 +49,7 @@ async fn register(node: &Node) -> Result<(), ClientError> {
         },
         "spec": {"taints": [{"key": NOT_READY_TAINT, "effect": "NoSchedule"}]},
     });
-    if node.config.ipam.comes_with_node() {
+    if weft_lab_config::ipam::comes_with_node(node.config.ipam) {
         let prefixes: Vec<String> = node.config.node_prefixes(node.number).iter().map(ToString::to_string).collect();
         object["spec"]["podCIDR"] = json!(prefixes.first());
         object["spec"]["podCIDRs"] = json!(prefixes);

@@ -14,6 +14,9 @@ fn settings_of_agents_are_checked_first() -> Result<()> {
         ("node-port-bind-protection=sometimes", "node-port-bind-protection: expected `services`, `range` or `none`"),
         ("policy-audit-mode=maybe", "policy-audit-mode: expected"),
         ("no-such-setting=1", "no-such-setting=1"),
+        ("policy-audit=true", "--policy-audit-mode"),
+        ("routing=vxlan", "--agent routing=vxlan: expected a setting other than"),
+        ("bpf-sock-rev-map-max=7", "bpf-sock-rev-map-max: expected 1024 to 16777216, found 7"),
     ] {
         let output = std::process::Command::new(bin_dir()?.join("weft"))
             .args(["up", "--name", &name, "--agent", given])

@@ -2,7 +2,6 @@
 #![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 use crate::fake::Fake;
-use clap::Parser;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use weft_daemon::tasks::EndedEarly;
 use weft_k8s::slice::NODE_LABEL;
 use weft_k8s::wire::UNUSED_SINCE;
-use weft_operator::config::{Config, Flags};
+use weft_operator::config::Config;
 use weft_operator::housekeeping::{Memory, round};
 use weft_operator::metrics::Metrics;
 
@@ -30,7 +29,7 @@ const POLICIES: [&str; 3] = [
 
 fn config(args: &[&str]) -> Config {
     let args = ["weft-operator", "--lease-seconds", "3"].iter().chain(args);
-    Config::read(Flags::try_parse_from(args).expect("flags")).expect("valid")
+    weft_settings::from_args::<Config>(args.map(Into::into)).expect("flags").check().expect("valid")
 }
 
 struct Operator {

@@ -2,11 +2,10 @@
 #![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 use crate::fake::Fake;
-use clap::Parser;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use weft_operator::config::{Config, Flags};
+use weft_operator::config::Config;
 
 const SERVICES: &str = "api/v1/services";
 const EVENTS: &str = "api/v1/events";
@@ -23,7 +22,7 @@ struct Operator {
 impl Operator {
     fn start(fake: &Fake) -> Self {
         let args = ["weft-operator", "--lease-seconds", "3"];
-        let config = Config::read(Flags::try_parse_from(args).expect("flags")).expect("valid");
+        let config = weft_settings::from_args::<Config>(args.map(Into::into)).expect("flags").check().expect("valid");
         let stop = CancellationToken::new();
         let task = tokio::spawn(weft_operator::run(config, fake.client(), stop.clone()));
         Self { stop, task: Some(task) }

@@ -2,14 +2,13 @@
 #![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 use crate::fake::Fake;
-use clap::Parser;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::endpoint::PROPAGATION;
 use weft_k8s::slice::NODE_LABEL;
-use weft_operator::config::{Config, Flags};
+use weft_operator::config::Config;
 
 const SLICES: &str = "apis/cilium.io/v2alpha1/ciliumendpointslices";
 const ENDPOINTS: &str = "apis/cilium.io/v2/ciliumendpoints";
@@ -20,7 +19,8 @@ const FAST: &str = r#"[{"nodes":0,"limit":1000,"burst":1000}]"#;
 
 fn config(args: &[&str]) -> Config {
     let always = ["weft-operator", "--lease-seconds", "3", "--gc-seconds", "0", "--node-grace-seconds", "1"];
-    Config::read(Flags::try_parse_from(always.iter().chain(args)).expect("flags")).expect("valid")
+    let args = always.iter().chain(args).map(Into::into);
+    weft_settings::from_args::<Config>(args).expect("flags").check().expect("valid")
 }
 
 fn making() -> Config {

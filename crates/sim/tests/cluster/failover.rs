@@ -2,7 +2,6 @@
 //! is deleted wrongly, no agent loses an address or takes it for another's, and nodes that join get prefixes of their own.
 
 use crate::world::{DEADLINE, SLICES, World, options};
-use clap::Parser as _;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,8 +31,8 @@ impl Operator {
         let flags = ["weft-operator", "--pod-cidr", "10.0.0.0/8,fd44::/48", "--lease-seconds", "3"];
         // Housekeeping that is as eager as it can be: what it would delete wrongly, it deletes soon.
         let eager = ["--gc-seconds", "1", "--node-grace-seconds", "1", "--identity-grace-seconds", "4"];
-        let flags = weft_operator::config::Flags::try_parse_from(flags.into_iter().chain(eager)).expect("flags");
-        let config = weft_operator::config::Config::read(flags).expect("valid");
+        let flags = flags.into_iter().chain(eager).map(Into::into);
+        let config = weft_settings::from_args::<weft_operator::config::Config>(flags).expect("flags");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let (server, meter, stop) = (world.server.clone(), world.meter.clone(), world.stop.clone());

@@ -69,8 +69,7 @@ async fn the_mode_changes_in_a_running_cluster_and_no_address_is_lost() {
     let world = World::start(NODES).await;
     let flags =
         ["weft-operator", "--pod-cidr", "10.0.0.0/8,fd44::/48", "--node-grace-seconds", "1", "--ces-delay-ms", "100"];
-    let flags = <weft_operator::config::Flags as clap::Parser>::try_parse_from(flags).expect("flags");
-    let config = weft_operator::config::Config::read(flags).expect("valid");
+    let config = weft_settings::from_args::<weft_operator::config::Config>(flags.map(Into::into)).expect("flags");
     let operator = connect(&world.server, "operator", &world.meter).await.expect("connected");
     tokio::spawn(weft_operator::run(config, operator, world.stop.clone()));
     let tracker = Arc::new(Tracker::default());

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use weft_cloud::fabric::{Question, Reply};
 use weft_cloud::{CloudError, Wanted};
 use weft_lab_config::Config;
-use weft_lab_config::ipam::Ipam;
+use weft_lab_config::ipam::IpamMode;
 
 /// Addresses that one interface carries at most, as in Azure.
 const PER_NODE_MAX: usize = 256;
@@ -47,12 +47,12 @@ impl Subnet {
 #[must_use]
 pub fn subnets(config: &Config) -> Vec<Subnet> {
     match config.ipam {
-        Ipam::AzureOverlay => config.pod_cidrs.iter().map(|net| Subnet { net: *net, reserved: Vec::new() }).collect(),
-        Ipam::AzurePodSubnet | Ipam::AzurePodSubnetBlock => {
+        IpamMode::Overlay => config.pod_cidrs.iter().map(|net| Subnet { net: *net, reserved: Vec::new() }).collect(),
+        IpamMode::PodSubnet | IpamMode::PodSubnetBlock => {
             config.pod_subnets.iter().map(|net| Subnet::of_hosts(*net)).collect()
         }
-        Ipam::AzureNodeSubnet => config.vnet().into_iter().map(|net| Subnet::of_nodes(config, net)).collect(),
-        Ipam::ClusterPool | Ipam::Kubernetes | Ipam::MultiPool | Ipam::Delegated => Vec::new(),
+        IpamMode::NodeSubnet => config.vnet().into_iter().map(|net| Subnet::of_nodes(config, net)).collect(),
+        IpamMode::ClusterPool | IpamMode::Kubernetes | IpamMode::MultiPool | IpamMode::Delegated => Vec::new(),
     }
 }
 

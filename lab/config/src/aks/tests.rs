@@ -23,18 +23,18 @@ fn each_goal_has_its_flags() {
     let azure = "--network-plugin azure --network-dataplane cilium";
     let subnets = "--vnet-subnet-id {v}/nodes --pod-subnet-id {v}/pods";
     let cases = [
-        ("--network-plugin-mode overlay --pod-cidr 192.168.0.0/16", Ipam::AzureOverlay, 250),
-        ("--network-plugin-mode overlay --ip-families ipv4,ipv6", Ipam::AzureOverlay, 250),
+        ("--network-plugin-mode overlay --pod-cidr 192.168.0.0/16", IpamMode::Overlay, 250),
+        ("--network-plugin-mode overlay --ip-families ipv4,ipv6", IpamMode::Overlay, 250),
         (
             "--network-plugin-mode overlay --ip-families ipv4,ipv6 --pod-cidrs 10.9.0.0/16,fd00::/64 --service-cidrs 10.8.0.0/16,fd01::/108",
-            Ipam::AzureOverlay,
+            IpamMode::Overlay,
             250,
         ),
-        (&format!("{subnets} --max-pods 100"), Ipam::AzurePodSubnet, 100),
-        (&format!("{subnets} --pod-ip-allocation-mode DynamicIndividual"), Ipam::AzurePodSubnet, 250),
-        (&format!("{subnets} --pod-ip-allocation-mode StaticBlock -m 31"), Ipam::AzurePodSubnetBlock, 31),
-        ("", Ipam::AzureNodeSubnet, 30),
-        ("--vnet-subnet-id {v}/nodes --network-plugin-mode none --network-policy cilium", Ipam::AzureNodeSubnet, 30),
+        (&format!("{subnets} --max-pods 100"), IpamMode::PodSubnet, 100),
+        (&format!("{subnets} --pod-ip-allocation-mode DynamicIndividual"), IpamMode::PodSubnet, 250),
+        (&format!("{subnets} --pod-ip-allocation-mode StaticBlock -m 31"), IpamMode::PodSubnetBlock, 31),
+        ("", IpamMode::NodeSubnet, 30),
+        ("--vnet-subnet-id {v}/nodes --network-plugin-mode none --network-policy cilium", IpamMode::NodeSubnet, 30),
     ];
     for (flags, ipam, max_pods) in cases {
         let options = check(&format!("{azure} {flags}")).expect(flags);
@@ -139,7 +139,7 @@ fn what_weft_always_does_may_be_asked_for() {
         "--disable-acns",
     ] {
         let azure = "--network-plugin azure --network-plugin-mode overlay --network-dataplane cilium";
-        assert_eq!(check(&format!("{azure} {flags}")).expect(flags).ipam, Some(Ipam::AzureOverlay), "{flags}");
+        assert_eq!(check(&format!("{azure} {flags}")).expect(flags).ipam, Some(IpamMode::Overlay), "{flags}");
     }
 }
 

@@ -60,11 +60,44 @@ fn errors_name_the_option_and_what_was_expected() {
         let text = error(change);
         assert!(text.contains(expected), "{text:?} lacks {expected:?}");
     }
-    let text = error(|o| o.agent = vec!["policy-audit=true".into()]);
-    assert!(text.contains("--agent policy-audit=true") && text.contains("policy-audit-mode"), "{text}");
-    assert!(error(|o| o.agent = vec!["mtu".into()]).contains("SETTING=VALUE"));
+    for wrong in ["mtu", "=1", "--mtu=1400", "MTU=1400", "a b=1"] {
+        let text = error(|o| o.agent = vec![wrong.into()]);
+        assert!(text.contains(&format!("--agent {wrong}: expected SETTING=VALUE")), "{text}");
+    }
     let text = error(|o| o.node_port_mode = Some("DSR".into()));
     assert!(text.contains("--node-port-mode DSR") && text.contains("snat or dsr"), "{text}");
+}
+
+#[test]
+fn agents_get_the_clusters_settings_and_those_of_the_user() {
+    let arguments = |agent: &[&str], ipam| {
+        let mut given = options();
+        (given.ipam, given.agent) = (Some(ipam), agent.iter().map(|text| (*text).to_owned()).collect());
+        let place = vec![("node-name", "node-1".to_owned())];
+        given.check().expect("fine").agent_arguments(1, place, std::path::Path::new("/h")).map_err(|e| e.to_string())
+    };
+    let found = arguments(&["mtu=1400", "bpf-ct-global-max=4096"], IpamMode::ClusterPool).expect("fine");
+    for expected in
+        [["--node-name", "node-1"], ["--ipam", "cluster-pool"], ["--mtu", "1400"], ["--bpf-ct-global-max", "4096"]]
+    {
+        assert!(found.chunks(2).any(|pair| pair == expected), "{found:?} lacks {expected:?}");
+    }
+    for taken in ["node-name=other", "routing=vxlan", "ipam=delegated"] {
+        let text = arguments(&[taken], IpamMode::ClusterPool).expect_err("the cluster's own");
+        assert!(text.starts_with(&format!("--agent {taken}: expected a setting other than")), "{text}");
+        assert!(text.contains("node-name, routing, ip-families, ipam, max-pods"), "{text}");
+    }
+    // What a mode sets unless told otherwise.
+    let found = arguments(&["no-masquerade=10.0.0.0/8"], IpamMode::NodeSubnet).expect("fine");
+    let given: Vec<_> = found.chunks(2).filter(|pair| pair[0] == "--no-masquerade").map(|pair| &pair[1]).collect();
+    assert_eq!(given, ["10.0.0.0/8"]);
+}
+
+#[test]
+fn the_documentation_is_current() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/kubernetes.md");
+    let table = weft_settings::docs::table::<UpOptions>();
+    weft_settings::docs::compare(&path, "weft up", &table).expect("current");
 }
 
 #[test]
