@@ -6,6 +6,7 @@ mod files;
 mod generated;
 mod kinds;
 mod lists;
+mod production;
 mod text;
 mod words;
 
@@ -27,6 +28,7 @@ pub fn run(root: &Path, write: bool) -> Result<()> {
     findings.extend(files.iter().flat_map(files::check));
     findings.extend(kinds::run(root)?);
     findings.extend(lists::check(&files, &packages));
+    findings.extend(production::check(root)?);
     findings.extend(words::check(&files)?);
     findings.extend(generated::check(root, &files, write)?);
     if findings.is_empty() {

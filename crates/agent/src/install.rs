@@ -2,11 +2,11 @@
 //! configuration for a network that is ready, so it is written last.
 
 use crate::config::Config;
-use crate::state::write_atomically;
 use serde_json::json;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use weft_sys::files::write_atomically;
 
 /// Name of the executable.
 pub const PLUGIN: &str = "weft-cni";

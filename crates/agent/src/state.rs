@@ -7,13 +7,14 @@ use ipnet::IpNet;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use weft_api::cni::{Attachment, DelRequest, QUEUE_LOCK};
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::{NamedPort, ObjectName};
 use weft_model::label::LabelSet;
+use weft_sys::files::write_atomically;
 
 /// How far an endpoint has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -208,22 +209,6 @@ impl StateDir {
         let text = serde_json::to_vec(cidrs).map_err(io::Error::other)?;
         write_atomically(&self.root.join("pod-cidrs.json"), &text, 0o600)
     }
-}
-
-/// Writes beside `path` and renames, so that nobody ever reads half a file.
-///
-/// # Errors
-/// The file system refuses.
-pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
-    let partial = path.with_file_name(format!(".{name}.tmp"));
-    // A leftover would keep its old mode (or be a running executable, which cannot be written).
-    let _ = fs::remove_file(&partial);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&partial)?;
-    file.write_all(content)?;
-    drop(file);
-    fs::rename(&partial, path)
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 //! - a backend's address and policy are in force before a frontend leads there;
 //! - nothing that a former agent left is removed before every source delivered all it has.
 
+pub use weft_sys::error::describe;
+
 use crate::ports::Kernel;
 use crate::reconcile::{Context, Reconciler as _, Reconcilers, Stale};
 use crate::snapshot::{Snapshot, Waiting};
@@ -511,18 +513,6 @@ impl Writer {
     pub fn known_from(&self, of: impl Fn(&str) -> bool) -> Vec<String> {
         self.reconcilers.policy.remotes.uids_from(of).map(str::to_owned).collect()
     }
-}
-
-/// An error with its causes, for people.
-#[must_use]
-pub fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

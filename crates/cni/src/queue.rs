@@ -2,10 +2,11 @@
 //!
 //! The lock file keeps writers and the draining agent apart, and a file appears under its name only when it is whole.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::Path;
 use weft_api::cni::{DelRequest, QUEUE_FILES_MAX, QUEUE_LOCK, queue_file_name};
+use weft_sys::files::{PUBLIC, write_durably};
 
 /// Stores `request`; the same attachment twice is one file.
 ///
@@ -24,12 +25,7 @@ pub fn push(dir: &Path, request: &DelRequest) -> io::Result<()> {
             format!("the queue of deletes holds {waiting} already"),
         ));
     }
-    let partial = dir.join(format!(".{name}.tmp"));
-    let mut file = File::create(&partial)?;
-    file.write_all(&serde_json::to_vec(request).map_err(io::Error::other)?)?;
-    file.sync_all()?;
-    fs::rename(&partial, &path)?;
-    File::open(dir)?.sync_all()
+    write_durably(&path, &serde_json::to_vec(request).map_err(io::Error::other)?, PUBLIC)
 }
 
 fn is_entry(name: &std::ffi::OsStr) -> bool {

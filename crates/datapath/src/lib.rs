@@ -43,7 +43,6 @@ mod listen;
 mod map;
 mod metrics;
 pub mod netlink;
-pub mod netns;
 pub mod node;
 mod open;
 mod page;
@@ -57,6 +56,8 @@ pub mod sysctl;
 #[cfg(test)]
 mod testing;
 pub mod tunnel;
+
+pub use weft_sys::netns;
 
 pub use collect::{Collected, Collector};
 pub use dataplane::Datapath;

@@ -60,16 +60,7 @@ impl Drop for BpfDir {
     }
 }
 
-/// An error with its causes.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
+pub(crate) use weft_sys::error::describe;
 
 /// Runs a test in a network namespace of its own.
 pub(crate) fn in_netns(test: impl FnOnce() + Send) {

@@ -1,15 +1,85 @@
-//! Network namespaces by name, as iproute2 keeps them: a file under `/run/netns` on which the namespace is mounted.
+//! Network namespaces: open ones, and ones with a name, as iproute2 keeps them: a file under `/run/netns` on which the
+//! namespace is mounted.
 //!
 //! A thread that has entered a namespace never goes back to the pool: every entry happens on a thread of its own.
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::statfs::{NSFS_MAGIC, statfs};
-use std::fs;
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs, statfs};
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Where the namespaces are.
+/// An open network namespace. It lives at least as long as this.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+}
+
+impl NetNs {
+    /// The namespace that is bound at a path, or that of a process (`/proc/PID/ns/net`).
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
+            let problem = format!("{} is not a namespace", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        Ok(Self { file })
+    }
+
+    /// The calling thread's namespace.
+    ///
+    /// # Errors
+    /// The process file system is not there.
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// A new namespace without a name: it goes with the last descriptor or process in it.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn create() -> io::Result<Self> {
+        own_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Self::current()
+        })
+    }
+
+    /// Runs `work` in the namespace, on a thread of its own, and waits for it. Sockets that it opens stay in the
+    /// namespace.
+    ///
+    /// # Errors
+    /// The namespace could not be entered, or `work` panicked.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        own_thread(|| {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        })
+    }
+
+    /// Device and inode: the same for the same namespace, whatever the path.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let metadata = self.file.metadata()?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Where the named namespaces are.
 pub const DIR: &str = "/run/netns";
 
 /// The file of a namespace.
@@ -31,7 +101,7 @@ pub fn list() -> Vec<String> {
     entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
 }
 
-/// Makes a namespace; one that exists is left as it is.
+/// Makes a namespace with a name; one that exists is left as it is.
 ///
 /// # Errors
 /// What the kernel says.
@@ -100,14 +170,35 @@ pub fn enter(file: &Path) -> io::Result<()> {
 /// # Errors
 /// That the namespace cannot be entered, or what `work` says.
 pub fn within<T: Send>(file: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    own_thread(|| {
-        enter(file)?;
-        work()
-    })
+    NetNs::open(file)?.run(work)?
 }
 
 fn own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        scope.spawn(work).join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+        let thread = std::thread::Builder::new().name("weft-netns".into()).stack_size(512 << 10);
+        match thread.spawn_scoped(scope, work)?.join() {
+            Ok(result) => result,
+            Err(_) => Err(io::Error::other("a thread in a network namespace panicked")),
+        }
     })
+}
+
+/// The number by which programs know the calling thread's namespace.
+///
+/// # Errors
+/// A system call failed.
+pub fn cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let (mut cookie, mut length) = (0_u64, libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?);
+    // SAFETY: `cookie` is writable for `length` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }

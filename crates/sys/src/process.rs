@@ -1,5 +1,6 @@
 //! Processes by number and start time, so that a reused number is never taken for the process that had it before.
 
+use crate::files::{PRIVATE, write_atomically};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -61,19 +62,8 @@ impl Process {
     /// # Errors
     /// Of the file system.
     pub fn write(self, file: &Path) -> std::io::Result<()> {
-        write_atomically(file, &serde_json::to_vec(&self).map_err(std::io::Error::other)?)
+        write_atomically(file, &serde_json::to_vec(&self).map_err(std::io::Error::other)?, PRIVATE)
     }
-}
-
-/// Writes a file so that a reader sees the old or the new content, never a part.
-///
-/// # Errors
-/// Of the file system.
-pub fn write_atomically(file: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut name = file.as_os_str().to_owned();
-    name.push(format!(".{}.{:?}", std::process::id(), std::thread::current().id()));
-    fs::write(&name, content)?;
-    fs::rename(&name, file)
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ use rcgen::{
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use weft_sys::files::{PRIVATE, write_durably};
 
 /// What went wrong with the certificates.
 #[derive(Debug, thiserror::Error)]
@@ -233,11 +233,5 @@ fn leaf_params(usage: ExtendedKeyUsagePurpose) -> CertificateParams {
 
 fn write_private(file: &Path, text: &str) -> Result<(), PkiError> {
     let failed = |source| PkiError::File { file: file.to_owned(), source };
-    let mut name = file.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    let mut out =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
-    out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(failed)?;
-    std::fs::rename(&new, file).map_err(failed)
+    write_durably(file, text.as_bytes(), PRIVATE).map_err(failed)
 }

@@ -13,7 +13,8 @@ use weft_lab_client::kubeconfig::Access;
 use weft_lab_config::paths::Paths;
 use weft_lab_config::{Config, ConfigError, UpOptions, load};
 use weft_sys::cgroup::Cgroup;
-use weft_sys::process::{Process, write_atomically};
+use weft_sys::files::{PRIVATE, write_atomically};
+use weft_sys::process::Process;
 
 /// How long everything may take together.
 const UP_WITHIN: Duration = Duration::from_secs(60);
@@ -90,7 +91,7 @@ fn fresh(mut config: Config) -> Result<Config, Error> {
     step(format!("make {}", paths.lib().display()), made)?;
     let text = serde_json::to_vec_pretty(&config).map_err(std::io::Error::other);
     let text = step("write the settings", text)?;
-    step(format!("write {}", paths.config().display()), write_atomically(&paths.config(), &text))?;
+    step(format!("write {}", paths.config().display()), write_atomically(&paths.config(), &text, PRIVATE))?;
     Ok(config)
 }
 

@@ -1,5 +1,7 @@
 //! Containers as the pod runner starts them: file system, logs, exit codes, signals, commands inside. Needs root.
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -149,6 +151,39 @@ fn a_directory_as_image_is_never_changed() {
     assert_eq!(files.read_exit().map(|e| e.code), Some(137));
     assert_eq!(fs::read_to_string(image.join("etc/hosts")).expect("reads"), "from the image\n");
     assert!(!image.join("etc/resolv.conf").exists());
+}
+
+/// Mounts a tmpfs below `/usr` where only the calling thread and what it starts see it.
+fn mount_below_usr() -> &'static str {
+    const PLACE: &str = "/usr/share";
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace; is this root?");
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("make all private");
+    mount(Some("tmpfs"), PLACE, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mount");
+    fs::write(Path::new(PLACE).join("marker"), "below").expect("writes");
+    PLACE
+}
+
+#[test]
+fn what_the_machine_mounts_below_usr_cannot_be_written() {
+    let pod = Pod::new("usr");
+    let script = "cat marker; echo; touch marker new || echo refused; touch /usr/new || echo refused";
+    let files = pod.toolbox("a", &["sh", "-c", script]);
+    // The thread's mounts end with it, and the container that it starts has copies.
+    let thread = std::thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            let place = mount_below_usr();
+            let mut spec = files.read_spec().expect("reads");
+            spec.working_dir = place.into();
+            fs::write(files.spec(), serde_json::to_vec(&spec).expect("is plain data")).expect("writes");
+            run(&files)
+        });
+        started.join()
+    });
+    assert_eq!(thread.expect("the test").code, 0);
+    assert_eq!(lines(&files.0.join("log"), "stdout"), ["below", "refused", "refused"]);
+    let errors = lines(&files.0.join("log"), "stderr");
+    assert!(errors.len() == 3 && errors.iter().all(|line| line.contains("Read-only file system")), "{errors:?}");
 }
 
 #[test]

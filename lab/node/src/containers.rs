@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use weft_lab_config::options::DOMAIN;
-use weft_sys::process::{Process, write_atomically};
+use weft_sys::files::{PRIVATE, write_atomically};
+use weft_sys::process::Process;
 
 /// How a container is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -94,7 +95,7 @@ pub(super) async fn start(
 
 fn write_spec(files: &ContainerDir, spec: &ContainerSpec) -> io::Result<()> {
     fs::create_dir_all(&files.0)?;
-    write_atomically(&files.spec(), &serde_json::to_vec(spec).map_err(io::Error::other)?)
+    write_atomically(&files.spec(), &serde_json::to_vec(spec).map_err(io::Error::other)?, PRIVATE)
 }
 
 /// Starts the process beside the container. It belongs to the node, not to the pod: the pod's end must not end it.
@@ -102,7 +103,7 @@ fn write_spec(files: &ContainerDir, spec: &ContainerSpec) -> io::Result<()> {
 async fn launch(node: &Node, files: &ContainerDir) -> io::Result<oneshot::Receiver<()>> {
     let group = weft_sys::cgroup::Cgroup::at(node.config.paths().cgroup())?.child(&node.name).child("shims");
     group.create()?;
-    let mut child = tokio::process::Command::new(node.weft())
+    let mut child = tokio::process::Command::new(node.program())
         .args(["internal", "container"])
         .arg(&files.0)
         .stdin(Stdio::null())

@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use weft_lab_config::paths::POD_ID_LENGTH;
-use weft_sys::process::write_atomically;
+use weft_sys::files::{PRIVATE, write_atomically};
 
 /// The short id in a pod's namespace and cgroup names, from its UID.
 #[must_use]
@@ -96,7 +96,7 @@ impl PodDir {
     /// Of the file system.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
-        write_atomically(&self.0.join("pod.json"), &serde_json::to_vec(record).map_err(io::Error::other)?)
+        write_atomically(&self.0.join("pod.json"), &serde_json::to_vec(record).map_err(io::Error::other)?, PRIVATE)
     }
 
     /// Reads the record.

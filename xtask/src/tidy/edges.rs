@@ -20,7 +20,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("weft-trial", &["weft-model", "weft-control", "weft-oracle"]),
     ("weft-sys", &[]),
     ("weft-lab-client", &[]),
-    ("weft-lab-config", &["weft-settings"]),
+    ("weft-lab-config", &["weft-api", "weft-settings"]),
     ("weft-lab-apiserver", &["weft-lab-config", "weft-sys"]),
     ("weft-lab-toolbox", &["weft-lab-client", "weft-lab-config"]),
     ("weft-lab-node", &["weft-lab-client", "weft-lab-config", "weft-lab-toolbox", "weft-sys"]),
@@ -36,22 +36,11 @@ const EDGES: &[(&str, &[&str])] = &[
             "weft-sys",
         ],
     ),
-    ("weft-datapath", &["weft-model", "weft-abi"]),
+    ("weft-datapath", &["weft-model", "weft-abi", "weft-sys"]),
     ("weft-observe", &["weft-model", "weft-abi", "weft-api"]),
     ("weft-operator", &["weft-model", "weft-control", "weft-daemon", "weft-k8s", "weft-cloud", "weft-settings"]),
-    ("weft-cni", &["weft-api"]),
-    (
-        "weft-cli",
-        &[
-            "weft-model",
-            "weft-api",
-            "weft-k8s",
-            "weft-observe",
-            "weft-lab-client",
-            "weft-lab-cluster",
-            "weft-lab-config",
-        ],
-    ),
+    ("weft-cni", &["weft-api", "weft-sys"]),
+    ("weft-cli", &["weft-model", "weft-api", "weft-k8s", "weft-observe"]),
     (
         "weft-agent",
         &[
@@ -64,6 +53,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "weft-datapath",
             "weft-observe",
             "weft-settings",
+            "weft-sys",
         ],
     ),
     (

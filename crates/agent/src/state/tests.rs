@@ -1,8 +1,9 @@
-use super::{EndpointRecord, Phase, StateDir, write_atomically};
+use super::{EndpointRecord, Phase, StateDir};
 use std::fs;
 use weft_api::cni::{Attachment, DelRequest, queue_file_name};
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::ObjectName;
+use weft_sys::files::write_atomically;
 
 fn record(id: u16) -> EndpointRecord {
     EndpointRecord {

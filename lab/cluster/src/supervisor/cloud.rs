@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use weft_cloud::CloudError;
 use weft_cloud::fabric::{LINE_MAX, Question, Reply};
 use weft_lab_config::options::Config;
-use weft_sys::process::write_atomically;
+use weft_sys::files::{PRIVATE, write_atomically};
 
 /// A question must have come by then.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -98,7 +98,7 @@ impl Cloud {
         if next.assigned() != vnet.assigned() {
             let failed = |error: &io::Error| CloudError::Unavailable { message: error.to_string() };
             let text = serde_json::to_vec(next.assigned()).map_err(|error| failed(&error.into()))?;
-            write_atomically(&self.config.paths().cloud(), &text).map_err(|error| failed(&error))?;
+            write_atomically(&self.config.paths().cloud(), &text, PRIVATE).map_err(|error| failed(&error))?;
             *vnet = next;
             self.carry(&vnet).map_err(|error| failed(&error))?;
             tracing::info!(?question, "assigned");

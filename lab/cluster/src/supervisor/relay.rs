@@ -6,24 +6,19 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use weft_lab_client::kubeconfig::Access;
 use weft_lab_config::options::Config;
+use weft_sys::files::{PRIVATE, write_atomically};
 
 /// Writes the kubeconfig for kubectl (as it was given) and the one for inside the fabric.
 pub(super) fn write_kubeconfigs(config: &Config, access: &Access, door: SocketAddr) -> anyhow::Result<()> {
     let paths = config.paths();
     let own = SocketAddr::new(access.host.parse().unwrap_or(door.ip()), access.port);
     if access.host.parse::<std::net::IpAddr>().is_ok() {
-        write_private(&paths.kubeconfig(), &access.kubeconfig_via(own))?;
+        write_atomically(&paths.kubeconfig(), access.kubeconfig_via(own).as_bytes(), PRIVATE)?;
     } else if let Some(file) = &config.kubeconfig {
         std::fs::copy(file, paths.kubeconfig())?;
     }
-    write_private(&paths.node_kubeconfig(), &access.kubeconfig_via(door))?;
+    write_atomically(&paths.node_kubeconfig(), access.kubeconfig_via(door).as_bytes(), PRIVATE)?;
     Ok(())
-}
-
-fn write_private(file: &std::path::Path, text: &str) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    weft_sys::process::write_atomically(file, text.as_bytes())?;
-    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))
 }
 
 /// Forwards connections from the fabric to the API server, for ever.

@@ -61,8 +61,8 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
     }
     at("bind", source, mount(Some(source), target, none(), MsFlags::MS_BIND | MsFlags::MS_REC, none()))?;
     if read_only {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        at("make read-only", target, mount(none(), target, none(), flags, none()))?;
+        // With what is mounted below it: a disk under /usr is as much the machine's as /usr itself.
+        at("make read-only", target, weft_sys::mount::make_read_only(target))?;
     }
     Ok(())
 }

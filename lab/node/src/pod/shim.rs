@@ -9,7 +9,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use weft_sys::process::{Process, write_atomically};
+use weft_sys::files::{PRIVATE, write_atomically};
+use weft_sys::process::Process;
 
 /// A longer line is written in parts.
 const LINE_MAX: u64 = 16 * 1024;
@@ -22,7 +23,8 @@ const CODE_CANNOT_START: i32 = 128;
 pub fn main(args: &[OsString]) -> ExitCode {
     let dir = super::directory(args);
     let exit = run(&dir).unwrap_or_else(|e| Exit { code: CODE_CANNOT_START, error: Some(e.to_string()), at: now() });
-    let written = serde_json::to_vec(&exit).map_err(io::Error::other).and_then(|t| write_atomically(&dir.exit(), &t));
+    let written =
+        serde_json::to_vec(&exit).map_err(io::Error::other).and_then(|t| write_atomically(&dir.exit(), &t, PRIVATE));
     match written {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
