@@ -4,7 +4,7 @@
 
 # Three profiles: `dev` for the tests, `look` for a first look (`make up`), `release` for everything that is measured or
 # shipped.
-PROGRAMS := -p weft-cli -p weft-agent -p weft-operator -p weft-cni
+PROGRAMS := -p weft-cli -p weft-lab-cluster -p weft-agent -p weft-operator -p weft-cni
 RELEASE := target/release
 LOOK := target/look
 NAME ?= weft
@@ -50,7 +50,7 @@ up: root
 # Also when nothing was ever built here.
 down: root
 	for weft in $(LOOK)/weft $(RELEASE)/weft target/debug/weft; do \
-	  if [ -x $$weft ]; then exec $$weft down --name $(NAME); fi; \
+	  if [ -x $$weft ] && [ -x $$weft-lab ]; then exec $$weft down --name $(NAME); fi; \
 	done; cargo xtask build look $(LOOK)/weft down --name $(NAME)
 
 test: root

@@ -63,7 +63,7 @@ impl Drop for Observer {
 pub fn bin_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     let dir = exe.ancestors().nth(2).context("a test runs in target/PROFILE/deps")?.to_path_buf();
-    for program in ["weft", "weft-agent", "weft-operator", "weft-cni"] {
+    for program in ["weft", "weft-lab", "weft-agent", "weft-operator", "weft-cni"] {
         ensure!(dir.join(program).exists(), "{program} is not built: `make test` builds the programs first");
     }
     Ok(dir)
@@ -201,6 +201,15 @@ impl Cluster {
         run(self.command(Path::new("kubectl")).args(args), input)
     }
 
+    /// `kubectl ARGS`, which goes on running; whoever asks for it ends it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_kubectl(&self, args: &[&str]) -> Result<Child> {
+        let mut command = self.command(Path::new("kubectl"));
+        Ok(command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+    }
+
     /// `kubectl ARGS`, which succeeds.
     ///
     /// # Errors
@@ -285,7 +294,7 @@ impl Cluster {
 
     /// `weft toolbox` as a process of a node, or outside.
     fn toolbox_command(&self, place: &str) -> Command {
-        let weft = self.bin_dir.join("weft");
+        let weft = self.bin_dir.join("weft-lab");
         let mut command = Command::new(&weft);
         command.args(["internal", "run", &self.name, place, "--"]).arg(&weft).arg("toolbox");
         command

@@ -64,7 +64,7 @@ impl<'a> Containerd<'a> {
         let child = spawn(cluster, node, &dir)?;
         let containerd = Self { cluster, node: node.to_owned(), dir, child, gone: false };
         containerd.ready()?;
-        let archive = image::build(&cluster.bin_dir().join("weft"), &containerd.dir)?;
+        let archive = image::build(&cluster.bin_dir().join("weft-lab"), &containerd.dir)?;
         let mut import = Command::new("ctr");
         import.arg("-a").arg(containerd.socket()).args(["-n", "k8s.io", "images", "import"]).arg(&archive);
         let output = import.output().context("ctr")?;

@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// The programs that embed the kernel programs, by their packages, and those that do not.
 const WITH_KERNEL_PROGRAMS: &[&str] = &["weft-agent"];
-const WITHOUT: &[&str] = &["weft-cli", "weft-operator", "weft-cni"];
+const WITHOUT: &[&str] = &["weft-cli", "weft-lab-cluster", "weft-operator", "weft-cni"];
 
 /// Installs what is missing and builds the programs in a profile: `cargo xtask build PROFILE [COMMAND...]`. The command, if
 /// there is one, is the last stage.

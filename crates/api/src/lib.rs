@@ -5,6 +5,7 @@
 //! - `peer` (feature `grpc`): between nodes, gRPC.
 
 pub mod agent;
+pub mod cluster;
 pub mod cni;
 pub mod flow;
 #[cfg(feature = "grpc")]

@@ -6,8 +6,7 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use weft_api::agent::{Request, Response};
-use weft_lab_config::ConfigError;
-use weft_lab_config::paths::Paths;
+use weft_api::cluster::{Cluster, ClusterError, agent_socket};
 
 /// The agent of a node that is not part of an embedded cluster.
 pub const SOCKET: &str = "/run/weft/agent.sock";
@@ -28,9 +27,9 @@ pub fn of(target: &Target) -> Result<Vec<Agent>> {
     if let Some(socket) = &target.socket {
         return Ok(vec![Agent { node: socket.display().to_string(), socket: socket.clone() }]);
     }
-    let nodes = match weft_lab_config::load(&target.name) {
-        Ok(config) => config.node_names(),
-        Err(ConfigError::Absent(_)) if target.node.is_none() && Path::new(SOCKET).exists() => {
+    let nodes = match Cluster::read(&target.name) {
+        Ok(cluster) => cluster.node_names(),
+        Err(ClusterError::Absent(_)) if target.node.is_none() && Path::new(SOCKET).exists() => {
             return Ok(vec![Agent { node: SOCKET.to_owned(), socket: SOCKET.into() }]);
         }
         Err(error) => return Err(error.into()),
@@ -38,7 +37,7 @@ pub fn of(target: &Target) -> Result<Vec<Agent>> {
     let wanted: Vec<Agent> = nodes
         .iter()
         .filter(|node| target.node.as_ref().is_none_or(|wanted| wanted == *node))
-        .map(|node| Agent { node: node.clone(), socket: Paths::new(&target.name).agent_socket(node) })
+        .map(|node| Agent { node: node.clone(), socket: agent_socket(&target.name, node) })
         .collect();
     match &target.node {
         Some(node) if wanted.is_empty() => bail!("--node {node}: expected one of {}", nodes.join(", ")),

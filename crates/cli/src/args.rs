@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 use weft_api::agent::ExplainPeer;
 use weft_api::flow::{FlowFilter, Verdict};
-use weft_lab_config::UpOptions;
-use weft_lab_config::aks::CreateOptions;
 use weft_model::intent::PolicyKind;
 use weft_observe::filter::protocol_numbers;
 
@@ -23,16 +21,19 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Make a cluster on this machine, or make sure that it is up
-    Up(Box<UpOptions>),
-    /// A cluster of a shape that is known elsewhere
-    #[command(subcommand)]
-    Cluster(ClusterCommand),
-    /// Remove a cluster, however it was left
-    Down(DownOptions),
+    #[command(disable_help_flag = true)]
+    Up(PassedOn),
+    /// Make a cluster on this machine with the flags of `az aks create`
+    #[command(disable_help_flag = true)]
+    Cluster(PassedOn),
+    /// Remove a cluster of this machine, however it was left
+    #[command(disable_help_flag = true)]
+    Down(PassedOn),
     /// What runs, and what is wrong
     Status(StatusOptions),
-    /// Print where kubectl's configuration for a cluster is
-    Kubeconfig(ClusterName),
+    /// Print where kubectl's configuration for a cluster of this machine is
+    #[command(disable_help_flag = true)]
+    Kubeconfig(PassedOn),
     /// Show flows and drops
     Observe(ObserveOptions),
     /// Would a new connection pass, and by which rules?
@@ -60,39 +61,17 @@ pub enum Command {
     Map(ListCommand),
     /// Simulate the control plane of a large cluster, or compare ways of propagation (`weft sim run`, `weft sim scale`)
     #[command(disable_help_flag = true)]
-    Sim(SimOptions),
+    Sim(PassedOn),
     /// Network tools for trying things out, as in the image weft/toolbox
     #[command(disable_help_flag = true)]
-    Toolbox,
+    Toolbox(PassedOn),
 }
 
-#[derive(Subcommand, Debug)]
-pub enum ClusterCommand {
-    /// Make a cluster on this machine with the flags of `az aks create`
-    Create(Box<CreateOptions>),
-}
-
+/// Arguments of another program: `weft-lab` or `weft-sim` reads them and has the help.
 #[derive(Args, Debug)]
-pub struct SimOptions {
-    /// As `weft-sim` takes them: see `weft sim --help`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+pub struct PassedOn {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     pub args: Vec<OsString>,
-}
-
-#[derive(Args, Debug)]
-pub struct ClusterName {
-    /// Name of the cluster
-    #[arg(long, default_value = "weft", env = "WEFT_CLUSTER")]
-    pub name: String,
-}
-
-#[derive(Args, Debug)]
-pub struct DownOptions {
-    #[command(flatten)]
-    pub cluster: ClusterName,
-    /// Keep the API server's objects and the logs for the next `weft up`
-    #[arg(long)]
-    pub keep_state: bool,
 }
 
 #[derive(Args, Debug)]
@@ -430,7 +409,6 @@ mod tests {
 
     #[test]
     fn refusals_say_what_was_expected() {
-        assert!(refused(&["up", "--node", "3"]).contains("--nodes"));
         assert!(refused(&["observe", "--verdict", "lost"]).contains("forwarded, dropped"));
         assert!(refused(&["observe", "--protocol", "tpc"]).contains("expected tcp, udp"));
         assert!(refused(&["observe", "--port", "0"]).contains("1..=65535"));
@@ -443,6 +421,23 @@ mod tests {
         assert!(refused(&["endpoint", "audit", "a/b", "maybe"]).contains("on, off"));
         assert!(refused(&["endpoints", "list"]).contains("endpoint"));
         assert!(refused(&["ct", "list", "-o", "yaml"]).contains("table, json"));
+    }
+
+    #[test]
+    fn what_another_program_reads_is_passed_on_as_it_is() {
+        for line in ["up --nodes 5 --help", "down", "cluster create -h --version", "sim scale --rates 1,2", "toolbox"] {
+            let mut words = line.split(' ');
+            let cli = Cli::try_parse_from(["weft"].into_iter().chain(words.clone())).expect(line);
+            words.next();
+            match cli.command {
+                Command::Up(passed)
+                | Command::Down(passed)
+                | Command::Cluster(passed)
+                | Command::Sim(passed)
+                | Command::Toolbox(passed) => assert!(passed.args.iter().eq(words.by_ref()), "{line}: {passed:?}"),
+                other => panic!("{line}: {other:?}"),
+            }
+        }
     }
 
     #[test]

@@ -1,27 +1,32 @@
-//! `weft`: a cluster on this machine, and a look into the agents of it or of a real node.
+//! `weft`: asks the agents of real nodes or of a cluster on this machine; `weft-lab` makes such clusters.
 
 mod agents;
 mod args;
 mod audit;
-mod cluster;
 mod explain;
+mod lab;
 mod list;
 mod observe;
 mod policy;
 mod services;
+mod status;
 mod table;
 
-use anyhow::Context as _;
-use args::{Cli, Command, SimOptions};
+use args::{Cli, Command};
 use clap::Parser as _;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The embedded cluster's own processes change namespaces: they must start before there is any thread.
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if args.first().is_some_and(|first| first == "internal" || first == "toolbox") {
-        return weft_lab_cluster::internal::run(args);
+    if lab::is_asked(&args) {
+        return match lab::become_lab() {
+            Ok(never) => match never {},
+            Err(error) => {
+                eprintln!("weft: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let cli = Cli::parse();
     match run(cli.command) {
@@ -36,11 +41,10 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Up(options) => cluster::up(&options),
-        Command::Cluster(args::ClusterCommand::Create(options)) => cluster::up(&options.check()?),
-        Command::Down(options) => cluster::down(&options),
-        Command::Status(options) => cluster::status(&options),
-        Command::Kubeconfig(options) => cluster::kubeconfig(&options),
+        Command::Up(_) | Command::Cluster(_) | Command::Down(_) | Command::Kubeconfig(_) | Command::Toolbox(_) => {
+            match lab::become_lab()? {}
+        }
+        Command::Status(options) => status::run(&options),
         Command::Observe(options) => observe::run(options),
         Command::Explain(options) => explain::run(&options),
         Command::Endpoint(args::EndpointCommand::List(options)) => list::endpoints(&options),
@@ -54,19 +58,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Policy(args::PolicyCommand::Wait(options)) => policy::wait(&options),
         Command::Policy(args::PolicyCommand::Lint(options)) => policy::lint(&options),
         Command::Policy(args::PolicyCommand::Preview(options)) => policy::preview(&options),
-        Command::Sim(options) => sim(options),
-        Command::Toolbox => unreachable!("main() handed it on"),
+        // It has all of the agent and the operator in it, which this program need not.
+        Command::Sim(options) => match lab::become_program("weft-sim", "WEFT_SIM", options.args)? {},
     }
-}
-
-/// Becomes `weft-sim`, a program of its own: it has all of the agent and the operator in it, which this one need not.
-fn sim(options: SimOptions) -> anyhow::Result<ExitCode> {
-    use std::os::unix::process::CommandExt as _;
-    let beside =
-        weft_lab_cluster::internal::bin_dir().map(|dir| dir.join("weft-sim")).ok().filter(|path| path.is_file());
-    let program = beside.unwrap_or_else(|| "weft-sim".into());
-    let error = std::process::Command::new(&program).args(options.args).exec();
-    Err(error).with_context(|| format!("start {} (cargo build --release -p weft-sim makes it)", program.display()))
 }
 
 /// The reader of our output went away (`weft ... | head`): that is no failure.

@@ -12,9 +12,10 @@ use crate::args::WaitOptions;
 use anyhow::{Context as _, Result, bail};
 use std::process::ExitCode;
 use weft_api::agent::{Request, WaitRequest};
-use weft_lab_client::Client;
+use weft_api::cluster::Cluster;
 
-use weft_lab_client::kubeconfig::Access;
+use weft_k8s::Client;
+use weft_k8s::client::Options;
 use weft_model::intent::PolicyKind;
 
 /// Returns once every agent says so.
@@ -50,9 +51,8 @@ fn newest(options: &WaitOptions) -> Result<String> {
     if options.target.socket.is_some() {
         bail!("--socket: expected --resource-version or --gone as well, since no API server is known");
     }
-    let config = weft_lab_config::load(&options.target.name)?;
-    let kubeconfig = config.kubeconfig.clone().unwrap_or_else(|| config.paths().kubeconfig());
-    let client = Client::new(Access::read(&kubeconfig)?)?;
+    let kubeconfig = Some(Cluster::read(&options.target.name)?.kubeconfig());
+    let user_agent = format!("weft/{}", env!("CARGO_PKG_VERSION"));
     let (namespace, name) = (&policy.namespace, &policy.name);
     let path = match policy.kind {
         PolicyKind::NetworkPolicy => {
@@ -68,7 +68,11 @@ fn newest(options: &WaitOptions) -> Result<String> {
             format!("/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies/{name}")
         }
     };
-    let object = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(client.get(&path))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let object: serde_json::Value = runtime.block_on(async {
+        let client = Client::connect(&Options { kubeconfig, user_agent }).await?;
+        client.get(&path).await
+    })?;
     match object["metadata"]["resourceVersion"].as_str() {
         Some(version) => Ok(version.to_owned()),
         None => bail!("{policy}: the API server gives no resourceVersion"),

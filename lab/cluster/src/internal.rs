@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 /// Runs what `weft internal ...` and `weft toolbox ...` ask for. `args` begins with `internal` or `toolbox`.
@@ -39,18 +39,6 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-/// Directory of the programs that belong together: where this one is.
-///
-/// # Errors
-/// That the running program's place is unknown.
-pub fn bin_dir() -> io::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let dir = own.parent().unwrap_or(Path::new("/"));
-    // Tests run in a directory below the programs.
-    let above = dir.parent().filter(|_| !dir.join("weft").exists());
-    Ok(above.filter(|d| d.join("weft").exists()).unwrap_or(dir).to_owned())
 }
 
 /// Tells the log what happens; `WEFT_LOG` chooses how much.

@@ -21,7 +21,10 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use weft_lab_config::paths::Paths;
-use weft_lab_config::{ConfigError, OptionError};
+use weft_lab_config::{ClusterError, OptionError};
+
+/// The program that all processes of the embedded cluster run, except those that a real cluster has too.
+pub const PROGRAM: &str = "weft-lab";
 
 /// Why a command on a cluster failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +38,9 @@ pub enum Error {
     /// The machine lacks something.
     #[error("{0}")]
     Requirement(String),
-    /// The cluster's settings cannot be read.
+    /// There is no such cluster, or its settings cannot be read.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Cluster(#[from] ClusterError),
     /// A step failed.
     #[error("{what}: {source}")]
     Step {

@@ -12,7 +12,7 @@ use weft_lab_config::paths::Paths;
 
 /// The oldest kernel with tcx links.
 const KERNEL_MIN: (u32, u32) = (6, 6);
-const PROGRAMS: [&str; 4] = ["weft", "weft-agent", "weft-operator", "weft-cni"];
+const PROGRAMS: [&str; 4] = [super::PROGRAM, "weft-agent", "weft-operator", "weft-cni"];
 
 /// Checks kernel and programs.
 pub(super) fn check(config: &Config) -> Result<(), Error> {
@@ -39,7 +39,7 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
         let file = config.bin_dir.join(program);
         if !file.is_file() {
             return Err(Error::Requirement(format!(
-                "{} is missing: expected it beside weft, or $WEFT_BIN_DIR to say where",
+                "{} is missing: expected it beside weft-lab, or $WEFT_BIN_DIR to say where",
                 file.display()
             )));
         }

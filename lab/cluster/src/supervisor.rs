@@ -136,13 +136,13 @@ fn service(config: &Config, name: &str, program: &str) -> anyhow::Result<Service
         cgroup: Cgroup::at(paths.cgroup())?.child("system"),
         record: paths.processes().join(format!("{name}.json")),
         log: paths.logs().join(format!("{name}.log")),
-        weft: config.bin_dir.join("weft"),
+        lab: config.bin_dir.join(crate::PROGRAM),
     })
 }
 
 fn api_server(config: &Config) -> anyhow::Result<Service> {
     let paths = config.paths();
-    let mut service = service(config, "apiserver", "weft")?;
+    let mut service = service(config, "apiserver", crate::PROGRAM)?;
     service.args(["internal", "apiserver", "--cluster", &config.name]);
     service.option("--data-dir", paths.lib().join("apiserver"));
     service.option("--listen", format!("127.0.0.1:{}", config.port));
@@ -187,7 +187,7 @@ fn operator(config: &Config) -> anyhow::Result<Service> {
 
 /// The world's only host answers like any toolbox pod.
 fn outside(config: &Config) -> anyhow::Result<Service> {
-    let mut service = service(config, "outside", "weft")?;
+    let mut service = service(config, "outside", crate::PROGRAM)?;
     service.netns = Some(config.paths().outside_netns());
     service.args(["toolbox", "serve", "--name", "outside"]);
     Ok(service)
@@ -246,7 +246,7 @@ pub(crate) fn agent_arguments(config: &Config, node: &str) -> anyhow::Result<Vec
 
 fn runner(config: &Config, node: &str) -> anyhow::Result<Service> {
     let paths = config.paths();
-    let mut service = service(config, &format!("runner-{node}"), "weft")?;
+    let mut service = service(config, &format!("runner-{node}"), crate::PROGRAM)?;
     service.netns = Some(paths.node_netns(node));
     service.cgroup = node_cgroup(config, node)?.child("runner");
     service.args(["internal", "node", &config.name, node]);

@@ -1,17 +1,17 @@
 //! `weft up`: makes a cluster, or finishes one that was interrupted, and waits until it works.
 
-use super::{Error, lock, probe, require_root, requirements, step};
+use super::{Error, PROGRAM, lock, probe, require_root, requirements, step};
 use crate::supervisor::RECORD;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use weft_lab_client::Client;
 use weft_lab_client::kubeconfig::Access;
 use weft_lab_config::paths::Paths;
-use weft_lab_config::{Config, ConfigError, UpOptions, load};
+use weft_lab_config::{ClusterError, Config, UpOptions, load};
 use weft_sys::cgroup::Cgroup;
 use weft_sys::files::{PRIVATE, write_atomically};
 use weft_sys::process::Process;
@@ -47,7 +47,7 @@ pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<UpRepor
             Some(conflict) => return Err(conflict.into()),
             None => existing,
         },
-        Err(ConfigError::Absent(_)) => fresh(wanted)?,
+        Err(ClusterError::Absent(_)) => fresh(wanted)?,
         Err(other) => return Err(other.into()),
     };
     let running = supervisor(&paths).is_some();
@@ -76,10 +76,16 @@ pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<UpRepor
     })
 }
 
+/// Directory of this program: the others are beside it unless it is told otherwise.
+fn bin_dir() -> std::io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
 /// Completes the settings of a new cluster and keeps them.
 fn fresh(mut config: Config) -> Result<Config, Error> {
     if config.bin_dir.as_os_str().is_empty() {
-        config.bin_dir = step("find the programs", crate::internal::bin_dir())?;
+        config.bin_dir = step("find the programs", bin_dir())?;
     }
     config.bin_dir = step("find the programs", std::path::absolute(&config.bin_dir))?;
     requirements::check(&config)?;
@@ -117,7 +123,7 @@ fn make(config: &Config) -> Result<(), Error> {
     let place = paths.logs().join("supervisor.log");
     let log = step(format!("open {}", place.display()), fs::OpenOptions::new().create(true).append(true).open(&place))?;
     let log_too = step("open the log", log.try_clone())?;
-    let child = Command::new(config.bin_dir.join("weft"))
+    let child = Command::new(config.bin_dir.join(PROGRAM))
         .args(["internal", "supervisor", &config.name])
         .env("WEFT_BIN_DIR", &config.bin_dir)
         .stdin(Stdio::null())

@@ -28,7 +28,7 @@ impl Cluster {
         let name = format!("{test}{}", std::process::id());
         let programs = std::env::temp_dir().join(format!("weft-programs-{name}"));
         fs::create_dir_all(&programs).expect("temporary directory");
-        for program in ["weft", "weft-agent", "weft-operator", "weft-cni"] {
+        for program in ["weft-lab", "weft-agent", "weft-operator", "weft-cni"] {
             std::os::unix::fs::symlink(&example, programs.join(program)).expect("links");
         }
         let mut options = UpOptions { name, bin_dir: Some(programs.clone()), ..UpOptions::default() };
@@ -231,7 +231,7 @@ impl Cluster {
 
     /// What a program prints that runs on a node.
     fn on_node(&self, node: &str, command: &[&str]) -> String {
-        let weft = self.programs.join("weft");
+        let weft = self.programs.join("weft-lab");
         let output = std::process::Command::new(&weft)
             .args(["internal", "run", &self.options.name, node, "--"])
             .args(command)
@@ -264,7 +264,7 @@ fn services_follow_their_pods_and_have_names() {
     // Names, asked of the server's pod: there is nobody here who would translate its Service's address.
     let pods = cluster.get("/api/v1/namespaces/kube-system/pods?labelSelector=k8s-app%3Dkube-dns");
     let server = pods["items"][0]["status"]["podIP"].as_str().expect("cluster DNS runs").to_owned();
-    let weft = cluster.programs.join("weft");
+    let weft = cluster.programs.join("weft-lab");
     let ask = |name: &str, kind: &str| {
         let weft = weft.to_string_lossy();
         cluster.on_node("node-2", &[&weft, "toolbox", "dns", name, "--type", kind, "--server", &server])

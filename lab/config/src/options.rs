@@ -94,7 +94,7 @@ pub struct UpOptions {
     /// Use the Kubernetes API server of this kubeconfig instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Directory of weft, weft-agent, weft-operator and weft-cni, if they are not beside this program
+    /// Directory of weft-lab, weft-agent, weft-operator and weft-cni, if they are not all in one place
     #[arg(long, value_name = "DIR", env = "WEFT_BIN_DIR", hide = true)]
     pub bin_dir: Option<PathBuf>,
 }
@@ -207,11 +207,7 @@ pub(crate) fn wrong(option: &'static str, given: impl ToString, expected: impl I
 /// # Errors
 /// What a name looks like.
 pub fn check_name(name: &str) -> Result<(), OptionError> {
-    let fine = (1..=20).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && !name.ends_with('-');
-    if fine { Ok(()) } else { Err(wrong("name", name, "expected 1 to 20 lowercase letters, digits and inner hyphens")) }
+    if weft_api::cluster::is_name(name) { Ok(()) } else { Err(wrong("name", name, weft_api::cluster::NAME_EXPECTED)) }
 }
 
 impl UpOptions {

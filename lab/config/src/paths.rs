@@ -1,6 +1,7 @@
 //! Names and places of everything that a cluster has on its machine. All of them carry the cluster's name.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+pub use weft_api::cluster::node_name;
 
 /// Names and places of one cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,25 +20,25 @@ impl Paths {
     /// What outlives a reboot: API store, certificates, kubeconfig, logs.
     #[must_use]
     pub fn lib(&self) -> PathBuf {
-        Path::new("/var/lib/weft").join(&self.cluster)
+        weft_api::cluster::lib_dir(&self.cluster)
     }
 
     /// What does not: sockets, process records, the BPF file system.
     #[must_use]
     pub fn run(&self) -> PathBuf {
-        Path::new("/run/weft").join(&self.cluster)
+        weft_api::cluster::run_dir(&self.cluster)
     }
 
     /// The settings that the cluster was made with.
     #[must_use]
     pub fn config(&self) -> PathBuf {
-        self.lib().join("cluster.json")
+        weft_api::cluster::settings_file(&self.cluster)
     }
 
     /// For kubectl on this machine.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
-        self.lib().join("kubeconfig")
+        weft_api::cluster::kubeconfig_file(&self.cluster)
     }
 
     /// For agents and the operator, inside the fabric.
@@ -91,7 +92,7 @@ impl Paths {
     /// A node's agent.
     #[must_use]
     pub fn agent_socket(&self, node: &str) -> PathBuf {
-        self.node(node).join("agent.sock")
+        weft_api::cluster::agent_socket(&self.cluster, node)
     }
 
     /// A node's pod runner.
@@ -152,12 +153,6 @@ impl Paths {
 /// Digits of the short id in a pod's namespace and cgroup names.
 pub const POD_ID_LENGTH: usize = 10;
 
-/// Name of the nth node, counting from 1.
-#[must_use]
-pub fn node_name(number: u8) -> String {
-    format!("node-{number}")
-}
-
 /// Names of all clusters that left something on this machine.
 #[must_use]
 pub fn clusters() -> Vec<String> {
@@ -167,7 +162,7 @@ pub fn clusters() -> Vec<String> {
         .flat_map(|entries| entries.flatten())
         .filter(|e| e.path().is_dir())
         .filter_map(|e| e.file_name().into_string().ok())
-        .filter(|name| super::options::check_name(name).is_ok())
+        .filter(|name| weft_api::cluster::is_name(name))
         .collect();
     names.sort();
     names.dedup();

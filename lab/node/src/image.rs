@@ -23,7 +23,7 @@ fn base(name: &str) -> &str {
 /// Finds a container's image.
 pub(super) fn find(node: &Node, name: &str) -> Result<Image, Problem> {
     if matches!(base(name), TOOLBOX_IMAGE | cluster_dns::IMAGE) {
-        return Ok(Image::Toolbox { weft: node.weft() });
+        return Ok(Image::Toolbox { weft: node.program() });
     }
     let place = name.strip_prefix("dir:").or_else(|| name.starts_with('/').then_some(name));
     let Some(place) = place.map(PathBuf::from) else {

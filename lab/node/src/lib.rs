@@ -63,9 +63,9 @@ impl Node {
         self.config.paths().logs().join("pods").join(&self.name).join(pod)
     }
 
-    /// Our own executable.
-    fn weft(&self) -> PathBuf {
-        self.config.bin_dir.join("weft")
+    /// The executable that containers of the built-in images see as `/weft`.
+    fn program(&self) -> PathBuf {
+        self.config.bin_dir.join("weft-lab")
     }
 
     /// The CNI executables and configuration that the agent installed.

@@ -283,7 +283,7 @@ impl Worker {
         handles.push(Watcher { purpose: None, task });
         for purpose in Purpose::ALL {
             let address = self.record.addresses.first().copied();
-            let Some(probe) = Probe::new(container, purpose, address, self.node.weft(), files.clone()) else {
+            let Some(probe) = Probe::new(container, purpose, address, self.node.program(), files.clone()) else {
                 continue;
             };
             let (signals, container) = (self.signals.clone(), name.clone());
@@ -437,7 +437,7 @@ impl Worker {
         let own = ["initContainers", "containers"].iter().flat_map(|f| list(&self.pod, f)).find(|c| c["name"] == name);
         let address = self.record.addresses.first().copied();
         let files = self.dir.container(name, attempt);
-        let hook = own.and_then(|container| Hook::pre_stop(container, address, self.node.weft(), files));
+        let hook = own.and_then(|container| Hook::pre_stop(container, address, self.node.program(), files));
         let (node, pod, name) = (Arc::clone(&self.node), Arc::clone(&self.pod), name.to_owned());
         async move {
             let Some(hook) = hook else { return };

@@ -36,7 +36,7 @@ pub(super) struct Service {
     /// Where its output goes.
     pub log: PathBuf,
     /// Our own executable, which enters the namespace.
-    pub weft: PathBuf,
+    pub lab: PathBuf,
 }
 
 impl Service {
@@ -72,7 +72,7 @@ impl Service {
             fs::rename(&self.log, self.log.with_extension("log.1"))?;
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = tokio::process::Command::new(&self.weft);
+        let mut command = tokio::process::Command::new(&self.lab);
         command.args(["internal", "enter"]);
         if let Some(netns) = &self.netns {
             command.arg("--netns").arg(weft_sys::netns::path(netns));

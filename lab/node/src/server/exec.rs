@@ -63,7 +63,7 @@ pub(super) fn start(
     }
     let tty = query.is_set("tty");
     let wish = Wish {
-        weft: node.weft(),
+        weft: node.program(),
         files,
         command,
         stdin: query.is_set("stdin"),
