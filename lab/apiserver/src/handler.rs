@@ -200,7 +200,10 @@ impl Handler {
             "exec" | "attach" | "portforward" if pods => {
                 let kind = call.target.subresource.clone();
                 tracing::info!(user = call.user.name, pod = call.target.name, kind, "a stream is asked for");
-                stream::upgrade(&self.api, &self.run_dir, call.key(), &kind, &call.query, request).await
+                if kind == "portforward" {
+                    return stream::forward(&self.api, &self.run_dir, call.key(), request);
+                }
+                stream::terminal(&self.api, &self.run_dir, call.key(), &kind, &call.query, request).await
             }
             _ => Err(ApiError::no_such_path()),
         }

@@ -1,6 +1,8 @@
-//! Logs and terminals of containers: they come from the runner of the pod's node, by its unix socket.
+//! Logs, terminals and ports of pods: they come from the runner of the pod's node, by its unix socket.
 
+mod forward;
 mod frames;
+mod spdy;
 
 use super::api::Api;
 use super::error::ApiError;
@@ -13,6 +15,7 @@ use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBS
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::path::Path;
@@ -62,11 +65,15 @@ fn locate(api: &Api, (namespace, pod): (&str, &str), query: &Query) -> Result<Pl
         asked if all.contains(&asked) => asked.to_owned(),
         asked => return Err(ApiError::bad_request(format!("container {asked} is not valid for pod {pod}"))),
     };
-    let node = text(&object.value, &["spec", "nodeName"]).to_owned();
-    if node.is_empty() {
-        return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", name(&object.value))));
+    Ok(Place { node: assigned(&object.value)?, container })
+}
+
+/// The node that a pod is bound to.
+fn assigned(pod: &Value) -> Result<String, ApiError> {
+    match text(pod, &["spec", "nodeName"]) {
+        "" => Err(ApiError::bad_request(format!("pod {} does not have a host assigned", name(pod)))),
+        node => Ok(node.to_owned()),
     }
-    Ok(Place { node, container })
 }
 
 /// Sends a request to a node's runner.
@@ -162,11 +169,72 @@ pub async fn logs(api: &Api, run_dir: &Path, pod: (&str, &str), query: &Query) -
     Ok(response)
 }
 
+/// A websocket that a client asked for, not yet answered.
+struct Handshake {
+    protocol: &'static str,
+    accept: HeaderValue,
+}
+
+impl Handshake {
+    /// Reads what the client offers, and takes the first of `protocols` that is among it.
+    fn read(request: &Request<Incoming>, kind: &str, protocols: &[&'static str]) -> Result<Self, ApiError> {
+        let header = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
+        let expected = protocols.join(", ");
+        if !header(UPGRADE).eq_ignore_ascii_case("websocket") {
+            return Err(ApiError::bad_request(format!("{kind}: expected a websocket with one of {expected}")));
+        }
+        let offered: Vec<&str> = header(SEC_WEBSOCKET_PROTOCOL).split(',').map(str::trim).collect();
+        let protocol = protocols.iter().find(|p| offered.contains(*p));
+        let protocol = protocol
+            .ok_or_else(|| ApiError::bad_request(format!("{kind}: {offered:?}: expected one of {expected}")))?;
+        let key = header(SEC_WEBSOCKET_KEY);
+        if key.is_empty() {
+            return Err(ApiError::bad_request("Sec-WebSocket-Key: expected a key"));
+        }
+        let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(ApiError::internal)?;
+        Ok(Self { protocol, accept })
+    }
+
+    /// The answer after which the connection is a websocket.
+    fn response(self) -> Response<Body> {
+        let mut response = Response::new(response::full(Bytes::new()));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(self.protocol));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, self.accept);
+        response
+    }
+}
+
+/// The server's side of a connection that has become a websocket.
+async fn websocket(connection: Upgraded) -> WebSocketStream<TokioIo<Upgraded>> {
+    let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
+    WebSocketStream::from_raw_socket(TokioIo::new(connection), Role::Server, Some(config)).await
+}
+
+/// Asks a runner for a stream of bytes.
+async fn open(run_dir: &Path, node: &str, uri: String) -> Result<Upgraded, ApiError> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(uri)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, "weft-stream")
+        .body(Empty::new())
+        .map_err(ApiError::internal)?;
+    let answer = ask(run_dir, node, request).await?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refusal(answer).await);
+    }
+    hyper::upgrade::on(answer).await.map_err(ApiError::internal)
+}
+
 /// A terminal: the client's websocket, joined to the stream of the runner.
 ///
 /// # Errors
 /// That there is none.
-pub async fn upgrade(
+pub async fn terminal(
     api: &Api,
     run_dir: &Path,
     pod: (&str, &str),
@@ -174,26 +242,7 @@ pub async fn upgrade(
     query: &Query,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
-    if kind == "portforward" {
-        return Err(ApiError::method_not_allowed(
-            "port forwarding is not done by this server: reach pods by their address",
-        ));
-    }
-    let header = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
-    if !header(UPGRADE).eq_ignore_ascii_case("websocket") {
-        return Err(ApiError::bad_request(format!(
-            "{kind}: expected a websocket with one of {}",
-            PROTOCOLS.join(", ")
-        )));
-    }
-    let offered: Vec<String> = header(SEC_WEBSOCKET_PROTOCOL).split(',').map(|p| p.trim().to_owned()).collect();
-    let protocol = PROTOCOLS.iter().find(|p| offered.iter().any(|o| o == *p)).ok_or_else(|| {
-        ApiError::bad_request(format!("{kind}: {offered:?}: expected one of {}", PROTOCOLS.join(", ")))
-    })?;
-    let key = header(SEC_WEBSOCKET_KEY).to_owned();
-    if key.is_empty() {
-        return Err(ApiError::bad_request("Sec-WebSocket-Key: expected a key"));
-    }
+    let handshake = Handshake::read(&request, kind, &PROTOCOLS)?;
     if kind == "exec" && query.all("command").next().is_none() {
         return Err(ApiError::bad_request("query command: expected at least one"));
     }
@@ -206,37 +255,45 @@ pub async fn upgrade(
         parameters.push("command", command);
     }
     let passed = ["command", "stdin", "stdout", "stderr", "tty"];
-    let to_runner = Request::builder()
-        .method(Method::POST)
-        .uri(uri(kind, pod, &place.container, &parameters, &passed))
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "weft-stream")
-        .body(Empty::new())
-        .map_err(ApiError::internal)?;
-    let answer = ask(run_dir, &place.node, to_runner).await?;
-    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(refusal(answer).await);
-    }
+    let runner = open(run_dir, &place.node, uri(kind, pod, &place.container, &parameters, &passed)).await?;
     let client = hyper::upgrade::on(&mut request);
     // Both ends outlive this request: the task ends when either of them does.
     tokio::spawn(async move {
-        let runner = hyper::upgrade::on(answer).await;
-        let (Ok(client), Ok(runner)) = (client.await, runner) else {
-            return tracing::debug!("a terminal's connection broke off before it began");
-        };
-        let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
-        let client = WebSocketStream::from_raw_socket(TokioIo::new(client), Role::Server, Some(config)).await;
-        join(client, TokioIo::new(runner)).await;
+        match client.await {
+            Ok(client) => join(websocket(client).await, TokioIo::new(runner)).await,
+            Err(error) => tracing::debug!(%error, "a terminal's connection broke off before it began"),
+        }
     });
-    let mut response = Response::new(response::full(Bytes::new()));
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
-    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(ApiError::internal)?;
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-    Ok(response)
+    Ok(handshake.response())
+}
+
+/// Ports of a pod: the client's websocket, and a stream of the runner for each connection in it.
+///
+/// # Errors
+/// That the pod has no node, or that the client speaks something else.
+pub fn forward(
+    api: &Api,
+    run_dir: &Path,
+    pod: (&str, &str),
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    let object = api.get(&api.builtin("", "pods"), pod.0, pod.1)?;
+    let node = assigned(&object.value)?;
+    let handshake = Handshake::read(&request, "portforward (kubectl 1.31 or newer)", &[forward::PROTOCOL])?;
+    let (run_dir, path) = (run_dir.to_owned(), format!("http://runner/portforward/{}/{}", pod.0, pod.1));
+    let client = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let client = match client.await {
+            Ok(client) => websocket(client).await,
+            Err(error) => return tracing::debug!(%error, "a port-forward's connection broke off before it began"),
+        };
+        let connect = |port: u16| {
+            let (run_dir, node, uri) = (run_dir.clone(), node.clone(), format!("{path}?port={port}"));
+            async move { open(&run_dir, &node, uri).await.map(TokioIo::new).map_err(|error| error.message) }
+        };
+        forward::serve(client, connect).await;
+    });
+    Ok(handshake.response())
 }
 
 /// Carries messages between a client and a runner until one of them ends.

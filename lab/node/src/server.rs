@@ -18,11 +18,15 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
+
+/// How long a pod's port may take to accept: both ends are on one machine.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -276,16 +280,11 @@ async fn forward(
     let record = find_pod(node, namespace, pod)?;
     let port =
         query.number("port")?.and_then(|p| u16::try_from(p).ok()).ok_or_else(|| bad("port: expected a number"))?;
-    let connected = tokio::task::spawn_blocking(move || {
-        weft_sys::netns::within(&record.netns, || {
-            let local = |ip: std::net::IpAddr| std::net::TcpStream::connect(SocketAddr::new(ip, port));
-            local(std::net::Ipv4Addr::LOCALHOST.into()).or_else(|_| local(std::net::Ipv6Addr::LOCALHOST.into()))
-        })
-    });
-    let stream = connected
-        .await
-        .map_err(|e| Refusal(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?
-        .map_err(|e| Refusal(StatusCode::BAD_GATEWAY, format!("port {port} of pod {pod}: {e}")))?;
+    let connected = tokio::task::spawn_blocking(move || weft_sys::netns::within(&record.netns, || connect(port)));
+    let stream =
+        connected.await.map_err(|e| Refusal(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?.map_err(|e| {
+            Refusal(StatusCode::BAD_GATEWAY, format!("connect to port {port} of pod {namespace}/{pod}: {e}"))
+        })?;
     let words = |e: io::Error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, e.to_string());
     stream.set_nonblocking(true).map_err(words)?;
     let mut far = TcpStream::from_std(stream).map_err(words)?;
@@ -294,9 +293,34 @@ async fn forward(
     })
 }
 
+/// Connects to a port of the network namespace that the thread is in: what listens may do so for either family only.
+fn connect(port: u16) -> io::Result<std::net::TcpStream> {
+    let attempt = |ip: IpAddr| {
+        let connected = std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, port), CONNECT_TIMEOUT);
+        connected.map_err(|e| io::Error::new(e.kind(), format!("{ip}: {e}")))
+    };
+    attempt(Ipv4Addr::LOCALHOST.into()).or_else(|v4| {
+        attempt(Ipv6Addr::LOCALHOST.into()).map_err(|v6| io::Error::new(v4.kind(), format!("{v4}; {v6}")))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_of_either_family_are_found_and_a_closed_one_names_both() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = std::net::TcpListener::bind(address).expect("a port");
+            let port = listener.local_addr().expect("is bound").port();
+            connect(port).expect(address);
+            drop(listener);
+            let error = connect(port).expect_err("is closed");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+            let text = error.to_string();
+            assert!(text.contains("127.0.0.1: ") && text.contains("::1: "), "{text}");
+        }
+    }
 
     #[test]
     fn queries() {

@@ -2,9 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use std::io::Write as _;
-use std::process::{Command, Output, Stdio};
-use weft_tests::cluster::{Cluster, PORT, eventually};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Output, Stdio};
+use weft_tests::cluster::{Cluster, DEADLINE, PORT, eventually};
 use weft_tests::node;
 
 const PAIRS: usize = 1000;
@@ -85,6 +86,74 @@ fn cni(cluster: &Cluster, config: &Value, command: &str, container: &str, netns:
     Ok(child.wait_with_output()?)
 }
 
+/// `kubectl port-forward`, for as long as this lives.
+struct Forward {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Forward {
+    fn to(cluster: &Cluster, pod: &str, port: u16) -> Result<Self> {
+        let mut child = cluster.spawn_kubectl(&["port-forward", pod, &format!(":{port}")])?;
+        let stdout = child.stdout.take().context("piped")?;
+        let mut forward = Self { child, port: 0 };
+        // `Forwarding from 127.0.0.1:40123 -> 8080`; at its end kubectl says why on the other stream.
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let local = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
+        match local.and_then(|port| port.parse().ok()) {
+            Some(port) => forward.port = port,
+            None => anyhow::bail!("kubectl port-forward: {line:?} {}", forward.errors()?),
+        }
+        Ok(forward)
+    }
+
+    /// What kubectl complains of, once it has ended.
+    fn errors(&mut self) -> Result<String> {
+        eventually("kubectl port-forward to end", || self.child.try_wait()?.context("it runs"))?;
+        let mut text = String::new();
+        self.child.stderr.take().context("piped")?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    fn connect(&self) -> Result<TcpStream> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        Ok(stream)
+    }
+}
+
+/// Real kubectl, two connections at once, and a port that nobody listens at.
+fn port_forward(cluster: &Cluster) -> Result<()> {
+    let forward = Forward::to(cluster, "pod/server", PORT)?;
+    let mut connections = [forward.connect()?, forward.connect()?];
+    for (n, stream) in connections.iter_mut().enumerate() {
+        write!(stream, "GET /{n} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")?;
+    }
+    for stream in &mut connections {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("server"), "through the forward: {answer:?}");
+    }
+    let mut closed = Forward::to(cluster, "pod/server", 81)?;
+    let mut nothing = Vec::new();
+    closed.connect()?.read_to_end(&mut nothing)?;
+    ensure!(nothing.is_empty(), "a closed port answers {nothing:?}");
+    // A failed connection ends kubectl.
+    let errors = closed.errors()?;
+    for part in ["port 81 of pod default/server", "127.0.0.1: Connection refused", "::1: Connection refused"] {
+        ensure!(errors.contains(part), "expected {part:?} in {errors:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_killed_cluster_comes_back_or_goes_without_a_trace() -> Result<()> {
     let cluster = Cluster::up("kl", &["--nodes", "2"])?;
@@ -95,6 +164,8 @@ fn a_killed_cluster_comes_back_or_goes_without_a_trace() -> Result<()> {
     eventually("the API server", || cluster.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"]))?;
     cluster.reaches(&client, "--tcp", &server, PORT)?;
     cluster.pod("later", "node-2", "role: any")?;
+
+    port_forward(&cluster)?;
 
     for (args, expected) in [
         (["up", "--node", "4"].as_slice(), "--nodes"),
