@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn refusals_say_what_was_expected() {
         let refused = |args: &[&str]| {
-            let parsed = Cli::try_parse_from(["weft-lab"].iter().chain(args));
+            let parsed = Cli::try_parse_from(["weft"].iter().chain(args));
             parsed.expect_err("must be refused").to_string()
         };
         assert!(refused(&["up", "--node", "3"]).contains("--nodes"));

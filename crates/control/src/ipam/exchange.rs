@@ -4,7 +4,7 @@
 //! Every round begins with the current object and ends with the outcome of the agent's write. Two rules keep an address
 //! from being allocated on two nodes:
 //! - A write with unknown outcome may still be applied. Blocks that it releases are not used until a later read or write
-//!   tells the outcome.
+//!   tells the outcome. A conflict of the next write does not: it may be the earlier write that changed the object.
 //! - A write of a previous agent process may still be applied too. Nothing is allocated before a write of this process was
 //!   accepted: by then earlier writes conflict.
 
@@ -41,6 +41,11 @@ pub struct Exchange {
     edges: Edges,
     /// A write of this process was accepted.
     accepted: bool,
+    /// A write had an unknown outcome, and none was accepted since.
+    uncertain: bool,
+    /// A write conflicted after one with unknown outcome. Neither can be applied any more: the next read tells which of the
+    /// blocks they release are still this node's.
+    read_decides: bool,
     /// As last read or written.
     record: Record,
 }
@@ -48,7 +53,7 @@ pub struct Exchange {
 impl Exchange {
     #[must_use]
     pub fn new(growth: Growth, edges: Edges) -> Self {
-        Self { growth, edges, accepted: false, record: Record::default() }
+        Self { growth, edges, accepted: false, uncertain: false, read_decides: false, record: Record::default() }
     }
 
     /// The object as last read or written.
@@ -67,6 +72,10 @@ impl Exchange {
         exhausted: bool,
     ) -> (Option<Record>, Vec<OverlappingBlock>) {
         let problems = self.sync_blocks(pool, now.clone());
+        if std::mem::take(&mut self.read_decides) {
+            self.uncertain = false;
+            cancel_releases(pool);
+        }
         let mut next = Record::default();
         for ((name, family), demand) in demand {
             let held = u32::try_from(pool.held(name, *family)).unwrap_or(u32::MAX);
@@ -102,16 +111,21 @@ impl Exchange {
     pub fn end(&mut self, pool: &mut NodePool, written: Record, outcome: Outcome) -> Vec<OverlappingBlock> {
         match outcome {
             Outcome::Written => {
-                self.accepted = true;
+                (self.accepted, self.uncertain, self.read_decides) = (true, false, false);
                 self.sync_blocks(pool, written)
             }
-            Outcome::Refused => {
-                for (name, net) in pool.releasing() {
-                    pool.cancel_release(&name, &net);
-                }
+            Outcome::Refused if self.uncertain => {
+                self.read_decides = true;
                 Vec::new()
             }
-            Outcome::Unknown => Vec::new(),
+            Outcome::Refused => {
+                cancel_releases(pool);
+                Vec::new()
+            }
+            Outcome::Unknown => {
+                self.uncertain = true;
+                Vec::new()
+            }
         }
     }
 
@@ -126,5 +140,11 @@ impl Exchange {
         }
         self.record = record;
         problems
+    }
+}
+
+fn cancel_releases(pool: &mut NodePool) {
+    for (name, net) in pool.releasing() {
+        pool.cancel_release(&name, &net);
     }
 }

@@ -552,3 +552,27 @@ fn exhaustion_recovers_when_addresses_return() {
         assert!(world.nodes[1].pods.len() > before - 4, "{}: addresses returned and are not given", world.mode.name);
     }
 }
+
+/// The first write was applied, so its block is another node's by now, and the second conflicts because of it.
+#[test]
+fn a_conflict_after_a_write_of_unknown_outcome_frees_no_block() {
+    let (mut pool, mut exchange) = (NodePool::new(Advice::Growing), Exchange::new(Growth::Ahead(4), Edges::Usable));
+    let demand = |count| Requested::from([((POOL.to_owned(), Family::V4), count)]);
+    let nets: BTreeSet<IpNet> = ["10.0.0.0/30", "10.0.0.4/30"].map(|net| net.parse().unwrap()).into();
+    let object = Record { allocated: BTreeMap::from([(POOL.to_owned(), nets)]), requested: demand(8) };
+    let (first, _) = exchange.begin(&mut pool, &object, &demand(8), false);
+    exchange.end(&mut pool, first.expect("the first round writes"), Outcome::Written);
+
+    let (applied, _) = exchange.begin(&mut pool, &object, &demand(0), false);
+    let applied = applied.expect("a block is released");
+    exchange.end(&mut pool, applied.clone(), Outcome::Unknown);
+    let releasing = pool.releasing();
+    assert_eq!(releasing.len(), 1, "{releasing:?}");
+    let (again, _) = exchange.begin(&mut pool, &object, &demand(0), false);
+    exchange.end(&mut pool, again.expect("still to be released"), Outcome::Refused);
+    assert_eq!(pool.releasing(), releasing, "nothing may be allocated from it");
+
+    exchange.begin(&mut pool, &applied, &demand(0), false);
+    let held: BTreeSet<IpNet> = pool.usage().iter().map(|usage| usage.block.net).collect();
+    assert_eq!(held, applied.allocated[POOL]);
+}
