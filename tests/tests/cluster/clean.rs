@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use weft_tests::cluster::{Cluster, DEADLINE, PORT, eventually};
 use weft_tests::node;
 
@@ -89,6 +89,8 @@ fn cni(cluster: &Cluster, config: &Value, command: &str, container: &str, netns:
 /// `kubectl port-forward`, for as long as this lives.
 struct Forward {
     child: Child,
+    /// Held open: kubectl dies when it reports a connection and nobody can read that.
+    stdout: BufReader<ChildStdout>,
     port: u16,
 }
 
@@ -102,11 +104,11 @@ impl Drop for Forward {
 impl Forward {
     fn to(cluster: &Cluster, pod: &str, port: u16) -> Result<Self> {
         let mut child = cluster.spawn_kubectl(&["port-forward", pod, &format!(":{port}")])?;
-        let stdout = child.stdout.take().context("piped")?;
-        let mut forward = Self { child, port: 0 };
+        let stdout = BufReader::new(child.stdout.take().context("piped")?);
+        let mut forward = Self { child, stdout, port: 0 };
         // `Forwarding from 127.0.0.1:40123 -> 8080`; at its end kubectl says why on the other stream.
         let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
+        forward.stdout.read_line(&mut line)?;
         let local = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
         match local.and_then(|port| port.parse().ok()) {
             Some(port) => forward.port = port,
@@ -135,7 +137,8 @@ fn port_forward(cluster: &Cluster) -> Result<()> {
     let forward = Forward::to(cluster, "pod/server", PORT)?;
     let mut connections = [forward.connect()?, forward.connect()?];
     for (n, stream) in connections.iter_mut().enumerate() {
-        write!(stream, "GET /{n} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")?;
+        // In one segment, as HTTP clients send it.
+        stream.write_all(format!("GET /{n} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n").as_bytes())?;
     }
     for stream in &mut connections {
         let mut answer = String::new();
