@@ -101,7 +101,7 @@ pub mod map_name {
     pub const METRICS: &str = "METRICS";
 }
 
-/// Entries that fit into the maps, unless the agent is told otherwise (its `--bpf-*-max`).
+/// Default capacity of the maps; the agent's `--bpf-*-max` settings change it.
 pub mod map_size {
     /// Limit of [`super::map_name::IPCACHE`].
     pub const IPCACHE: u32 = 262_144;

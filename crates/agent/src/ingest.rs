@@ -1,7 +1,7 @@
 //! From the API server's watches to the tables.
 //!
 //! Whatever its own mode of announcing endpoints, an agent believes every source that may be in use in the cluster:
-//! - CiliumEndpointSlices always, whoever wrote them;
+//! - CiliumEndpointSlices always, from any writer;
 //! - CiliumEndpoints in `cep` and `ces-node`, where only nodes of another mode have any. In `ces-operator` every node has
 //!   some, and not to read them all is what the mode is for: they are read at the start, until slices contain all of
 //!   them, which proves that the operator is at work ([`handover`]).

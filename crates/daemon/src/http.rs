@@ -1,6 +1,6 @@
 //! HTTP for health checks and metrics: a request, an answer, the end of the connection.
 //!
-//! Whoever reaches the port can open connections and send nothing. That must not keep out the probe of a load balancer,
+//! Any client can open connections and send nothing. That must not keep out the probe of a load balancer,
 //! or the node would lose its traffic: at a limit the server closes the connection that has waited longest for its
 //! request, of the source that has most of them, and serves the newest.
 
