@@ -26,7 +26,7 @@ use weft_abi::{
     SlotKey, SocketKey, SocketValue, backend_flags, client_hash, config_flags, service_flags, socket_kind,
 };
 
-use crate::endpoint::lookup::is_node_address;
+use crate::endpoint::lookup::{NodeAddress, node_address};
 use crate::lb::backend::{Binding, affinity, bind_client, is_expired, touch};
 use crate::maps::{BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOCKETS, config};
 use crate::packet::{TCP, UDP};
@@ -301,7 +301,7 @@ fn target_of<F: Family>(call: Call) -> Option<FrontendKey> {
     Some(FrontendKey { addr: F::address(call), port_be: port_be(call), protocol, pad: 0 })
 }
 
-/// The frontend that fits: its own address first, then ports of the node.
+/// The frontend that fits: its own address first, then ports of nodes.
 #[inline(always)]
 fn frontend_of(target: &FrontendKey, netns: u64, config: &NodeConfig) -> Option<FrontendInfo> {
     let within = is_loopback(&target.addr);
@@ -312,12 +312,22 @@ fn frontend_of(target: &FrontendKey, netns: u64, config: &NodeConfig) -> Option<
     // SAFETY: copied at once.
     let found = match unsafe { FRONTENDS.get(target) } {
         Some(info) => *info,
-        None if within || is_node_address(&target.addr, config) => {
+        None => {
             let addr = if target.addr.is_v4() { FrontendKey::ANY_V4 } else { FrontendKey::ANY_V6 };
             // SAFETY: as above.
-            *unsafe { FRONTENDS.get(&FrontendKey { addr, ..*target }) }?
+            let info = *unsafe { FRONTENDS.get(&FrontendKey { addr, ..*target }) }?;
+            let meant = within
+                || match node_address(&target.addr, config) {
+                    NodeAddress::Own => true,
+                    // A Service's port leads to the same backends at every node; a host port to that node's pod.
+                    NodeAddress::Other => info.flags & service_flags::NODE_PORT != 0,
+                    NodeAddress::None => false,
+                };
+            if !meant {
+                return None;
+            }
+            info
         }
-        None => return None,
     };
     (found.flags & service_flags::SKIP_FROM_BACKEND == 0).then_some(found)
 }

@@ -40,14 +40,36 @@ pub fn has_host_policy(config: &NodeConfig) -> bool {
     config.flags & config_flags::HOST_POLICY != 0
 }
 
-/// Whether this is an address of this node: a configured one, or one of the ipcache.
+/// Of which node an address is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum NodeAddress {
+    /// Of this one: a configured address, or one of the ipcache.
+    Own,
+    /// Of another one.
+    Other,
+    /// Of none.
+    None,
+}
+
+/// Of which node this is an address.
+#[inline(always)]
+pub fn node_address(address: &Addr, config: &NodeConfig) -> NodeAddress {
+    if *address == config.node_v4 || *address == config.node_v6 {
+        return NodeAddress::Own;
+    }
+    const OWN: u32 = ipcache_flags::NODE | ipcache_flags::LOCAL;
+    // SAFETY: read at once.
+    match unsafe { IPCACHE.get(address) }.map(|info| info.flags & OWN) {
+        Some(OWN) => NodeAddress::Own,
+        Some(ipcache_flags::NODE) => NodeAddress::Other,
+        _ => NodeAddress::None,
+    }
+}
+
+/// Whether this is an address of this node.
 #[inline(always)]
 pub fn is_node_address(address: &Addr, config: &NodeConfig) -> bool {
-    *address == config.node_v4 || *address == config.node_v6 || {
-        const OWN: u32 = ipcache_flags::NODE | ipcache_flags::LOCAL;
-        // SAFETY: read at once.
-        unsafe { IPCACHE.get(address) }.is_some_and(|info| info.flags & OWN == OWN)
-    }
+    node_address(address, config) == NodeAddress::Own
 }
 
 /// Whether this is an address of another node.

@@ -1,11 +1,11 @@
 //! The frontend that a packet is for, and whether its client may use it.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use weft_abi::{DropReason, FrontendKey, NodeConfig, RangeKey, identity, service_flags};
+use weft_abi::{DropReason, FrontendInfo, FrontendKey, NodeConfig, RangeKey, identity, service_flags};
 
-use crate::endpoint::lookup::{identity_of, is_node_address};
+use crate::endpoint::lookup::{NodeAddress, identity_of, is_node_address, node_address};
 use crate::maps::{FRONTENDS, RANGES, RangeData, config};
-use crate::packet::{SCTP, TCP, TUNNELLED, UDP};
+use crate::packet::{SCTP, TCP, TCP_ACK, TCP_SYN, TUNNELLED, UDP};
 use crate::scratch::Scratch;
 
 /// Looks up the frontend of the packet's destination; leaves it in `s.service`.
@@ -21,13 +21,13 @@ pub fn find_frontend(s: &mut Scratch) -> bool {
     // SAFETY: values are replaced, never changed in place; copied at once.
     let mut found = unsafe { FRONTENDS.get(&s.service.frontend) };
     if found.is_none() {
-        // What the node sends to itself does not come here.
-        if s.from_node == 1 || !is_node_address(&s.packet.destination, config) {
-            return false;
-        }
+        // Few packets are for such a port, so whose address it is, is asked after.
         s.service.frontend.addr = if s.packet.version == 4 { FrontendKey::ANY_V4 } else { FrontendKey::ANY_V6 };
         // SAFETY: as above.
         found = unsafe { FRONTENDS.get(&s.service.frontend) };
+        if !found.is_some_and(|info| is_asked_at_node(s, info, config)) {
+            return false;
+        }
     }
     let Some(info) = found else { return false };
     s.service.info = *info;
@@ -38,6 +38,24 @@ pub fn find_frontend(s: &mut Scratch) -> bool {
         (info.external_set, info.external_count, info.external_table)
     };
     true
+}
+
+/// Whether the packet's destination is an address at which the ports of nodes are translated here.
+#[inline(always)]
+fn is_asked_at_node(s: &Scratch, info: &FrontendInfo, config: &NodeConfig) -> bool {
+    match node_address(&s.packet.destination, config) {
+        // What the node sends to itself does not come here.
+        NodeAddress::Own => s.from_node == 0,
+        // Where the client is, so that its policies see the pod behind; what is under way already stays with that node.
+        NodeAddress::Other => s.service.outside == 0 && info.flags & service_flags::NODE_PORT != 0 && may_open(s),
+        NodeAddress::None => false,
+    }
+}
+
+/// Whether the packet may begin a connection.
+#[inline(always)]
+pub fn may_open(s: &Scratch) -> bool {
+    s.packet.protocol != TCP || s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
 /// Whether a packet without ports is for an address that has frontends. Not if the node has the address as well: its own

@@ -15,11 +15,11 @@ use crate::hook::Hook;
 use crate::lb::backend::{choose_backend, is_client_backend, unbind};
 use crate::lb::choice::{has_no_outstanding_reply, is_service_reply};
 use crate::lb::dsr::{is_client_done, uses_dsr};
-use crate::lb::frontend::{check_client, find_frontend};
+use crate::lb::frontend::{check_client, find_frontend, may_open};
 use crate::lb::hairpin::{is_hairpin, is_hairpin_address};
 use crate::lb::rewrite::{dnat, dnat_inline};
 use crate::maps::{BACKENDS, FLOWS, config};
-use crate::packet::{SCTP, Skb, TCP, TCP_ACK, TCP_SYN, TUNNELLED, UDP, UNKNOWN_PORTS, UNMASQUERADED};
+use crate::packet::{SCTP, Skb, TCP, TUNNELLED, UDP, UNKNOWN_PORTS, UNMASQUERADED};
 use crate::reject::reject_no_backend;
 use crate::scratch::{Scratch, translated};
 use crate::step::step;
@@ -144,12 +144,6 @@ fn translate_ingress_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         existing = core::ptr::null_mut();
     }
     translate(skb, s, Hook::FromDevice, existing)
-}
-
-/// Whether the packet may begin a connection.
-#[inline(always)]
-fn may_open(s: &Scratch) -> bool {
-    s.packet.protocol != TCP || s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
 /// Whether the stored choice is still valid. An open TCP connection never changes its backend; others do when it

@@ -633,20 +633,56 @@ fn a_udp_checksum_of_zero_stays_zero() {
 }
 
 #[test]
-fn a_node_port_of_its_own_node_leads_pods_to_backends() {
-    both(|kernel, f| {
-        let any = if f.v6 { "::" } else { "0.0.0.0" };
-        put_service(kernel, 1, frontend(any, 30080, TCP), weft_abi::service_flags::NODE_PORT, &[(1, f.b, 8080)])?;
-        let seen = passed(&from_a(kernel, &ip(f.a, f.node).tcp(7, 30080, SYN, b""))?);
-        assert_eq!(ends(&seen), (parsed(f.a), 7, parsed(f.b), 8080));
-        let heard = passed(&from_b(kernel, &ip(f.b, f.a).tcp(8080, 7, SYN | ACK, b""))?);
-        assert_eq!(ends(&heard), (parsed(f.node), 30080, parsed(f.a), 7));
-        // Another node's is that node's business, other ports are the node's own.
-        let seen = passed(&from_a(kernel, &ip(f.a, f.peer).tcp(7, 30080, SYN, b""))?);
-        assert_eq!(seen.destination, parsed(f.peer));
-        assert_eq!(from_a(kernel, &ip(f.a, f.node).tcp(7, 30081, SYN, b""))?.action, PASS);
-        forget(kernel)
-    });
+fn a_node_port_of_any_node_leads_pods_to_backends() {
+    for routing in [Routing::Native, Routing::Vxlan] {
+        on_node(routing, |kernel| FAMILIES.iter().try_for_each(|f| node_ports(kernel, *f)));
+    }
+}
+
+fn node_ports(kernel: &mut Kernel, f: Family) -> Result<()> {
+    const NODE_PORT: u32 = weft_abi::service_flags::NODE_PORT;
+    let any = if f.v6 { "::" } else { "0.0.0.0" };
+    for protocol in [TCP, UDP, SCTP] {
+        put_service(kernel, 1, frontend(any, 30080, protocol), NODE_PORT, &[(1, f.b, 8080)])?;
+        put_service(kernel, 2, frontend(any, 8081, protocol), weft_abi::service_flags::HOST_PORT, &[(2, f.b, 8080)])?;
+        let open = |ends: weft_tests::packet::Ip, from, to| match protocol {
+            TCP => ends.tcp(from, to, SYN, b""),
+            UDP => ends.udp(from, to, b"x"),
+            _ => ends.sctp(from, to),
+        };
+        let answer = |ends: weft_tests::packet::Ip, from, to| match protocol {
+            TCP => ends.tcp(from, to, SYN | ACK, b""),
+            UDP => ends.udp(from, to, b"x"),
+            _ => ends.sctp(from, to),
+        };
+        for (client, node) in [(7, f.node), (8, f.peer)] {
+            let seen = passed(&from_a(kernel, &open(ip(f.a, node), client, 30080))?);
+            assert_eq!(ends(&seen), (parsed(f.a), client, parsed(f.b), 8080), "{node}");
+            let heard = passed(&from_b(kernel, &answer(ip(f.b, f.a), 8080, client))?);
+            assert_eq!(ends(&heard), (parsed(node), 30080, parsed(f.a), client));
+            // Policies see the pod, whichever node is asked.
+            put_policy(kernel, 20, &[allow_port(ID_A, protocol, 8081)])?;
+            isolate(kernel, f.b, 20, 0)?;
+            kernel.bump(&[2])?;
+            kernel.drain();
+            let outcome = from_a(kernel, &open(ip(f.a, node), client + 10, 30080))?;
+            dropped(kernel, &outcome, DropReason::PolicyDenied);
+            isolate(kernel, f.b, 0, 0)?;
+            kernel.bump(&[2])?;
+        }
+        forget(kernel)?;
+        // Another node's host port is that node's business, other ports of the own node are its own.
+        let outcome = from_a(kernel, &open(ip(f.a, f.peer), 9, 8081))?;
+        assert_ne!(outcome.action, DROP);
+        assert!(flow(kernel, f.a, f.peer)?.is_some_and(|entry| entry.flags & flow_flags::SERVICE == 0));
+        assert_eq!(from_a(kernel, &open(ip(f.a, f.node), 9, 30081))?.action, PASS);
+        forget(kernel)?;
+    }
+    // A connection that was opened before, through the other node, goes on as it is.
+    let outcome = from_a(kernel, &ip(f.a, f.peer).tcp(11, 30080, ACK, b"x"))?;
+    assert_ne!(outcome.action, DROP);
+    assert!(flow(kernel, f.a, f.peer)?.is_some_and(|entry| entry.flags & flow_flags::SERVICE == 0));
+    forget(kernel)
 }
 
 #[test]

@@ -159,7 +159,8 @@ impl Stage {
         })
     }
 
-    /// What the server on node-1 sees of a client that talks to a port of this node (0 or 1).
+    /// What the server on node-1 sees of a client that talks to a host port of this node (0 or 1), or from outside to a port
+    /// of it.
     fn seen_through(&self, client: &Client, node: usize, family: usize) -> Result<IpAddr> {
         let name = ["node-1", "node-2"][node];
         if client.node() == Some(name) {
@@ -200,12 +201,13 @@ impl Stage {
                         continue;
                     }
                     let seen = self.seen_through(client, number, family)?;
-                    add("NodePort", node[family], NODE_PORT, server(seen));
+                    // Translated where the client is, whichever node it asks.
+                    let by_service = if outside { seen } else { own };
+                    add("NodePort", node[family], NODE_PORT, server(by_service));
                     let host_port = if number == 0 { server(seen) } else { Expect::Refused };
                     add("hostPort", node[family], HOST_PORT, host_port);
-                    // Only who comes from elsewhere is bound to the backends of the node that it asks.
-                    let at_home = client.node() == Some(["node-1", "node-2"][number]);
-                    let local = if number == 0 || at_home { server(seen) } else { Expect::Timeout };
+                    // Only who comes from outside is bound to the backends of the node that it asks.
+                    let local = if number == 0 || !outside { server(by_service) } else { Expect::Timeout };
                     add("NodePort, external traffic local", node[family], LOCAL_PORT, local);
                     add("NodePort without backend", node[family], NONE_PORT, Expect::Refused);
                 }

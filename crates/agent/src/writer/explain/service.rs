@@ -42,11 +42,15 @@ impl Writer {
             client => client,
         };
         let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-        let candidates = [Some(to), own.then_some(any)];
+        let at_node = own || self.tables.addresses.get(to).is_some_and(|entry| entry.is_node);
+        let candidates = [Some(to), at_node.then_some(any)];
         let frontends = candidates.into_iter().flatten().map(|address| Frontend { address, port, protocol });
         let tables = self.reconcilers.services.engine.tables();
         let (frontend, entry) = frontends.filter_map(|one| Some((one, tables.frontends.get(&one)?))).next()?;
-        if client == Client::Elsewhere {
+        let node_port = entry.kind == FrontendKind::NodePort;
+        // A port of a node is translated where the client is, whichever node is asked; a host port where the pod is.
+        let elsewhere = client == Client::Elsewhere || node_port && self.client(from) == Client::Elsewhere;
+        if elsewhere || at_node && !own && frontend.address == any && !(node_port && client == Client::Here) {
             return None;
         }
         let object = self.reconcilers.services.engine.object_at(&frontend)?;

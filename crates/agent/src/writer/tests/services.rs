@@ -92,6 +92,7 @@ fn explain_says_where_a_service_leads() {
     let (world, dir) = (World::default(), tempfile::tempdir().expect("dir"));
     let mut writer = synced_writer(&world, dir.path());
     attach(&mut writer, &pod("shop/client", "u1", &[]), "c1");
+    writer.apply(vec![Change::Node(crate::fakes::node("two", 2))]);
     let node_port = |mut change: Change| {
         if let Change::Service(Service { routing: Some(routing), .. }) = &mut change {
             routing.node_ports = true;
@@ -123,8 +124,10 @@ fn explain_says_where_a_service_leads() {
         // Clients outside reach a backend elsewhere as the node.
         ("192.0.2.1", "172.31.0.11", 30080, "10.244.2.7", Some("172.31.0.11")),
         ("2001:db8::1", "fd31::11", 30080, "fd44:0:0:2::7", Some("fd31::11")),
-        // So does another node's pod that asks this one.
-        ("10.244.2.7", "172.31.0.11", 30080, "10.244.2.7", Some("172.31.0.11")),
+        // Another node's port leads pods and processes of this one where its own does.
+        ("shop/client", "172.31.0.12", 30080, "10.244.2.7", None),
+        ("shop/client", "fd31::12", 30080, "fd44:0:0:2::7", None),
+        ("172.31.0.11", "172.31.0.12", 30080, "10.244.2.7", None),
     ];
     for (from, to, port, behind, seen_as) in cases {
         let service = ask(from, to, port, false).unwrap_or_else(|| panic!("{from} -> {to}: no service"));
@@ -135,9 +138,10 @@ fn explain_says_where_a_service_leads() {
     for (from, to, port, as_it_stands) in [
         ("shop/client", "10.96.0.1", 80, true),
         ("shop/client", "10.96.0.1", 81, false),
-        ("shop/client", "172.31.0.12", 30080, false),
-        // Its own node knows where it leads from there.
+        ("192.0.2.1", "172.31.0.12", 30080, false),
+        // Its own node knows where it leads from there, whichever node's port it asks for.
         ("10.244.2.7", "10.96.0.1", 80, false),
+        ("10.244.2.7", "172.31.0.11", 30080, false),
     ] {
         assert_eq!(ask(from, to, port, as_it_stands), None, "{from} -> {to}:{port}");
     }

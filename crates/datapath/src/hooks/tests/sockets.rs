@@ -452,9 +452,21 @@ fn ports_of_the_node_are_its_own_addresses() {
                     }
                 }
             }
-            // Another node's port is that node's business: there is no way to it here.
-            let (there, _) = family.spellings(other(&family)).remove(0);
-            assert_eq!(node.ask(&format!("tcp t {there}:30080")), "error 101");
+            // At another node a Service's port leads to the same backends; a host port is that node's business, and there is
+            // no way to it here.
+            scene.tables.service(family.any, 8_081, set + 2, &family.backends[..1], |info| {
+                info.flags = service_flags::HOST_PORT;
+            });
+            for (there, own) in family.spellings(other(&family)) {
+                for process in [&mut node, &mut in_pod] {
+                    let expected = format!("{there}:30080 is {}", family.backends[0]);
+                    assert_eq!(process.ask(&format!("tcp t {there}:30080")), expected);
+                    process.ask(&format!("udp u {own}"));
+                    process.ask(&format!("connect u {there}:30080"));
+                    assert_eq!(process.ask("send u"), expected);
+                }
+                assert_eq!(node.ask(&format!("tcp t {there}:8081")), "error 101");
+            }
         }
     });
 }
