@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weft_control::ipam::{Family, Outcome, Record};
+use weft_ipam::{Family, Outcome, Record};
 use weft_k8s::ipam::{AddressPools, PoolEvent, Share, ShareEvent, Shares};
 use weft_k8s::watch::follow;
 use weft_k8s::{Client, Error};

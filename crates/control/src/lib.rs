@@ -4,8 +4,6 @@
 pub mod expand;
 pub mod explain;
 pub mod identity;
-pub mod ipam;
-pub mod lbipam;
 pub mod pack;
 pub mod policy;
 pub mod preview;

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use weft_control::ipam::ClusterPool;
+use weft_ipam::ClusterPool;
 use weft_k8s::event::{About, warn};
 use weft_k8s::{Client, Error, node};
 

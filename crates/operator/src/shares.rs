@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_cloud::{Cloud, CloudError, NodeRef, Wanted};
-use weft_control::ipam::{Family, Needs, PoolSpec, SharedPools, plan};
+use weft_ipam::{Family, Needs, PoolSpec, SharedPools, plan};
 use weft_k8s::ipam::{AddressPools, NodeShares, PoolEvent, Share, ShareEvent, Shares};
 use weft_k8s::watch::follow;
 use weft_k8s::{Client, ipam};

@@ -12,6 +12,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("weft-model", &[]),
     ("weft-api", &[]),
     ("weft-control", &["weft-model"]),
+    ("weft-ipam", &["weft-model"]),
     ("weft-k8s", &["weft-model"]),
     ("weft-cloud", &[]),
     ("weft-daemon", &[]),
@@ -38,7 +39,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("weft-datapath", &["weft-model", "weft-abi", "weft-sys"]),
     ("weft-observe", &["weft-model", "weft-abi", "weft-api"]),
-    ("weft-operator", &["weft-model", "weft-control", "weft-daemon", "weft-k8s", "weft-cloud", "weft-settings"]),
+    (
+        "weft-operator",
+        &["weft-model", "weft-control", "weft-daemon", "weft-ipam", "weft-k8s", "weft-cloud", "weft-settings"],
+    ),
     ("weft-cni", &["weft-api", "weft-sys"]),
     ("weft-cli", &["weft-model", "weft-api", "weft-k8s", "weft-observe"]),
     (
@@ -49,6 +53,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "weft-api",
             "weft-control",
             "weft-daemon",
+            "weft-ipam",
             "weft-k8s",
             "weft-datapath",
             "weft-observe",

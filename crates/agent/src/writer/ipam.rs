@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use weft_control::ipam::{
+use weft_ipam::{
     Advice, Allocated, Block, Choice, Edges, Exchange, Family, Growth, NodePool, Outcome, OverlappingBlock, Placement,
     Record, Requested, Watermarks,
 };

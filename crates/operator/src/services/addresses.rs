@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use weft_control::lbipam::{Outcome, PoolState, plan};
+use weft_ipam::lbipam::{Outcome, PoolState, plan};
 use weft_k8s::services::{
     Condition, POOL_CONFLICT, REQUEST_SATISFIED, Row, with_conditions, write_pool, write_service,
 };

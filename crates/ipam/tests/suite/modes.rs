@@ -8,7 +8,7 @@
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use weft_control::ipam::{
+use weft_ipam::{
     Advice, Block, Choice, Edges, Exchange, Family, Growth, Needs, NodePool, Outcome, PoolSpec, Record, Requested,
     SharedPools, Watermarks, plan,
 };

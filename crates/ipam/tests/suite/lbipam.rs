@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use weft_control::lbipam::{Plan, Reason, plan};
+use weft_ipam::lbipam::{Plan, Reason, plan};
 use weft_model::intent::{AddressRange, IpPool, LoadBalancerRequest, ObjectName, Protocol, SharingNamespaces};
 use weft_model::selector::{Requirement, Selector};
 

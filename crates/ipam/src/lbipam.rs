@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use weft_model::intent::{AddressRange, IpPool, LoadBalancerRequest, ObjectName};
+use weft_model::intent::{IpPool, LoadBalancerRequest, ObjectName};
 
 mod pools;
 mod share;
 
+pub use pools::PoolState;
 use pools::Pools;
 use share::Shares;
 
@@ -61,15 +62,6 @@ impl Reason {
             Self::AlreadyAllocated => "already_allocated",
         }
     }
-}
-
-/// The state of a pool, for its status.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct PoolState {
-    /// What it overlaps; while it does, no address of it is allocated.
-    pub conflict: Option<String>,
-    pub total: u128,
-    pub used: u128,
 }
 
 /// Computes which Service gets which addresses. `incomplete`: some pools could not be parsed. Then no Service loses an
@@ -205,8 +197,4 @@ fn lack(
         let message = format!("no enabled pool with {family} addresses selects this Service");
         Refusal { reason: Reason::NoPool, message }
     })
-}
-
-fn holds(range: &AddressRange, address: IpAddr) -> bool {
-    range.first.is_ipv4() == address.is_ipv4() && range.first <= address && address <= range.last
 }

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use weft_control::ipam::{
+use weft_ipam::{
     Advice, AllocateError, AllocatePrefixError, Block, Choice, ClusterPool, Edges, Family, NodePool, Placement,
     PoolSpec, RestoreError, SharedPools, State,
 };

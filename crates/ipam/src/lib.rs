@@ -10,6 +10,7 @@ mod demand;
 mod error;
 mod exchange;
 mod family;
+pub mod lbipam;
 mod node;
 mod operator;
 mod shared;

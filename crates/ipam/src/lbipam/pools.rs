@@ -1,11 +1,19 @@
 //! The pools: which of them may serve an address, and which conflict with each other.
 
 use super::share::Shares;
-use super::{PoolState, holds};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_model::intent::{AddressRange, IpPool, LoadBalancerRequest};
+
+/// The state of a pool, for its status.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PoolState {
+    /// What it overlaps; while it does, no address of it is allocated.
+    pub conflict: Option<String>,
+    pub total: u128,
+    pub used: u128,
+}
 
 struct Row<'a> {
     pool: &'a IpPool,
@@ -165,4 +173,8 @@ fn size(range: &AddressRange) -> u128 {
         IpAddr::V6(v6) => u128::from(v6),
     };
     number(range.last).saturating_sub(number(range.first)).saturating_add(1)
+}
+
+fn holds(range: &AddressRange, address: IpAddr) -> bool {
+    range.first.is_ipv4() == address.is_ipv4() && range.first <= address && address <= range.last
 }

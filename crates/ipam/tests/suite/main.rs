@@ -1,0 +1,5 @@
+//! Addresses against models of what pools mean, in worlds that change at random.
+
+mod lbipam;
+mod modes;
+mod pools;
