@@ -19,6 +19,7 @@ use weft_model::selector::Requirement;
 mod guard;
 
 pub use guard::guard_name;
+use guard::host;
 
 /// The kinds of objects that a policy references.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -362,10 +363,19 @@ impl Expander {
         }
         dangling
     }
-}
 
-fn host(address: IpAddr, covers: Covers) -> Peer {
-    Peer::Cidr { cidr: IpNet::from(address), except: Vec::new(), covers }
+    /// Recomputes the guard from the policies and the addresses of the API server.
+    fn update_guard(&mut self) {
+        let wanted = self.has_host_policy().then(|| Arc::new(guard::policy(self.api_server().into_iter())));
+        if wanted == self.guard {
+            return;
+        }
+        self.out.push(match &wanted {
+            Some(policy) => EngineChange::PutPolicy(Arc::clone(policy)),
+            None => EngineChange::RemovePolicy(guard_name()),
+        });
+        self.guard = wanted;
+    }
 }
 
 #[cfg(test)]

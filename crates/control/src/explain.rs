@@ -4,35 +4,15 @@
 //! written, so that the answer names every deciding rule and says why the others do not match or do not decide.
 
 use crate::policy::{Blocked, Direction, Engine, RuleRef};
-use std::net::IpAddr;
 use weft_model::desired::{Action, Verdict, precedence};
 use weft_model::id::{EndpointId, Identity, PolicyId};
 use weft_model::intent::PolicyName;
 
+mod question;
 mod rule;
 
+pub use question::{Party, Question};
 pub use rule::protocol_text;
-
-/// One end of a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Party {
-    /// Set for an endpoint of this node and, as [`EndpointId::HOST`], for the node itself.
-    pub endpoint: Option<EndpointId>,
-    /// As in this node's ipcache.
-    pub identity: Identity,
-    pub address: IpAddr,
-}
-
-/// A new connection to evaluate.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Question {
-    pub from: Party,
-    pub to: Party,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Destination port, or ICMP type, or 0 for protocols that have neither.
-    pub port: u16,
-}
 
 /// The answer of this node: `None` for the side of an endpoint that is not here.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -4,7 +4,6 @@
 //! identity of its own. Labels under our own prefix are never taken from a pod, so that the right to label a pod does
 //! not allow claiming another namespace.
 
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use weft_model::label::{CLUSTER, LabelSet, NAMESPACE, NAMESPACE_LABELS, OWN_PREFIX, SERVICE_ACCOUNT};
 
@@ -57,20 +56,6 @@ pub fn subject_labels(identity: &LabelSet, pod: &BTreeMap<String, String>) -> La
     let mut labels: BTreeMap<_, _> = own.map(|(key, value)| (format!("{SOURCE}{key}"), value.clone())).collect();
     labels.extend(identity.0.iter().map(|(key, value)| (key.clone(), value.clone())));
     LabelSet(labels)
-}
-
-/// The same on every node and in every version for the same labels.
-fn stable_hash(labels: &LabelSet) -> u64 {
-    let mut hash = Sha256::new();
-    for (key, value) in &labels.0 {
-        // Neither can hold a zero byte, so different sets never hash the same bytes.
-        hash.update(key);
-        hash.update([0]);
-        hash.update(value);
-        hash.update([0]);
-    }
-    let digest = hash.finalize();
-    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

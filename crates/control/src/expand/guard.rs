@@ -1,10 +1,8 @@
 //! Host policies must not cut a node off from the control plane: even an isolated node reaches the API server, and the API
 //! server reaches the kubelet. An explicit deny still wins, since it is deliberate.
 
-use super::{Expander, host};
-use crate::policy::Change as EngineChange;
+use ipnet::IpNet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use weft_model::intent::{
     Covers, ObjectName, Peer, Policy, PolicyKind, PolicyName, PortMatch, PortRule, Protocol, Rule, RuleAction, Spec,
     Subject, Tier,
@@ -23,22 +21,7 @@ pub fn guard_name() -> PolicyName {
     }
 }
 
-impl Expander {
-    /// Recomputes the guard from the policies and the addresses of the API server.
-    pub(super) fn update_guard(&mut self) {
-        let wanted = self.has_host_policy().then(|| Arc::new(policy(self.api_server().into_iter())));
-        if wanted == self.guard {
-            return;
-        }
-        self.out.push(match &wanted {
-            Some(policy) => EngineChange::PutPolicy(Arc::clone(policy)),
-            None => EngineChange::RemovePolicy(guard_name()),
-        });
-        self.guard = wanted;
-    }
-}
-
-fn policy(api_server: impl Iterator<Item = IpAddr>) -> Policy {
+pub(super) fn policy(api_server: impl Iterator<Item = IpAddr>) -> Policy {
     let peers: Vec<Peer> = api_server.map(|address| host(address, Covers::ALL)).collect();
     let allow = |place: &str, port: PortMatch| Rule {
         place: place.into(),
@@ -60,4 +43,9 @@ fn policy(api_server: impl Iterator<Item = IpAddr>) -> Policy {
             log: None,
         }],
     }
+}
+
+/// A peer that is one address.
+pub(super) fn host(address: IpAddr, covers: Covers) -> Peer {
+    Peer::Cidr { cidr: IpNet::from(address), except: Vec::new(), covers }
 }

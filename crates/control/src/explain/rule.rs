@@ -1,6 +1,6 @@
 //! Evaluates one rule as written: whether it matches a connection, and if not, which part of it does not.
 
-use super::{Party, Question};
+use super::question::{Party, Question};
 use crate::policy::{Direction, Engine, PeerSelector, pod_numbers};
 use ipnet::IpNet;
 use weft_model::id::{EndpointId, Identity, PeerScope};

@@ -1,8 +1,8 @@
 //! The CiliumIdentities in the cluster, by number and by label set.
 
-use super::stable_hash;
 use foldhash::{HashMap, HashMapExt};
 use rpds::RedBlackTreeMapSync;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use weft_model::id::Identity;
@@ -130,4 +130,18 @@ impl IdentityTable {
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
+}
+
+/// The same on every node and in every version for the same labels.
+fn stable_hash(labels: &LabelSet) -> u64 {
+    let mut hash = Sha256::new();
+    for (key, value) in &labels.0 {
+        // Neither can hold a zero byte, so different sets never hash the same bytes.
+        hash.update(key);
+        hash.update([0]);
+        hash.update(value);
+        hash.update([0]);
+    }
+    let digest = hash.finalize();
+    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

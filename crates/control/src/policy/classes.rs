@@ -4,7 +4,7 @@
 //! mark to those that it selects whole. When a selector is released, classes may become equal. Such twins are correct but
 //! cost room, so they are merged when there are many.
 
-use super::SelectorId;
+use super::interface::SelectorId;
 use foldhash::{HashMap, HashSet};
 use weft_model::id::PeerClass;
 

@@ -1,12 +1,13 @@
 //! The engine's state, and the changes to it.
 
 use super::classes::Index;
+use super::interface::{Change, Desired, EndpointPolicy, LocalEndpoint, Plan};
 use super::labels::{Buckets, LabelIndex};
+use super::limits::{Limits, Overflow};
 use super::objects::{PolicyRow, Refused, SpecRef};
 use super::peers::Peers;
 use super::resolved::{Key, Resolved, Usage};
 use super::rule::RuleNumbers;
-use super::{Change, Desired, EndpointPolicy, Limits, LocalEndpoint, Overflow, Plan};
 use foldhash::HashMap;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};

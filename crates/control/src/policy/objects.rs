@@ -1,8 +1,9 @@
 //! Policy objects in force, and which endpoints they select.
 
 use super::engine::Engine;
+use super::interface::{Direction, RuleRef};
+use super::limits::Overflow;
 use super::rule::{Rule, action_and_precedence};
-use super::{Direction, Overflow, RuleRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_model::id::{EndpointId, RuleId};

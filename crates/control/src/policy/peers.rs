@@ -2,11 +2,12 @@
 //! it.
 
 use super::classes::{Classes, Index, Mark, UNSELECTED};
+use super::interface::SelectorId;
 use super::labels::{Buckets, LabelIndex};
+use super::limits::{Overflow, Resource};
 use super::pods::Pods;
 use super::prefix::{Prefixes, family, widen};
 use super::selector::{PeerSelector, Select};
-use super::{Overflow, Resource, SelectorId};
 use foldhash::HashMap;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};

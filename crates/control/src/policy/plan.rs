@@ -1,7 +1,7 @@
 //! Emits the plan from the state of the engine.
 
-use super::Plan;
 use super::engine::Engine;
+use super::interface::Plan;
 use super::peers::Move;
 use super::resolved::Resolved;
 use foldhash::HashMap;

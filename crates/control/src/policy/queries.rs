@@ -1,11 +1,11 @@
 //! Read access to the engine.
 
 use super::engine::Engine;
+use super::interface::{Direction, EndpointPolicy, Problem, RuleRef};
 use super::lookup::lookup;
 use super::objects::{PolicyRow, isolates};
 use super::resolved::{PortName, Resolved};
-use super::rule::Rule;
-use super::{Direction, EndpointPolicy, Problem, RuleRef, RuleRefs};
+use super::rule::{Rule, RuleRefs};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;

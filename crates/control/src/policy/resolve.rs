@@ -1,10 +1,11 @@
 //! Resolves endpoints: from policy objects in force to resolved policies, within the limits.
 
 use super::engine::Engine;
+use super::interface::Direction;
+use super::limits::{Blocked, Overflow};
 use super::objects::{Refused, isolates};
 use super::resolved::{Key, PortName, Resolved};
 use super::rule::Rule;
-use super::{Blocked, Direction, Overflow};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_model::id::{EndpointId, PolicyId};

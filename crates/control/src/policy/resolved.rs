@@ -4,11 +4,12 @@
 //! policy never changes: a policy in force only gets rows for new classes, and loses those of removed ones.
 
 use super::classes::{Class, Classes, Index, Mark};
+use super::interface::{Direction, SelectorId};
+use super::limits::{Limits, Overflow};
 use super::peers::Peers;
 use super::ports::{self, Entries};
 use super::rule::{self, Rule};
 use super::selector::{PeerSelector, Select};
-use super::{Direction, Limits, Overflow, SelectorId};
 use foldhash::HashMap;
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
 //! Rules in compiled form, and their numbers.
 
-use super::RuleRef;
+use super::interface::RuleRef;
 use super::ports;
 use super::selector::PeerSelector;
 use foldhash::fast::RandomState;

@@ -1,6 +1,6 @@
 //! EndpointSlices, and the selection of backends from their endpoints.
 
-use super::Settings;
+use super::interface::Settings;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Claims of objects on frontends. The owner keeps a frontend until it releases it; then the least of those that wait gets
 //! it.
 
-use super::Object;
+use super::interface::Object;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use weft_model::desired::Frontend;

@@ -2,9 +2,9 @@
 
 use super::claims::Claims;
 use super::held::Held;
+use super::interface::{LocalPod, Object, Problem, Reason, Settings};
 use super::maglev;
 use super::wanted::{PortKey, Sources, Wanted, WantedPort, depends_on_zone};
-use super::{LocalPod, Object, Problem, Reason, Settings};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! What the planned patch means for each object, for metrics.
 
-use super::{Engine, Object};
+use super::engine::Engine;
+use super::interface::Object;
 use std::collections::BTreeMap;
 use weft_model::desired::ServiceId;
 

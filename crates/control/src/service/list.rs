@@ -1,6 +1,7 @@
 //! The listing of Services in force for `weft service list`.
 
-use super::{Engine, ListedBackend, ListedPort};
+use super::engine::Engine;
+use super::interface::{ListedBackend, ListedPort};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use weft_model::desired::{BackendId, Frontend, FrontendEntry, SetId};

@@ -1,8 +1,8 @@
 //! CiliumLocalRedirectPolicies: traffic to an address or a Service is redirected to pods of this node.
 
 use super::backends::BackendAddr;
+use super::interface::{Object, Reason, Settings};
 use super::wanted::{Sources, Trait, Wanted, WantedFrontend, WantedPort};
-use super::{Object, Reason, Settings};
 use crate::explain::protocol_text;
 use std::net::IpAddr;
 use weft_model::desired::{Frontend, FrontendKind};

@@ -1,7 +1,7 @@
 //! The desired state of one object, as a pure function of the tables.
 
 use super::backends::{BackendAddr, Candidates, Slices};
-use super::{LocalPod, Problem, Reason, Settings};
+use super::interface::{LocalPod, Problem, Reason, Settings};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
