@@ -5,15 +5,19 @@ use crate::error::OpenError;
 use crate::pins::remove_if_there;
 use crate::rcu::Expedited;
 use crate::sys::{self, Side};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 mod edge;
+mod links;
 mod sockets;
+
+pub use links::Hooks;
+pub(crate) use links::Programs;
+use links::{pinned, update};
 
 const FROM_POD: &str = "weft_from_pod";
 const TO_POD: &str = "weft_to_pod";
@@ -27,26 +31,6 @@ const COLLECT: &str = "weft_collect";
 pub(crate) fn programs() -> impl Iterator<Item = &'static str> {
     let of_packets = [FROM_POD, TO_POD, FROM_DEVICE, TO_DEVICE, FROM_TUNNEL, TO_TUNNEL, COLLECT];
     of_packets.into_iter().chain([edge::PROGRAM]).chain(sockets::HOOKS.iter().map(|hook| hook.program))
-}
-
-/// The programs, loaded.
-#[derive(Debug)]
-pub(crate) struct Programs(BTreeMap<&'static str, OwnedFd>);
-
-impl Programs {
-    /// One descriptor for each of [`programs`].
-    pub(crate) fn new(loaded: BTreeMap<&'static str, OwnedFd>) -> Self {
-        Self(loaded)
-    }
-
-    /// All of them by name.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
-        self.0.iter().map(|(name, fd)| (*name, fd.as_fd()))
-    }
-
-    fn get(&self, name: &'static str) -> BorrowedFd<'_> {
-        self.0[name].as_fd()
-    }
 }
 
 /// What a device is to the node.
@@ -100,18 +84,7 @@ impl Role {
 
 const SIDES: [Side; 2] = [Side::Ingress, Side::Egress];
 
-/// Attaches the programs to devices of the calling thread's network namespace. Cheap to clone, usable by any thread.
-#[derive(Clone, Debug)]
-pub struct Hooks {
-    links: PathBuf,
-    programs: Arc<Programs>,
-}
-
 impl Hooks {
-    pub(crate) fn new(links: PathBuf, programs: Programs) -> Self {
-        Self { links, programs: Arc::new(programs) }
-    }
-
     /// The host side of a pod's link: judges what the pod sends (ingress) and receives (egress).
     ///
     /// # Errors
@@ -266,27 +239,9 @@ impl Hooks {
     }
 }
 
-/// The link at a pin, if there is one.
-fn pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
-    match sys::object_get(path) {
-        Ok(link) => Ok(Some(link)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Whether a device's link has its device still.
 fn has_device(link: &OwnedFd) -> io::Result<bool> {
     Ok(sys::tcx_info(link.as_fd())?.is_some_and(|link| link.ifindex != 0))
-}
-
-/// Replaces a link's program; `false` if what it was attached to has gone in the meantime.
-fn update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<bool> {
-    match sys::link_update(link.as_fd(), program) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

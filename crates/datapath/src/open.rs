@@ -4,9 +4,9 @@
 use crate::error::OpenError;
 use crate::hooks::Hooks;
 use crate::layout::{self, Comparison, Moving};
+use crate::open::object::{OBJECT, create};
 use crate::pins::PinDir;
 use crate::sys;
-use crate::sys::map::Layout;
 use kept::Kept;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,9 +20,7 @@ mod checksum;
 mod fill;
 mod kept;
 mod load;
-
-/// The kernel programs, as `cargo xtask build-ebpf` made them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEFT_BPF_OBJECT"));
+mod object;
 
 /// How to open a node's data path.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -200,11 +198,4 @@ pub(crate) fn open(options: &Options) -> Result<Parts, OpenError> {
     sys::trim_heap();
     let lost = [map_name::CONFIG, map_name::GENERATIONS].iter().any(|name| made.contains(name));
     Ok(Parts { pins, maps, hooks, revisions_lost: lost && !made.contains(&map_name::FLOWS), adopted })
-}
-
-fn create(name: &str, layout: &Layout) -> Result<OwnedFd, OpenError> {
-    sys::map::create(name, layout).map_err(|source| OpenError::System {
-        what: format!("create map {name} for {} entries", layout.entries_max),
-        source,
-    })
 }

@@ -1,6 +1,6 @@
 //! The program before the kernel (XDP) of the node's device.
 
-use super::{Hooks, pinned, update};
+use super::links::{Hooks, pinned, update};
 use crate::pins::remove_if_there;
 use crate::sys;
 use std::io;

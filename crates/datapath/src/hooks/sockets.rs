@@ -1,6 +1,6 @@
 //! The programs of sockets, at the control group that the node's processes are in.
 
-use super::{Hooks, pinned, update};
+use super::links::{Hooks, pinned, update};
 use crate::pins::remove_if_there;
 use crate::sys;
 use aya_obj::generated::bpf_attach_type;

@@ -1,6 +1,6 @@
 //! The pod's end. Everything here runs in the pod's network namespace.
 
-use super::{GATEWAY_V4, GATEWAY_V6, LinkError, PodLink, PodLinkSpec};
+use super::spec::{GATEWAY_V4, GATEWAY_V6, LinkError, PodLink, PodLinkSpec};
 use crate::netlink::Socket;
 use crate::netlink::device::{Device, Mac};
 use crate::netlink::path::{Path, Target};

@@ -1,7 +1,9 @@
 //! These run as root, each in network namespaces of its own.
 
 use super::*;
+use crate::netns::NetNs;
 use crate::testing::{describe, in_netns};
+use std::net::IpAddr;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 

@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn this_kernel_and_the_programs_have_them() {
         let place = Place::find().expect("this kernel says where");
-        let mut object = aya_obj::Object::parse(crate::open::OBJECT).expect("programs");
+        let mut object = aya_obj::Object::parse(super::super::object::OBJECT).expect("programs");
         let filled = object.functions.values_mut().map(|function| place.fill_in(&mut function.instructions));
         let [owed, starts] = filled.fold([0, 0], |sum, filled| [sum[0] + filled[0], sum[1] + filled[1]]);
         assert!(owed >= 2 && starts == owed, "{owed} and {starts}: of source and destination");

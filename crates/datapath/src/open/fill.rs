@@ -38,7 +38,7 @@ pub(super) fn moved(
     entries_max: u32,
     layout: &Layout,
 ) -> Result<Option<OwnedFd>, OpenError> {
-    let new = super::create(name, layout)?;
+    let new = super::object::create(name, layout)?;
     if layout::moving(layout.kind) == Moving::Nothing {
         return Ok(Some(new));
     }

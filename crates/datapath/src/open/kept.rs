@@ -1,17 +1,16 @@
 //! Verified programs are pinned, under a hash of the object and of the maps that they were made from. A restarted agent takes
 //! them from there: verifying them takes seconds.
 
-use super::OBJECT;
+use super::object::OBJECT;
 use crate::error::OpenError;
 use crate::hooks::{Programs, programs};
 use crate::pins::PinDir;
 use crate::sys;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::{fs, io};
 
 /// Where the programs of this object with these maps are pinned.
 pub(super) struct Kept {

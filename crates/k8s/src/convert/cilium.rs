@@ -4,9 +4,11 @@ mod entities;
 mod icmp;
 mod peers;
 mod ports;
+mod scope;
 
 use super::field::{Path, Read, all, any_object, boolean, both, each, get, kind, list, object, string};
 use super::{Problem, Problems, Settings, selector};
+use crate::convert::cilium::scope::{Direction, NOT_YET, Scope};
 use crate::wire::WirePolicy;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -14,21 +16,6 @@ use weft_model::intent::{Peer, Rule, RuleAction, Spec, Subject, Tier};
 
 /// Longest `log.value`.
 const LOG_CHARS_MAX: usize = 32;
-/// What a field that needs a proxy is answered with.
-const NOT_YET: &str = "not supported yet";
-
-#[derive(Clone, Copy)]
-struct Scope<'a> {
-    /// The policy's namespace; `None`: it is the cluster's.
-    namespace: Option<&'a str>,
-    settings: Settings,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    Ingress,
-    Egress,
-}
 
 /// The parts of a policy: `spec`, then `specs`.
 pub(super) fn specs(namespace: Option<&str>, policy: &WirePolicy, settings: Settings) -> Read<Vec<Spec>> {

@@ -6,17 +6,19 @@
 mod address;
 mod annotation;
 mod slice;
+mod value;
 
 use super::field::{Path, Read, all, both, each, list, required};
-use super::objects::{port_number, protocol};
+use super::objects::port_number;
 use super::{Problem, Problems, address::prefix_or_address, field};
 use crate::wire::{Metadata, WireCidrGroup, WireService, WireServicePort, WireServiceSpec};
 use address::{distinct, external_address, inner_address, source_range};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use weft_model::intent::{CidrGroup, ObjectName, Protocol, Routing, Service, ServicePort};
+use weft_model::intent::{CidrGroup, ObjectName, Routing, Service, ServicePort};
 
+use crate::convert::service::value::{keep, number, transport};
 pub(super) use address::nobody;
 pub use slice::backends;
 
@@ -46,14 +48,6 @@ fn is_ours(metadata: &Metadata, spec: &WireServiceSpec) -> bool {
         && !matches!(first.as_str(), "" | "None")
         && !metadata.labels.contains_key(OTHER_PROXY)
         && !metadata.labels.contains_key(HEADLESS)
-}
-
-/// The value, or a default beside a note of what is wrong.
-fn keep<T: Default>(wrong: &mut Vec<Problem>, read: Read<T>) -> T {
-    read.unwrap_or_else(|problems| {
-        wrong.extend(problems);
-        T::default()
-    })
 }
 
 /// One of a few words; absent is the first.
@@ -133,16 +127,6 @@ fn service_port(path: Path<'_>, port: &WireServicePort, node_ports: bool) -> Rea
     let ((number, at_nodes), protocol) = both(numbers, transport(Path::Field(&path, "protocol"), &port.protocol))?;
     let node_port = if node_ports { at_nodes } else { 0 };
     Ok(ServicePort { name: port.name.clone(), protocol, port: number, node_port })
-}
-
-/// A port's number, or 0 where that is the least.
-fn number(path: Path<'_>, value: i64, least: u16) -> Read<u16> {
-    let read = u16::try_from(value).ok().filter(|number| *number >= least);
-    read.map_or_else(|| path.fail(format!("{value}, expected a number from {least} to 65535")), Ok)
-}
-
-fn transport(path: Path<'_>, text: &str) -> Read<Protocol> {
-    protocol(text).map_or_else(|| path.fail(format!("{text:?}, expected TCP, UDP or SCTP")), Ok)
 }
 
 fn cluster_ips(spec: &WireServiceSpec) -> Read<Vec<IpAddr>> {

@@ -3,8 +3,8 @@
 //! A failure never counts as an empty list. What was listed stays in force until the server says otherwise: by a deletion,
 //! by a complete list, or because its discovery documents no longer have the kind.
 
+use super::kind::{Absence, Kind, Timing};
 use super::table::Table;
-use super::{Absence, Kind, Timing};
 use crate::client::Client;
 use crate::discovery::{self, Resource, Served};
 use crate::error::Error;

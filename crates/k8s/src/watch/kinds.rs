@@ -1,13 +1,10 @@
 //! The kinds that an agent watches. A new one is a file below this folder and a line in [`each`]; watches, sources and
 //! the check of `deploy/rbac.yaml` and `deploy/crds` follow from that.
 
-use super::{Absence, EndpointsWatch, Kind, Seen};
+use super::kind::{Absence, EndpointsWatch, Kind, Seen};
 use crate::convert::Settings;
-use crate::wire::{Metadata, Named, WireEndpointSlice, WireService};
-use serde::Deserialize;
-use std::hash::Hash;
 use tokio_util::sync::CancellationToken;
-use weft_model::intent::{Change, ObjectName, PolicyKind, Source, SourceProblem};
+use weft_model::intent::{Change, PolicyKind, SourceProblem};
 
 mod backends;
 mod cidr_groups;
@@ -21,6 +18,7 @@ mod policies;
 mod services;
 mod slices;
 
+pub use crate::watch::kind::AgentKind;
 pub(super) use endpoints::Endpoints;
 
 /// Takes every kind, with the token that ends its watch.
@@ -49,25 +47,6 @@ pub(super) fn each(
     visitor.visit(slices::Slices, stop);
     visitor.visit(nodes::Nodes, stop);
     visitor.visit(endpoints::Endpoints { required: endpoints.required }, endpoints.until);
-}
-
-/// A kind of which the agent hears as [`Change`]s: what a file below `kinds/` says.
-pub trait AgentKind: Send + Sync + 'static {
-    type Key: Eq + Hash + Clone + Send + Sync;
-
-    /// See [`Kind`].
-    const PAGE: u32;
-
-    fn source(&self) -> Source;
-    fn path(&self) -> &'static str;
-    fn field_selector(&self) -> Option<String> {
-        None
-    }
-    fn absence(&self) -> Absence {
-        Absence::Never
-    }
-    fn read(&self, json: &str) -> Result<Seen<Self::Key, Change>, String>;
-    fn gone(&self, key: &Self::Key, uid: &str) -> Change;
 }
 
 impl<K: AgentKind> Kind for K {
@@ -102,43 +81,4 @@ impl<K: AgentKind> Kind for K {
     fn problem(&self, problem: Option<SourceProblem>) -> Option<Change> {
         Some(Change::SourceProblem(self.source(), problem))
     }
-}
-
-fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, String> {
-    serde_json::from_str(json).map_err(|error| error.to_string())
-}
-
-/// An object of which the metadata are enough: whatever else is wrong with it, it exists.
-fn judged<T: Object>(json: &str) -> Result<(Metadata, Result<T, String>), String> {
-    let (metadata, object) = match serde_json::from_str::<T>(json) {
-        Ok(object) => (object.metadata().clone(), Ok(object)),
-        Err(error) => (parse::<Named>(json)?.metadata, Err(error.to_string())),
-    };
-    named(&metadata)?;
-    Ok((metadata, object))
-}
-
-/// What [`judged`] needs of an object.
-trait Object: serde::de::DeserializeOwned {
-    fn metadata(&self) -> &Metadata;
-}
-
-impl Object for WireService {
-    fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
-}
-
-impl Object for WireEndpointSlice {
-    fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
-}
-
-fn named(metadata: &Metadata) -> Result<(), String> {
-    if metadata.name.is_empty() { Err("metadata.name: required".to_owned()) } else { Ok(()) }
-}
-
-fn object_name(metadata: &Metadata) -> ObjectName {
-    ObjectName { namespace: metadata.namespace.clone(), name: metadata.name.clone() }
 }

@@ -1,6 +1,6 @@
 //! What was sent about which object: key, UID, version, hash. The difference engine of a watch.
 
-use super::{Kind, Seen};
+use super::kind::{Kind, Seen};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 

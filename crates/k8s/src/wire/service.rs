@@ -1,7 +1,7 @@
 //! Services and EndpointSlices as they travel. Numbers are wider than they should be, so that a wrong one is judged by
 //! the converters, which name the field.
 
-use super::{Metadata, or_default};
+use super::metadata::{Metadata, or_default};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 

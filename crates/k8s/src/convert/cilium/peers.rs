@@ -3,7 +3,8 @@
 use super::super::address::{except, prefix_or_address};
 use super::super::field::{Path, Read, any_object, each, get, kind, list, object, required, string};
 use super::super::selector;
-use super::{Direction, Scope, entities};
+use super::entities;
+use super::scope::{Direction, Scope};
 use serde_json::{Map, Value};
 use weft_model::intent::{CidrGroups, ObjectName, Peer, Services};
 

@@ -3,7 +3,7 @@
 use super::super::address::is_port_name;
 use super::super::field::{Path, Read, any_object, both, each, get, kind, list, number, object, short_list, string};
 use super::super::{Problem, Problems};
-use super::{Direction, NOT_YET, Scope};
+use super::scope::{Direction, NOT_YET, Scope};
 use serde_json::{Map, Value};
 use weft_model::intent::{PortMatch, PortRule, Protocol, RuleAction};
 

@@ -3,7 +3,7 @@
 use super::super::field::{Path, Read, all};
 use super::super::{Problem, Problems};
 use super::address::external_address;
-use super::{keep, number, transport};
+use super::value::{keep, number, transport};
 use crate::wire::{WireBackend, WireBackendPort, WireEndpointSlice};
 use std::collections::BTreeSet;
 use weft_model::intent::{Backend, Backends, NamedPort, ObjectName};

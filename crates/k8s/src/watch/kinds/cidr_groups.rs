@@ -1,8 +1,7 @@
 //! CiliumCIDRGroups.
 
-use super::{AgentKind, named, parse};
 use crate::convert;
-use crate::watch::{Absence, Seen};
+use crate::watch::kind::{Absence, AgentKind, Seen, named, parse};
 use crate::wire::{WireCidrGroup, path};
 use weft_model::intent::{Change, Source};
 

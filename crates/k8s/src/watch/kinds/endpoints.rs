@@ -1,8 +1,7 @@
 //! CiliumEndpoints, each as a slice of one endpoint ([`convert::endpoint_slice_name`]).
 
-use super::{AgentKind, named, object_name, parse};
 use crate::convert;
-use crate::watch::{Absence, Seen};
+use crate::watch::kind::{Absence, AgentKind, Seen, named, object_name, parse};
 use crate::wire::{CiliumEndpoint, path};
 use weft_model::intent::{Change, ObjectName, Source};
 

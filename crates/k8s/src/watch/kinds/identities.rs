@@ -1,8 +1,7 @@
 //! CiliumIdentities.
 
-use super::{AgentKind, parse};
 use crate::convert;
-use crate::watch::Seen;
+use crate::watch::kind::{AgentKind, Seen, parse};
 use crate::wire::{CiliumIdentity, path};
 use weft_model::id::Identity;
 use weft_model::intent::{Change, Source};

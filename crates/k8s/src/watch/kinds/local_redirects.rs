@@ -1,8 +1,7 @@
 //! CiliumLocalRedirectPolicies.
 
-use super::{AgentKind, named, object_name, parse};
 use crate::convert;
-use crate::watch::{Absence, Seen};
+use crate::watch::kind::{Absence, AgentKind, Seen, named, object_name, parse};
 use crate::wire::{WireCustom, path};
 use weft_model::intent::{Change, ObjectName, Source};
 

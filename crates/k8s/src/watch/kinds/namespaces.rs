@@ -1,8 +1,7 @@
 //! Namespaces.
 
-use super::{AgentKind, named, parse};
 use crate::convert;
-use crate::watch::Seen;
+use crate::watch::kind::{AgentKind, Seen, named, parse};
 use crate::wire::{WireNamespace, path};
 use weft_model::intent::{Change, Source};
 

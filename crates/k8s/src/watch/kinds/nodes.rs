@@ -1,8 +1,7 @@
 //! Nodes.
 
-use super::{AgentKind, named, parse};
 use crate::convert;
-use crate::watch::Seen;
+use crate::watch::kind::{AgentKind, Seen, named, parse};
 use crate::wire::{WireNode, path};
 use weft_model::intent::{Change, Source};
 

@@ -1,8 +1,7 @@
 //! Pods of one node.
 
-use super::{AgentKind, named, parse};
 use crate::convert;
-use crate::watch::Seen;
+use crate::watch::kind::{AgentKind, Seen, named, parse};
 use crate::wire::{WirePod, path};
 use weft_model::intent::{Change, ObjectName, Source};
 

@@ -1,8 +1,7 @@
 //! Policies of one kind.
 
-use super::{AgentKind, named, parse};
 use crate::convert::{self, Settings};
-use crate::watch::{Absence, Seen};
+use crate::watch::kind::{Absence, AgentKind, Seen, named, parse};
 use crate::wire::{WirePolicy, path};
 use weft_model::intent::{Change, ObjectName, PolicyKind, PolicyName, Source};
 

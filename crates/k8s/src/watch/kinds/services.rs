@@ -1,8 +1,7 @@
 //! Services.
 
-use super::{AgentKind, judged, object_name};
 use crate::convert;
-use crate::watch::Seen;
+use crate::watch::kind::{AgentKind, Seen, judged, object_name};
 use crate::wire::{WireService, path};
 use weft_model::intent::{Change, ObjectName, Source};
 
