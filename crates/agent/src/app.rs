@@ -1,5 +1,6 @@
 //! The composition root: what is created, in which order, and what each part gets.
 
+use super::settings::Settings;
 use crate::announce::{ForeignSlices, Writers};
 use crate::attach::Attachments;
 use crate::cluster::{self, ApiServer};
@@ -12,8 +13,7 @@ use crate::peer::{self, Unknown};
 use crate::ports::{Cluster, Links};
 use crate::reconcile::services::Gone;
 use crate::state::StateDir;
-use crate::writer::thread;
-use crate::writer::{Settings, Writer};
+use crate::writer::{Writer, thread};
 use crate::{announce, ingest, install, ipam, machine, restart, server};
 use anyhow::Context as _;
 use std::collections::BTreeSet;

@@ -3,13 +3,13 @@
 //! Every step of ADD has its opposite, and a failure walks back through them; the record of the endpoint is written
 //! before the first and removed after the last, so that a successor can do the same for a predecessor that died.
 
+use super::snapshot::Progress;
 use crate::ports::{Cluster, ClusterError, Created, LinkError, LinkSpec, Links};
 use crate::snapshot::Snapshot;
 use crate::state::EndpointRecord;
 use crate::tables::endpoints::Endpoint;
 use crate::writer::endpoints::{EndpointError, Reservation};
 use crate::writer::thread::{Handle, Unavailable};
-use crate::writer::{Progress, describe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,6 +22,7 @@ use weft_control::identity::{Exhausted, NumberOf};
 use weft_model::id::Identity;
 use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
 use weft_model::label::LabelSet;
+use weft_sys::error::describe;
 
 /// Gateways of every pod. Nobody has them; the link has permanent neighbours for them.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);

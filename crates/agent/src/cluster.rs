@@ -2,10 +2,11 @@
 //! the numbers of new label sets (for its endpoints: [`crate::announce`]). All of it beside the path of an ADD, but
 //! for a number that nobody made yet.
 
+use super::snapshot::Progress;
 use crate::attach::obtain_identity;
 use crate::ports::{Cluster, ClusterError, Created};
+use crate::writer::Part;
 use crate::writer::thread::Handle;
-use crate::writer::{Part, Progress};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -146,7 +147,7 @@ pub async fn obtain_identities(writer: Handle, cluster: Arc<dyn Cluster>, stop: 
                 Ok(_) => {
                     let _ = writer.call(move |writer| writer.identity_obtained(&labels)).await;
                 }
-                Err(error) => problem = Some(crate::writer::describe(&error)),
+                Err(error) => problem = Some(weft_sys::error::describe(&error)),
             }
         }
         let failed = problem.is_some();
@@ -186,7 +187,7 @@ pub async fn announce_node(
             let announced = node::announce(&client, &announcement).await;
             let ready = progress.borrow_and_update().ready;
             let conditions = if ready { node::set_network_ready(&client, &name).await } else { Ok(()) };
-            problem = announced.and(conditions).err().map(|error| crate::writer::describe(&error));
+            problem = announced.and(conditions).err().map(|error| weft_sys::error::describe(&error));
         }
         let (pause, ready) = (if problem.is_some() { RETRY } else { audit }, progress.borrow().ready);
         let _ = writer.call(move |writer| writer.set_problem(Part::NodeObject, problem)).await;

@@ -7,8 +7,8 @@ mod parse;
 pub use parse::{Acceleration, BindProtection, Routing};
 pub use weft_settings::value::IpamMode;
 
+use super::settings::Ipam;
 use crate::peer;
-use crate::writer::ipam::Ipam;
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;

@@ -1,9 +1,11 @@
 //! Stand-ins for the kernel and the cluster that record what was done to them and fail on request.
 
+use super::settings::Settings;
+use super::snapshot::Progress;
 use crate::ports::{Cluster, ClusterError, Created, Kernel, LinkError, LinkSpec, Links};
 use crate::state::StateDir;
+use crate::writer::Writer;
 use crate::writer::thread::{self, Handle};
-use crate::writer::{Progress, Settings, Writer};
 use futures::future::{BoxFuture, FutureExt as _};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -296,7 +298,7 @@ pub fn settings() -> Settings {
         ipv4: true,
         ipv6: true,
         tunnel: false,
-        ipam: crate::writer::ipam::Ipam::default(),
+        ipam: super::settings::Ipam::default(),
         pod_ranges: Vec::new(),
         no_masquerade: Vec::new(),
         host_firewall: true,

@@ -4,7 +4,7 @@
 //!   addresses, answers 200 with the number of ready backends on this node, or 503 if there is none.
 //! - With `--healthz-bind-address`: `/healthz` and `/livez`, as kube-proxy answers them.
 
-use crate::writer::Progress;
+use super::snapshot::Progress;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

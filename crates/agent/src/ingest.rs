@@ -12,6 +12,7 @@ mod handover;
 
 use crate::announce::{ForeignSlices, Writers};
 use crate::health::Health;
+use crate::ingest::handover::cilium_endpoint;
 use crate::writer::thread::Handle;
 use handover::Handover;
 use std::collections::{BTreeSet, HashMap};
@@ -19,12 +20,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft_k8s::Client;
 use weft_k8s::convert::{Settings, endpoint_of_slice};
 use weft_k8s::endpoint::Propagation;
-use weft_k8s::slice;
 use weft_k8s::watch::EndpointsWatch;
-use weft_model::intent::{Change, ObjectName};
+use weft_k8s::{Client, slice};
+use weft_model::intent::Change;
 
 /// How long an own object may differ from what this node announced: the newest write may be on its way.
 const DRIFT_GRACE: Duration = Duration::from_secs(5);
@@ -128,15 +128,6 @@ fn note_drift(change: &Change, core: &Handle, writers: &Writers, drifted: &mut H
         drifted.remove(name);
     } else {
         drifted.insert(name.clone(), seen.is_none());
-    }
-}
-
-/// The CiliumEndpoint that a change is about.
-fn cilium_endpoint(change: &Change) -> Option<ObjectName> {
-    match change {
-        Change::Slice(slice) => endpoint_of_slice(&slice.name),
-        Change::SliceGone(name) => endpoint_of_slice(name),
-        _ => None,
     }
 }
 

@@ -1,9 +1,8 @@
 //! Exchanges pod prefixes with the operator through this node's CiliumNode: demand goes in, assigned prefixes come out.
 //! The watch only wakes; every turn reads the object anew, since it must not decide by an old version.
 
+use super::settings::PoolRule;
 use crate::config::{Config, IpamMode};
-use crate::writer::describe;
-use crate::writer::ipam::PoolRule;
 use crate::writer::thread::Handle;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -15,6 +14,7 @@ use weft_ipam::{Family, Outcome, Record};
 use weft_k8s::ipam::{AddressPools, PoolEvent, Share, ShareEvent, Shares};
 use weft_k8s::watch::follow;
 use weft_k8s::{Client, Error};
+use weft_sys::error::describe;
 
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);

@@ -26,6 +26,7 @@ pub mod ports;
 pub mod reconcile;
 pub mod restart;
 pub mod server;
+pub mod settings;
 pub mod snapshot;
 pub mod state;
 pub mod tables;

@@ -1,12 +1,13 @@
 //! Answers to the local API. What only reads takes the published snapshot; what needs the compilers, or changes
 //! something, has its turn with the writer.
 
+use super::snapshot::Progress;
 use crate::attach::Attachments;
 use crate::server::Handler;
+use crate::writer::Writer;
 use crate::writer::explain::QueryError;
 use crate::writer::preview::Seen;
 use crate::writer::thread::{Handle, Unavailable};
-use crate::writer::{Progress, Writer};
 use futures::future::{BoxFuture, FutureExt as _};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -322,5 +323,5 @@ fn gone(_: Unavailable) -> CniError {
 }
 
 fn kernel(error: &dyn std::error::Error) -> CniError {
-    refusal(code::IO_FAILURE, "the kernel cannot be read", &crate::writer::describe(error))
+    refusal(code::IO_FAILURE, "the kernel cannot be read", &weft_sys::error::describe(error))
 }

@@ -2,7 +2,6 @@
 //! sockets. Reconciled when nodes change, and once a minute against drift.
 
 use crate::config::{Acceleration, Config, Routing};
-use crate::writer::describe;
 use crate::writer::thread::{Handle, Unavailable};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -15,6 +14,7 @@ use weft_datapath::node::{self, NodeDevice};
 use weft_datapath::tunnel::{self, TunnelSpec};
 use weft_datapath::{Hooks, NodeSettings, Timeouts, TunnelSettings, cgroup, route};
 use weft_model::intent::Node;
+use weft_sys::error::describe;
 
 /// Name of the VXLAN device.
 pub const TUNNEL_DEVICE: &str = "weft_vxlan";

@@ -1,9 +1,10 @@
 //! First thing in an agent's life: what did the one before leave?
 
 use crate::ports::Links;
-use crate::writer::{Part, Writer, describe};
+use crate::writer::{Part, Writer};
 use anyhow::Context as _;
 use std::collections::BTreeSet;
+use weft_sys::error::describe;
 
 /// Endpoints that are whole go on, with the programs of this agent; what was half made or half removed is swept.
 ///

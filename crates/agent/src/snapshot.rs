@@ -5,11 +5,9 @@
 use crate::peer::Pod;
 use crate::reconcile::routes::Wanted;
 use crate::reconcile::{Reconcilers, policy, services};
+use crate::settings::Settings;
 use crate::state::Phase;
 use crate::tables::{addresses, endpoints};
-use crate::writer::identities::Orphaned;
-use crate::writer::ipam::Usage;
-use crate::writer::{Progress, Settings};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -23,6 +21,23 @@ use weft_model::id::Identity;
 use weft_model::intent::{EndpointSlice, Node, ObjectName, PolicyName, Protocol, RemoteEndpoint, Source};
 use weft_model::label::LabelSet;
 use weft_model::{reconcile, table};
+
+/// How far the tables and the kernel are. Published after every flush.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Newest revision of the tables.
+    pub revision: u64,
+    /// Newest revision of which everything is in the kernel.
+    pub in_force: u64,
+    /// Pods may come.
+    pub ready: bool,
+}
+
+/// Prefix, addresses in use, addresses in all.
+pub type Usage = Arc<[(String, u64, u64)]>;
+
+/// Labels of identities that have no object.
+pub type Orphaned = BTreeMap<Identity, LabelSet>;
 
 /// What keeps pods from coming.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,15 +3,16 @@
 use crate::id::Identity;
 use crate::label::LabelSet;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
 mod load_balancer;
+mod name;
 mod policy;
 mod service;
 
+pub use crate::intent::name::{NamedPort, ObjectName};
 pub use load_balancer::{AddressRange, IpPool, LoadBalancerRequest, SharingNamespaces};
 pub use policy::{
     CidrGroups, Covers, EndpointSelector, Entity, Peer, Policy, PolicyKind, PolicyName, PortMatch, PortRule, Protocol,
@@ -21,27 +22,6 @@ pub use service::{
     Algorithm, Backend, Backends, Forwarding, HostPort, LocalRedirect, RedirectFrontend, RedirectPort, Routing,
     Service, ServicePort, Topology,
 };
-
-/// `namespace/name`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-pub struct ObjectName {
-    pub namespace: String,
-    pub name: String,
-}
-
-impl std::fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-/// A named container port.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub struct NamedPort {
-    pub name: String,
-    pub protocol: Protocol,
-    pub port: u16,
-}
 
 /// The parts of a Pod that matter to the network.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

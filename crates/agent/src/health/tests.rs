@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 use super::Health;
-use crate::writer::Progress;
+use crate::snapshot::Progress;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

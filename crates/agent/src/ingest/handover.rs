@@ -1,13 +1,12 @@
 //! From CiliumEndpoints, read at the start, to the slices that the operator makes of them.
 
-use super::cilium_endpoint;
 use crate::writer::thread::{Handle, Unavailable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_k8s::convert::endpoint_of_slice;
-use weft_model::intent::{Change, Source};
+use weft_model::intent::{Change, ObjectName, Source};
 
 /// How long endpoints of which there is only a CiliumEndpoint are believed after these are no longer read.
 const HANDOVER_MAX: Duration = Duration::from_secs(60);
@@ -79,5 +78,14 @@ impl Handover {
 
     pub(super) fn is_over(&self) -> bool {
         self.ended.is_some() && self.believed.is_empty()
+    }
+}
+
+/// The CiliumEndpoint that a change is about.
+pub(crate) fn cilium_endpoint(change: &Change) -> Option<ObjectName> {
+    match change {
+        Change::Slice(slice) => endpoint_of_slice(&slice.name),
+        Change::SliceGone(name) => endpoint_of_slice(name),
+        _ => None,
     }
 }

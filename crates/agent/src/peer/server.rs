@@ -63,7 +63,7 @@ where
     };
     tokio::select! {
         ended = server => if let Err(error) = ended {
-            tracing::error!(error = crate::writer::describe(&error), "the server for other agents failed");
+            tracing::error!(error = weft_sys::error::describe(&error), "the server for other agents failed");
         },
         () = accept(listener, credentials, sender, &stop) => {}
         () = drained => {}

@@ -95,7 +95,7 @@ impl Credentials {
             }
             (Err(error), Some((as_of, configs))) => {
                 tracing::warn!(
-                    error = crate::writer::describe(&error),
+                    error = weft_sys::error::describe(&error),
                     "cannot read the changed certificates of agents; the former ones stay in use"
                 );
                 *as_of = stamp;

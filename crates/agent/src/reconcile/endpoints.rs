@@ -1,9 +1,9 @@
 //! Endpoints of this node, and the node itself as a subject of policies, as the kernel's programs know them: which
 //! link, which identity, which policies.
 
-use super::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler};
+use crate::settings::Settings;
 use crate::tables::Tables;
-use crate::writer::{Settings, describe};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use weft_model::desired::{DataplaneError, Host};
 use weft_model::id::{EndpointId, PolicyId, Revision};
 use weft_model::reconcile::{Progress, Queue};
 use weft_model::table::Consumer;
+use weft_sys::error::describe;
 
 const NAME: &str = "endpoints";
 
@@ -147,7 +148,7 @@ impl Reconciler for EndpointLinks {
             let written = if id == EndpointId::HOST { self.write_host(cx) } else { self.write(id, cx) };
             match written {
                 Ok(()) => self.queue.done(&id),
-                Err(error) => super::failed(&mut self.queue, (NAME, id), cx.now, &error),
+                Err(error) => super::reconciler::failed(&mut self.queue, (NAME, id), cx.now, &error),
             }
         }
         cx.endpoints_switched = self.queue.is_settled();
@@ -166,6 +167,6 @@ impl Reconciler for EndpointLinks {
     }
 
     fn failure(&self) -> Option<String> {
-        super::failure(&self.queue)
+        super::reconciler::failure(&self.queue)
     }
 }

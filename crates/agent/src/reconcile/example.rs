@@ -2,9 +2,9 @@
 //! shall know as reached without masquerade. Compiled and run by the tests only; "How to add" in ARCHITECTURE.md refers
 //! to it. Its kind would be one line in `model::intent`'s list; here one that is there stands in for it.
 
-use super::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler};
+use crate::settings::Settings;
 use crate::tables::Tables;
-use crate::writer::Settings;
 use ipnet::IpNet;
 use std::time::Duration;
 use weft_model::desired::{DataplaneError, Route};
@@ -66,7 +66,7 @@ impl Reconciler for Prefixes {
         for cidr in self.queue.take_due(cx.now) {
             match self.write(cidr, cx) {
                 Ok(()) => self.queue.done(&cidr),
-                Err(error) => super::failed(&mut self.queue, ("prefixes", cidr), cx.now, &error),
+                Err(error) => super::reconciler::failed(&mut self.queue, ("prefixes", cidr), cx.now, &error),
             }
         }
     }
@@ -84,7 +84,7 @@ impl Reconciler for Prefixes {
     }
 
     fn failure(&self) -> Option<String> {
-        super::failure(&self.queue)
+        super::reconciler::failure(&self.queue)
     }
 }
 
@@ -111,7 +111,7 @@ fn one_line_in_the_list_gives_passes_retries_and_progress() {
     let mut reconcilers = list::Reconcilers::new(&settings, &mut tables);
     let cidr: IpNet = "10.96.0.0/12".parse().expect("prefix");
     let group = CidrGroup { name: "services".into(), labels: [].into(), cidrs: vec![cidr] };
-    let mut stale = super::Stale::default();
+    let mut stale = super::reconciler::Stale::default();
     let mut pass = |reconcilers: &mut list::Reconcilers, world: &mut World, now_s: u64| {
         let mut cx = Context {
             settings: &settings,

@@ -1,8 +1,8 @@
 //! Addresses in the kernel's ipcache.
 
-use super::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler};
+use crate::settings::Settings;
 use crate::tables::Tables;
-use crate::writer::Settings;
 use std::net::IpAddr;
 use std::time::Duration;
 use weft_model::desired::DataplaneError;
@@ -34,7 +34,7 @@ impl Ipcache {
                 cx.tables.addresses.set_in_force(address, wanted);
                 self.queue.done(&address);
             }
-            Err(error) => super::failed(&mut self.queue, (NAME, address), cx.now, &error),
+            Err(error) => super::reconciler::failed(&mut self.queue, (NAME, address), cx.now, &error),
         }
     }
 }
@@ -74,6 +74,6 @@ impl Reconciler for Ipcache {
     }
 
     fn failure(&self) -> Option<String> {
-        super::failure(&self.queue)
+        super::reconciler::failure(&self.queue)
     }
 }

@@ -8,10 +8,10 @@ mod view;
 
 pub use view::{Invalid, PolicyRow, View, reference, rule_reference};
 
-use super::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler};
+use crate::settings::Settings;
 use crate::state::EndpointRecord;
 use crate::tables::Tables;
-use crate::writer::Settings;
 use rpds::RedBlackTreeMapSync;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -323,7 +323,7 @@ impl Policy {
         if let Some(touched) = touched {
             cx.kernel.bump(&touched)?;
         }
-        *cx.stale = super::Stale::default();
+        *cx.stale = super::reconciler::Stale::default();
         for removal in std::mem::take(&mut self.removals) {
             match &removal {
                 Removal::Cidr(cidr) => self.set_cidr(*cidr, None, cx)?,
@@ -337,7 +337,7 @@ impl Policy {
 
     fn settle(&mut self, outcome: Result<(), DataplaneError>, cx: &Context<'_>) {
         if let Err(error) = outcome {
-            super::failed(&mut self.queue, (NAME, "plan"), cx.now, &error);
+            super::reconciler::failed(&mut self.queue, (NAME, "plan"), cx.now, &error);
             self.drift();
         }
     }
@@ -441,7 +441,7 @@ impl Reconciler for Policy {
     }
 
     fn failure(&self) -> Option<String> {
-        super::failure(&self.queue)
+        super::reconciler::failure(&self.queue)
     }
 }
 

@@ -3,9 +3,9 @@
 //! One node that comes or goes in a cluster of thousands shall not cost each of them a pass over all the others: as long
 //! as a prefix is claimed by one node alone, a change is worked out from that node.
 
-use super::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler};
+use crate::settings::Settings;
 use crate::tables::Tables;
-use crate::writer::Settings;
 use foldhash::HashMap;
 use ipnet::IpNet;
 use rpds::RedBlackTreeMapSync;
@@ -129,7 +129,7 @@ impl Routes {
                 }
                 self.queue.done(&cidr);
             }
-            Err(error) => super::failed(&mut self.queue, (NAME, cidr), cx.now, &error),
+            Err(error) => super::reconciler::failed(&mut self.queue, (NAME, cidr), cx.now, &error),
         }
     }
 }
@@ -179,7 +179,7 @@ impl Reconciler for Routes {
     }
 
     fn failure(&self) -> Option<String> {
-        super::failure(&self.queue)
+        super::reconciler::failure(&self.queue)
     }
 }
 

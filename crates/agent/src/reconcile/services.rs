@@ -1,31 +1,31 @@
 //! Services, hostPorts and local redirects: from the compiler of Services to the kernel's service maps.
 
+mod gone;
 mod view;
 
 pub use view::View;
 
-use super::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler};
 use crate::metrics;
+pub use crate::reconcile::services::gone::Gone;
+use crate::settings::Settings;
 use crate::tables::Tables;
-use crate::writer::{Settings, describe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 use weft_api::agent as api;
 use weft_control::service::{self as engine, Engine, Event, ListedPort, LocalPod, Object, Outcome};
-use weft_model::desired::{BackendEntry, BackendId, DataplaneError};
+use weft_model::desired::DataplaneError;
 use weft_model::id::Revision;
 use weft_model::intent::{Change, ObjectName, Protocol};
 use weft_model::reconcile::{Progress, Queue};
 use weft_model::table::Consumer;
+use weft_sys::error::describe;
 
 const NAME: &str = "services";
 /// Plans of one pass; what is left waits for the next.
 const PLANS_MAX: usize = 10_000;
-
-/// Backends that are gone.
-pub type Gone = Vec<(BackendId, BackendEntry)>;
 
 /// See the module.
 pub struct Services {
@@ -222,7 +222,7 @@ impl Reconciler for Services {
             Ok(()) => self.queue.done(&"plan"),
             Err(error) => {
                 self.drifted = true;
-                super::failed(&mut self.queue, (NAME, "plan"), cx.now, &error);
+                super::reconciler::failed(&mut self.queue, (NAME, "plan"), cx.now, &error);
             }
         }
         self.view.finish(&self.engine);
@@ -241,7 +241,7 @@ impl Reconciler for Services {
     }
 
     fn failure(&self) -> Option<String> {
-        super::failure(&self.queue)
+        super::reconciler::failure(&self.queue)
     }
 }
 

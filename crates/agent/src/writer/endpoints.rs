@@ -1,7 +1,7 @@
 //! Endpoints of this node: taking numbers and addresses, putting them in force, following their labels, letting
 //! them go.
 
-use super::{Part, Writer, describe};
+use super::flush::{Part, Writer};
 use crate::reconcile::Reconciler as _;
 use crate::state::{EndpointRecord, Phase};
 use crate::tables::endpoints::Endpoint;
@@ -15,6 +15,7 @@ use weft_model::desired::DataplaneError;
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::{Namespace, ObjectName, Pod};
 use weft_model::label::LabelSet;
+use weft_sys::error::describe;
 
 /// Why an endpoint cannot be made, changed or removed.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! Would it pass? Asked of the policies in force.
 
-use super::Writer;
+use super::flush::Writer;
 use crate::reconcile::policy::{reference, rule_reference};
 use std::net::IpAddr;
 use weft_api::agent::{Decision, ExplainPeer, ExplainRequest, Explanation};

@@ -1,7 +1,8 @@
 //! Identities: numbers of label sets, from the object to the last address that has one.
 
-use super::Writer;
-use std::collections::{BTreeMap, BTreeSet};
+use super::flush::Writer;
+pub use crate::snapshot::Orphaned;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use weft_control::identity::{Exhausted, NumberOf};
@@ -10,9 +11,6 @@ use weft_model::label::LabelSet;
 
 /// Pause between two scans for whether identities without an object are still in use.
 const ORPHANS_EVERY: Duration = Duration::from_secs(5);
-
-/// Labels of identities that have no object.
-pub type Orphaned = BTreeMap<Identity, LabelSet>;
 
 /// See the module.
 #[derive(Debug, Default)]

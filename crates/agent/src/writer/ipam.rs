@@ -1,79 +1,22 @@
 //! Addresses for this node's endpoints: from which pool, out of which blocks, and what the node asks for.
 
 use super::endpoints::EndpointError;
-use super::{Part, Writer};
-use crate::config::IpamMode;
+use super::flush::{Part, Writer};
+pub use crate::settings::{Ipam, PoolRule};
+pub use crate::snapshot::Usage;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use weft_ipam::{
-    Advice, Allocated, Block, Choice, Edges, Exchange, Family, Growth, NodePool, Outcome, OverlappingBlock, Placement,
-    Record, Requested, Watermarks,
+    Allocated, Block, Choice, Edges, Exchange, Family, NodePool, Outcome, OverlappingBlock, Placement, Record,
+    Requested,
 };
 use weft_model::id::EndpointId;
 use weft_model::intent::{Namespace, Pod};
-use weft_model::selector::Selector;
+use weft_settings::value::IpamMode;
 
 /// The pool of those who ask for none.
 pub const DEFAULT_POOL: &str = "default";
-
-/// How addresses are managed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ipam {
-    /// Where they come from.
-    pub mode: IpamMode,
-    /// Most pods that the node is made for.
-    pub max_pods: u32,
-    /// Addresses asked for at once, where they come one by one.
-    pub batch: u32,
-    /// Addresses held ahead of demand, where they come in prefixes of shared pools.
-    pub preallocate: u32,
-}
-
-impl Default for Ipam {
-    fn default() -> Self {
-        Self { mode: IpamMode::ClusterPool, max_pods: 250, batch: 16, preallocate: 8 }
-    }
-}
-
-impl Ipam {
-    fn exchange(&self) -> Option<Exchange> {
-        let (growth, edges) = match self.mode {
-            IpamMode::ClusterPool | IpamMode::Kubernetes | IpamMode::Delegated => return None,
-            IpamMode::MultiPool => (Growth::Ahead(self.preallocate), Edges::Usable),
-            // Whatever the size of the one block of each family.
-            IpamMode::Overlay => (Growth::Fixed(1), Edges::Reserved),
-            IpamMode::PodSubnet => (
-                Growth::Batches(Watermarks { batch: self.batch, max: self.max_pods, ..Watermarks::default() }),
-                Edges::Usable,
-            ),
-            // One address per node is the platform's.
-            IpamMode::PodSubnetBlock => (Growth::Fixed(self.max_pods.saturating_add(1)), Edges::Usable),
-            IpamMode::NodeSubnet => (Growth::Fixed(self.max_pods), Edges::Usable),
-        };
-        Some(Exchange::new(growth, edges))
-    }
-
-    fn advice(&self) -> Advice {
-        match self.mode {
-            IpamMode::ClusterPool | IpamMode::Kubernetes | IpamMode::Overlay => Advice::Prefix,
-            IpamMode::MultiPool | IpamMode::PodSubnet => Advice::Growing,
-            IpamMode::PodSubnetBlock | IpamMode::NodeSubnet | IpamMode::Delegated => Advice::Fixed,
-        }
-    }
-}
-
-/// Whom a shared pool is for, beside those who ask for it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct PoolRule {
-    /// Pods.
-    pub pods: Option<Selector>,
-    /// Namespaces.
-    pub namespaces: Option<Selector>,
-    /// It has IPv4 and IPv6 prefixes.
-    pub families: BTreeSet<Family>,
-}
 
 /// What this node has to give.
 #[derive(Debug)]
@@ -87,9 +30,6 @@ pub struct Addresses {
     /// For readers, as long as nothing has changed.
     usage: Option<Usage>,
 }
-
-/// Prefix, addresses in use, addresses in all.
-pub type Usage = Arc<[(String, u64, u64)]>;
 
 impl Addresses {
     /// Nothing yet.

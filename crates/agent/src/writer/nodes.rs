@@ -1,6 +1,6 @@
 //! Nodes, their addresses and pod prefixes.
 
-use super::Writer;
+use super::flush::Writer;
 use crate::reconcile::routes::{carried_by, tunnel_peer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

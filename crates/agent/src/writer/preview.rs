@@ -1,6 +1,6 @@
 //! What would change if objects were applied or deleted.
 
-use super::Writer;
+use super::flush::Writer;
 use crate::reconcile::policy::rule_reference;
 use std::collections::BTreeMap;
 use std::net::IpAddr;

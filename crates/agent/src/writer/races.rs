@@ -1,7 +1,7 @@
 //! The races between sources of endpoints, one test each: whatever the order of the changes, an address never
 //! belongs to nobody while its pod lives, and never to a pod that is gone once another has it.
 
-use super::Writer;
+use super::flush::Writer;
 use super::tests::{remote, slice, synced_writer};
 use crate::fakes::{World, first_news, ip, writer};
 use crate::tables::addresses::LINGER;

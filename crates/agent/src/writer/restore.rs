@@ -1,6 +1,6 @@
 //! Taking over from a former agent: what it remembered, what the kernel holds, and what of both is right.
 
-use super::Writer;
+use super::flush::Writer;
 use crate::state::{EndpointRecord, Phase, Unusable};
 use crate::tables::endpoints::Endpoint;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,5 @@
-use super::Writer;
 use super::endpoints::Reservation;
+use super::flush::Writer;
 use crate::fakes::{World, first_news, ip, name, namespace, node, pod, writer};
 use crate::state::EndpointRecord;
 use crate::tables::addresses::LINGER;

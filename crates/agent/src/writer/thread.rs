@@ -6,7 +6,7 @@
 //! Nothing here makes an async task wait for the writer's lock: it is either free at once or the work goes to the
 //! thread. Readers take the published snapshot.
 
-use super::Writer;
+use super::flush::Writer;
 use crate::snapshot::Snapshot;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -1,7 +1,8 @@
 //! Requests to Resource Manager: tokens, deadlines, a limit on their rate, throttling, long-running operations, and what
 //! its errors mean.
 
-use super::{Settings, token};
+use super::settings::Settings;
+use super::token;
 use crate::CloudError;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, header};

@@ -1,6 +1,6 @@
 //! Tokens of the machine's managed identity, from its metadata service.
 
-use super::Settings;
+use super::settings::Settings;
 use crate::CloudError;
 use serde::Deserialize;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! LB IPAM: address pools and the Services that request addresses.
 
-use super::{ObjectName, Protocol};
+use super::name::ObjectName;
+use super::policy::Protocol;
 use crate::selector::Selector;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,6 +1,6 @@
 //! All kinds of policies in one validated form, free of Kubernetes types.
 
-use super::ObjectName;
+use super::name::ObjectName;
 use crate::label::{LabelSet, NAMESPACE};
 use crate::selector::{Requirement, Selector};
 use ipnet::IpNet;

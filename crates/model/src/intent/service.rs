@@ -1,6 +1,7 @@
 //! Services, their EndpointSlices and local redirects.
 
-use super::{NamedPort, ObjectName, Protocol};
+use super::name::{NamedPort, ObjectName};
+use super::policy::Protocol;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
 //! What readers see of Services: whose an address and port are, how many are in force, and what is not. Shares everything
 //! with the table: a view costs nothing and never changes.
 
-use super::Gone;
+use super::gone::Gone;
 use rpds::RedBlackTreeMapSync;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
