@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use weft_k8s::convert::{self, Settings};
-use weft_k8s::lint::{Severity, lint};
+use weft_lint::{Severity, lint};
 use weft_model::intent::{Covers, PolicyKind};
 
 fuzz_target!(|data: &[u8]| {

@@ -5,13 +5,12 @@ use crate::announce::{ForeignSlices, Writers};
 use crate::attach::Attachments;
 use crate::cluster::{self, ApiServer};
 use crate::config::Config;
-use crate::health::Health;
 use crate::kernel::PodLinks;
 use crate::local::{Local, Names};
 use crate::metrics::Metrics;
-use crate::peer::{self, Unknown};
 use crate::ports::{Cluster, Links};
 use crate::reconcile::services::Gone;
+use crate::resolver::{self, Unknown};
 use crate::state::StateDir;
 use crate::writer::{Writer, thread};
 use crate::{announce, ingest, install, ipam, machine, restart, server};
@@ -27,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use weft_daemon::tasks::Tasks;
 use weft_datapath::sockets::{Destroyer, Protocols};
 use weft_datapath::{Collector, Datapath, EventReader, ObserveSwitch, Options};
+use weft_health::Health;
 use weft_k8s::Client;
 use weft_k8s::endpoint::style::WriteStyle;
 use weft_observe::Observer;
@@ -112,7 +112,8 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
         extended_protocols: config.extended_protocols,
         host_firewall: config.host_firewall,
     };
-    let health = Health::new(&config.node_name, progress.clone());
+    let ready = progress.clone();
+    let health = Health::new(&config.node_name, move || ready.borrow().ready);
     let watched = (core.clone(), client.clone(), health.clone());
     tasks.spawn("ingest", ingest::run(watched, mode.clone(), conversion, writers.clone(), foreign, stop.clone()));
     tasks.spawn("health", health.clone().run(stop.clone()));
@@ -132,7 +133,7 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
     tasks.spawn("node", cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
 
     let unknown = match &config.peer() {
-        Some(peer) => Some(peer::start(peer, &core, tasks).await?),
+        Some(peer) => Some(resolver::start(peer, &core, tasks).await?),
         None => None,
     };
     if exchanges_blocks {

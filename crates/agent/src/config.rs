@@ -8,7 +8,6 @@ pub use parse::{Acceleration, BindProtection, Routing};
 pub use weft_settings::value::IpamMode;
 
 use super::settings::Ipam;
-use crate::peer;
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -240,13 +239,13 @@ impl Config {
 
     /// Requests between agents; `None`: there are none.
     #[must_use]
-    pub fn peer(&self) -> Option<peer::Settings> {
-        let files = peer::tls::Files {
+    pub fn peer(&self) -> Option<weft_peer::Settings> {
+        let files = weft_peer::tls::Files {
             certificate: self.peer_certificate.clone()?,
             key: self.peer_key.clone()?,
             authority: self.peer_authority.clone()?,
         };
-        Some(peer::Settings { files, port: self.peer_port })
+        Some(weft_peer::Settings { files, port: self.peer_port })
     }
 }
 

@@ -11,7 +11,6 @@
 mod handover;
 
 use crate::announce::{ForeignSlices, Writers};
-use crate::health::Health;
 use crate::ingest::handover::cilium_endpoint;
 use crate::writer::thread::Handle;
 use handover::Handover;
@@ -20,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_health::Health;
 use weft_k8s::convert::{Settings, endpoint_of_slice};
 use weft_k8s::endpoint::Propagation;
 use weft_k8s::watch::EndpointsWatch;

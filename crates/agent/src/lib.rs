@@ -2,8 +2,7 @@
 //!
 //! [`app`] puts everything together; [`tables`] is what the node knows, [`reconcile`] makes the kernel match, [`writer`]
 //! owns both and is the only writer of maps; [`snapshot`] is what readers see; [`attach`] makes and
-//! removes endpoints; [`machine`] prepares the node; [`cluster`] talks to the API server; [`health`] answers load
-//! balancers; [`peer`] asks other agents; [`restart`] takes over from the agent before.
+//! removes endpoints; [`machine`] prepares the node; [`cluster`] talks to the API server; [`resolver`] asks other agents; [`restart`] takes over from the agent before.
 #![forbid(unsafe_code)]
 
 pub mod announce;
@@ -13,7 +12,6 @@ pub mod cluster;
 pub mod config;
 #[cfg(test)]
 mod fakes;
-pub mod health;
 pub mod ingest;
 pub mod install;
 pub mod ipam;
@@ -21,9 +19,9 @@ pub mod kernel;
 pub mod local;
 pub mod machine;
 pub mod metrics;
-pub mod peer;
 pub mod ports;
 pub mod reconcile;
+pub mod resolver;
 pub mod restart;
 pub mod server;
 pub mod settings;

@@ -2,7 +2,6 @@
 //! agents. The writer publishes one after each flush. It shares everything with the tables, so making one costs nothing,
 //! it never changes, and no reader waits for a writer.
 
-use crate::peer::Pod;
 use crate::reconcile::routes::Wanted;
 use crate::reconcile::{Reconcilers, policy, services};
 use crate::settings::Settings;
@@ -21,6 +20,7 @@ use weft_model::id::Identity;
 use weft_model::intent::{EndpointSlice, Node, ObjectName, PolicyName, Protocol, RemoteEndpoint, Source};
 use weft_model::label::LabelSet;
 use weft_model::{reconcile, table};
+use weft_peer::Pod;
 
 /// How far the tables and the kernel are. Published after every flush.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

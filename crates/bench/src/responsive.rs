@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use weft_abi::map_name;
 use weft_agent::attach::Attachments;
-use weft_agent::health::Health;
 use weft_agent::kernel::PodLinks;
 use weft_agent::local::{Local, Names};
 use weft_agent::ports::{Cluster, ClusterError, Created};
@@ -34,6 +33,7 @@ use weft_agent::writer::{Settings, Writer};
 use weft_api::agent::{Request, Response};
 use weft_api::cni::Attachment;
 use weft_datapath::{Datapath, Options};
+use weft_health::Health;
 use weft_model::id::Identity;
 use weft_model::intent::{
     Change, EndpointSlice, IdentityLabels, Namespace, Node, ObjectName, Pod, PoolRequest, RemoteEndpoint, Source,
@@ -146,7 +146,7 @@ fn agent(dir: &Path, bpf: &Path, report: &mut Report) -> Result<()> {
         let _in_runtime = runtime.enter();
         let listener = server::listen(&socket)?;
         runtime.spawn(server::serve(listener, local, stop.clone()));
-        runtime.spawn(Health::new(NODE, progress).run_node(healthz, stop.clone()));
+        runtime.spawn(Health::new(NODE, move || progress.borrow().ready).run_node(healthz, stop.clone()));
     }
 
     let done = AtomicBool::new(false);

@@ -23,7 +23,7 @@ pub(crate) use objects::identity_object;
 pub use objects::{
     endpoint, endpoint_of_slice, endpoint_slice_name, identity, namespace, node, pod, slice, slice_endpoint,
 };
-pub(crate) use policy::CIDR_GROUP;
+pub use policy::CIDR_GROUP;
 pub use policy::{api_version, object, policy, policy_name};
 pub use pool::{Pool, pool};
 pub use service::{backends, cidr_group, service};

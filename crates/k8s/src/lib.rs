@@ -4,7 +4,6 @@
 //! - [`client`]: JSON verbs over one authenticated connection pool, each with a deadline.
 //! - [`watch`]: list and watch with differences, so that a relist never replays what is known.
 //! - [`convert`]: objects into intents; the one place where foreign JSON is judged.
-//! - [`lint`]: what is wrong with files of policies, and where.
 //! - [`identity`], [`slice`], [`endpoint`], [`node`], [`event`], [`lease`], [`crd`], [`status`], [`services`]: writers.
 //! - [`pod`]: single reads, for when a watch is late.
 #![forbid(unsafe_code)]
@@ -20,7 +19,6 @@ pub mod event;
 pub mod identity;
 pub mod ipam;
 pub mod lease;
-pub mod lint;
 mod list;
 pub mod node;
 pub mod pod;

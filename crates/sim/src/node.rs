@@ -10,12 +10,12 @@ use std::sync::atomic::AtomicU32;
 use tokio_util::sync::CancellationToken;
 use weft_agent::attach::Attachments;
 use weft_agent::cluster::{self, ApiServer};
-use weft_agent::health::Health;
 use weft_agent::ports::{Cluster, Links};
 use weft_agent::state::StateDir;
 use weft_agent::writer::thread::{self, Handle};
 use weft_agent::writer::{Settings, Writer};
 use weft_agent::{announce, ingest, restart};
+use weft_health::Health;
 use weft_k8s::Client;
 use weft_k8s::endpoint::Propagation;
 use weft_k8s::endpoint::style::WriteStyle;
@@ -76,7 +76,10 @@ impl Node {
         let (foreign, found) = tokio::sync::watch::channel(announce::ForeignSlices::new());
         let conversion = weft_k8s::convert::Settings::EVERYTHING;
         let own = (name(index), mode);
-        let watched = (core.clone(), client.clone(), Health::new(&name(index), progress.clone()));
+        let watched = (core.clone(), client.clone(), {
+            let ready = progress.clone();
+            Health::new(&name(index), move || ready.borrow().ready)
+        });
         tokio::spawn(ingest::run(watched, own.clone(), conversion, writers.clone(), foreign, stop.clone()));
         tokio::spawn(announce::run(core.clone(), mode, writers, found, stop.clone()));
         tokio::spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));

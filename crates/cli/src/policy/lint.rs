@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 use std::io::Write as _;
 use std::process::ExitCode;
-use weft_k8s::lint::{Severity, lint as findings_of};
+use weft_lint::{Severity, lint as findings_of};
 
 /// Exit code of files with an error.
 const FAULTY: u8 = 1;

@@ -10,7 +10,7 @@ use weft_model::selector::Requirement;
 
 /// Namespace of an object that names none.
 const DEFAULT_NAMESPACE: &str = "default";
-pub(crate) const CIDR_GROUP: &str = "CiliumCIDRGroup";
+pub const CIDR_GROUP: &str = "CiliumCIDRGroup";
 
 #[must_use]
 pub const fn api_version(kind: PolicyKind) -> &'static str {

@@ -136,7 +136,7 @@ impl Sockets {
             }
             ["bind", "tcp", address] => TcpListener::bind(address)?.local_addr()?.to_string(),
             ["bind", "udp", address] => UdpSocket::bind(address)?.local_addr()?.to_string(),
-            ["bind-marked", address] => crate::listen(address.parse().unwrap())?.local_addr()?.to_string(),
+            ["bind-marked", address] => weft_health::listen(address.parse().unwrap())?.local_addr()?.to_string(),
             ["knock", address] => {
                 let stop = Arc::new(AtomicBool::new(false));
                 let (address, told) = ((*address).to_owned(), stop.clone());

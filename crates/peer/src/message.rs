@@ -1,12 +1,14 @@
 //! Between messages ([`weft_api::peer`]) and intents. What another node sends is checked field by field.
 
-use super::ADDRESSES_MAX;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_api::peer as wire;
 use weft_model::id::Identity;
 use weft_model::intent::{NamedPort, ObjectName, Protocol, RemoteEndpoint};
 use weft_model::label::LabelSet;
+
+/// Addresses in one request, at most.
+pub const ADDRESSES_MAX: usize = 64;
 
 /// Labels of an identity.
 pub type Labels = BTreeMap<String, String>;
@@ -43,23 +45,23 @@ fn address(bytes: &[u8]) -> Result<IpAddr, Malformed> {
     Ok(Ipv6Addr::from(v6).into())
 }
 
-pub(super) fn request(addresses: &[IpAddr]) -> wire::ResolveRequest {
+pub(crate) fn request(addresses: &[IpAddr]) -> wire::ResolveRequest {
     wire::ResolveRequest { addresses: addresses.iter().map(|address| bytes(*address)).collect() }
 }
 
-pub(super) fn read_request(request: &wire::ResolveRequest) -> Result<Vec<IpAddr>, Malformed> {
+pub(crate) fn read_request(request: &wire::ResolveRequest) -> Result<Vec<IpAddr>, Malformed> {
     if request.addresses.len() > ADDRESSES_MAX {
         return Err(Malformed { field: "addresses", expected: "at most 64" });
     }
     request.addresses.iter().map(|bytes| address(bytes)).collect()
 }
 
-pub(super) fn response(pods: Vec<Pod>) -> wire::ResolveResponse {
+pub(crate) fn response(pods: Vec<Pod>) -> wire::ResolveResponse {
     wire::ResolveResponse { pods: pods.into_iter().map(wire_pod).collect() }
 }
 
 /// The response of the node with the address `node`.
-pub(super) fn read_response(response: wire::ResolveResponse, node: IpAddr) -> Result<Vec<Pod>, Malformed> {
+pub(crate) fn read_response(response: wire::ResolveResponse, node: IpAddr) -> Result<Vec<Pod>, Malformed> {
     if response.pods.len() > ADDRESSES_MAX {
         return Err(Malformed { field: "pods", expected: "at most 64" });
     }

@@ -4,14 +4,17 @@
 //!   addresses, answers 200 with the number of ready backends on this node, or 503 if there is none.
 //! - With `--healthz-bind-address`: `/healthz` and `/livez`, as kube-proxy answers them.
 
-use super::snapshot::Progress;
+mod listen;
+
+pub use listen::listen;
+
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weft_daemon::http::{self, JSON, Limits, Response, StatusCode};
@@ -61,14 +64,14 @@ pub struct Health {
     node: Arc<str>,
     tables: Arc<Mutex<Tables>>,
     changed: Arc<Notify>,
-    progress: watch::Receiver<Progress>,
+    is_ready: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl Health {
-    /// Health checks of the node named `node`, healthy while `progress` is ready.
+    /// Health checks of the node named `node`, healthy while `is_ready`.
     #[must_use]
-    pub fn new(node: &str, progress: watch::Receiver<Progress>) -> Self {
-        Self { node: node.into(), tables: Arc::default(), changed: Arc::default(), progress }
+    pub fn new(node: &str, is_ready: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { node: node.into(), tables: Arc::default(), changed: Arc::default(), is_ready: Arc::new(is_ready) }
     }
 
     /// Applies what the watchers delivered.
@@ -111,13 +114,9 @@ impl Health {
         }
     }
 
-    fn is_ready(&self) -> bool {
-        self.progress.borrow().ready
-    }
-
     fn service_response(&self, service: &ObjectName) -> Response<String> {
         let count = lock(&self.tables).local_endpoints(service);
-        let healthy = self.is_ready();
+        let healthy = (self.is_ready)();
         let body = json!({
             "service": {"namespace": service.namespace, "name": service.name},
             "localEndpoints": count,
@@ -134,7 +133,7 @@ impl Health {
         if !matches!(path, "/healthz" | "/livez") {
             return None;
         }
-        let (ok, now) = (self.is_ready(), jiff::Timestamp::now().to_string());
+        let (ok, now) = ((self.is_ready)(), jiff::Timestamp::now().to_string());
         // What is in force is so all the time: as of now, or not at all.
         let body = if ok { json!({"lastUpdated": now, "currentTime": now}) } else { json!({"currentTime": now}) };
         Some(http::response(status(ok), JSON, body.to_string()))
@@ -158,7 +157,7 @@ impl Health {
                 if serving.contains_key(&at) {
                     continue;
                 }
-                match listen(at) {
+                match listener(at) {
                     Ok(listener) => {
                         let running = stop.child_token();
                         let (health, name) = (self.clone(), service.clone());
@@ -184,7 +183,7 @@ impl Health {
     /// Answers for the node as a whole, until `stop`.
     pub async fn run_node(self, at: SocketAddr, stop: CancellationToken) {
         loop {
-            match listen(at) {
+            match listener(at) {
                 Ok(listener) => {
                     let health = self.clone();
                     let answer = move |path: &str| health.node_response(path);
@@ -204,8 +203,8 @@ fn status(ok: bool) -> StatusCode {
     if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::from_std(weft_datapath::listen(at)?)
+fn listener(at: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::from_std(listen(at)?)
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 #![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
 
 use super::Health;
-use crate::snapshot::Progress;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -70,8 +69,8 @@ fn free_port() -> u16 {
 #[tokio::test]
 async fn the_port_of_a_service_tells_how_many_backends_are_here() {
     let port = free_port();
-    let (ready, progress) = watch::channel(Progress { ready: true, ..Progress::default() });
-    let (health, stop) = (Health::new("node-1", progress), CancellationToken::new());
+    let (ready, progress) = watch::channel(true);
+    let (health, stop) = (Health::new("node-1", move || *progress.borrow()), CancellationToken::new());
     let task = tokio::spawn(health.clone().run(stop.clone()));
     health.apply(&[node(&["127.0.0.1", "::1"]), service(Some(port))]);
     let ends = ["127.0.0.1", "::1"].map(|text| SocketAddr::new(text.parse::<IpAddr>().expect("an address"), port));
@@ -95,7 +94,7 @@ async fn the_port_of_a_service_tells_how_many_backends_are_here() {
         assert!(two.contains("\r\nX-Load-Balancing-Endpoint-Weight: 2\r\n") && two.contains(r#""localEndpoints":2"#));
     }
     // An agent that enforces nothing yet is not healthy.
-    ready.send_replace(Progress::default());
+    ready.send_replace(false);
     let sick = until(ends[0], "/", starts("503")).await.expect("answered");
     assert!(sick.contains(r#""serviceProxyHealthy":false"#), "{sick}");
     health.apply(&[Change::BackendsGone(name("a")), Change::BackendsGone(name("b")), service(None)]);
@@ -109,11 +108,11 @@ async fn the_port_of_a_service_tells_how_many_backends_are_here() {
 #[tokio::test]
 async fn the_node_as_a_whole() {
     let at = SocketAddr::new("127.0.0.1".parse().expect("an address"), free_port());
-    let (ready, progress) = watch::channel(Progress::default());
-    let (health, stop) = (Health::new("node-1", progress), CancellationToken::new());
+    let (ready, progress) = watch::channel(false);
+    let (health, stop) = (Health::new("node-1", move || *progress.borrow()), CancellationToken::new());
     let task = tokio::spawn(health.run_node(at, stop.clone()));
     until(at, "/healthz", |answer| answer.as_ref().is_some_and(|text| text.starts_with("HTTP/1.1 503"))).await;
-    ready.send_replace(Progress { ready: true, ..Progress::default() });
+    ready.send_replace(true);
     let well =
         until(at, "/healthz", |answer| answer.as_ref().is_some_and(|text| text.starts_with("HTTP/1.1 200"))).await;
     assert!(well.is_some_and(|text| text.contains("lastUpdated")));
@@ -126,8 +125,8 @@ async fn the_node_as_a_whole() {
 #[tokio::test]
 async fn silent_clients_do_not_take_the_node_out_of_a_load_balancer() {
     let port = free_port();
-    let (_ready, progress) = watch::channel(Progress { ready: true, ..Progress::default() });
-    let (health, stop) = (Health::new("node-1", progress), CancellationToken::new());
+    let (_ready, progress) = watch::channel(true);
+    let (health, stop) = (Health::new("node-1", move || *progress.borrow()), CancellationToken::new());
     let task = tokio::spawn(health.clone().run(stop.clone()));
     health.apply(&[node(&["127.0.0.1", "::1"]), service(Some(port)), slice("a", &[("10.0.0.1", "node-1", true)])]);
     for text in ["127.0.0.1", "::1"] {

@@ -1,7 +1,7 @@
 //! The server: answers other agents about this node's endpoints.
 
-use super::message::{Pod, read_request, response};
-use super::tls::{Credentials, is_agent};
+use crate::message::{Pod, read_request, response};
+use crate::tls::{Credentials, is_agent};
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! The client: asks another node's agent.
 
-use super::message::{Pod, read_response, request};
-use super::tls::{Credentials, is_agent};
+use crate::message::{Pod, read_response, request};
+use crate::tls::{Credentials, is_agent};
 use anyhow::Context as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use hyper_util::rt::TokioIo;

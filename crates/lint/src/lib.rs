@@ -6,10 +6,10 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-use crate::convert::{self, Settings};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use tree::{Document, Node};
+use weft_k8s::convert::{self, Settings};
 use weft_model::intent::{Change, Peer, Policy, PolicyKind, Spec};
 use weft_model::label::is_carried;
 use weft_model::selector::Requirement;

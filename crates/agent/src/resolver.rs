@@ -1,7 +1,5 @@
 //! Which addresses other nodes are asked for, when, and how long an answer is believed.
 
-use super::client::Ask;
-use super::message::Pod;
 use crate::writer::Writer;
 use crate::writer::thread::Handle;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +11,23 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_abi::{DropReason, Event, identity};
+use weft_daemon::tasks::Tasks;
 use weft_model::intent::{Change, EndpointSlice, Written};
+use weft_peer::{Ask, Client, Pod};
+
+/// Starts to answer other agents, and to ask them.
+///
+/// # Errors
+/// The certificates cannot be read, or the port cannot be bound.
+pub async fn start(settings: &weft_peer::Settings, writer: &Handle, tasks: &Tasks) -> anyhow::Result<Unknown> {
+    let (credentials, listener) = settings.open().await?;
+    let own = writer.clone();
+    let find = move |addresses: &[IpAddr]| own.snapshot().own_pods(addresses);
+    tasks.spawn("peer-server", weft_peer::serve(listener, credentials.clone(), find, tasks.stop().clone()));
+    let (resolver, unknown) = Resolver::new(writer.clone(), Client::new(credentials, settings.port));
+    tasks.spawn("peer-resolver", resolver.run(tasks.stop().clone()));
+    Ok(unknown)
+}
 
 /// Prefix of the names under which answers are applied as slices: nothing in the API has such a name.
 const SOURCE: &str = "direct:";
@@ -166,7 +180,7 @@ impl<A: Ask> Resolver<A> {
             by_node.entry(owner).or_default().push(address);
         }
         for ((node, at), addresses) in by_node {
-            for addresses in addresses.chunks(super::ADDRESSES_MAX) {
+            for addresses in addresses.chunks(weft_peer::ADDRESSES_MAX) {
                 self.request(&node, at, addresses.to_vec());
             }
         }
