@@ -1,6 +1,7 @@
 //! Checks that no compiler makes: which crates may know each other, that no list was forgotten, that generated
-//! documentation is as the code says, the words that users read, how long files get.
+//! documentation is as the code says, the words that users read, how long files and crates get, circles of files.
 
+mod circles;
 mod edges;
 mod files;
 mod generated;
@@ -26,6 +27,7 @@ pub fn run(root: &Path, write: bool) -> Result<()> {
     let packages = edges::packages(root)?;
     let mut findings = edges::check(&packages);
     findings.extend(files.iter().flat_map(files::check));
+    findings.extend(circles::check(&files));
     findings.extend(kinds::run(root)?);
     findings.extend(lists::check(&files, &packages));
     findings.extend(production::check(root)?);

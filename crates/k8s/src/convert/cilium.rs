@@ -7,7 +7,8 @@ mod ports;
 mod scope;
 
 use super::field::{Path, Read, all, any_object, boolean, both, each, get, kind, list, object, string};
-use super::{Problem, Problems, Settings, selector};
+use super::problem::{Problem, Problems, Settings};
+use super::selector;
 use crate::convert::cilium::scope::{Direction, NOT_YET, Scope};
 use crate::wire::WirePolicy;
 use serde_json::{Map, Value};

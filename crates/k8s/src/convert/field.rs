@@ -1,6 +1,6 @@
 //! A JSON value together with its path, so that every complaint can say where.
 
-use super::{Problem, Problems};
+use super::problem::{Problem, Problems};
 use serde_json::{Map, Value};
 use std::fmt;
 

@@ -3,7 +3,8 @@
 use super::address::prefix;
 use super::field::{Path, Read, boolean, both, each, get, list, object, string};
 use super::objects::{address, protocol};
-use super::{Problems, selector};
+use super::problem::Problems;
+use super::selector;
 use crate::wire::{WireCustom, WireService};
 use ipnet::IpNet;
 use serde_json::Value;

@@ -3,8 +3,9 @@
 use super::address::is_port_name;
 use super::field::{Path, Read, boolean, both, each, get, list, object, required, string};
 use super::objects::address;
+use super::problem::{Problem, Problems};
+use super::selector;
 use super::service::nobody;
-use super::{Problem, Problems, selector};
 use crate::wire::WireCustom;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;

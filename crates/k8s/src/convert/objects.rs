@@ -1,6 +1,6 @@
 //! The other kinds: pods, namespaces, nodes, identities, slices.
 
-use super::Problem;
+use super::problem::Problem;
 use crate::wire::{
     AddressPair, CILIUM_V2, CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CoreEndpoint, Metadata, Networking,
     UNUSED_SINCE, WireContainerPort, WireNamespace, WireNode, WirePod, WirePort,

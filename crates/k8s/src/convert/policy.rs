@@ -1,6 +1,8 @@
 //! A policy object of any kind.
 
-use super::{Problem, Problems, Settings, cidr_group, cilium, cluster_policy, field, network_policy};
+use super::problem::{Problem, Problems, Settings};
+use super::service::cidr_group;
+use super::{cilium, cluster_policy, field, network_policy};
 use crate::wire::{CILIUM_V2, WireCidrGroup, WirePolicy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -1,8 +1,8 @@
 //! Pools of pod addresses, and which of them pods ask for.
 
-use super::Problems;
 use super::address::prefix;
 use super::field::{self, Path, Read, each, get, list, number, required};
+use super::problem::Problems;
 use super::selector::plain;
 use crate::wire::WirePool;
 use ipnet::IpNet;

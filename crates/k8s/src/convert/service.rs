@@ -8,9 +8,11 @@ mod annotation;
 mod slice;
 mod value;
 
+use super::address::prefix_or_address;
+use super::field;
 use super::field::{Path, Read, all, both, each, list, required};
 use super::objects::port_number;
-use super::{Problem, Problems, address::prefix_or_address, field};
+use super::problem::{Problem, Problems};
 use crate::wire::{Metadata, WireCidrGroup, WireService, WireServicePort, WireServiceSpec};
 use address::{distinct, external_address, inner_address, source_range};
 use ipnet::IpNet;

@@ -1,8 +1,8 @@
 //! Random changes of a world.
 
-use super::{
-    OTHER_KEYS, api_server, cidr_group, labels, named_ports, namespace_labels, pod, pod_labels, policy, reserved,
-    service,
+use super::policy::policy;
+use super::world::{
+    OTHER_KEYS, api_server, cidr_group, labels, named_ports, namespace_labels, pod, pod_labels, reserved, service,
 };
 use crate::random::Random;
 use crate::world::World;
@@ -62,7 +62,7 @@ pub fn change(random: &mut Random, world: &mut World) {
             world.pods.pop();
         }
         15 => {
-            let name = *random.pick(super::NAMESPACES);
+            let name = *random.pick(super::world::NAMESPACES);
             world.namespaces.insert(name.to_owned(), namespace_labels(random, name));
         }
         16 => {

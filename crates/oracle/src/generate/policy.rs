@@ -1,6 +1,6 @@
 //! Random policies of all kinds.
 
-use super::{
+use super::world::{
     BARE_PROTOCOLS, ICMP_TYPES, KEYS, OTHER_KEYS, OWN_KEYS, PORT_NAMES, PROTOCOLS, VALUES, any_address, cidr,
     namespace, net, pick_of, port,
 };
@@ -142,7 +142,7 @@ impl Maker<'_> {
             }
         }
         if random.chance(8) {
-            let account = (*random.pick(super::ACCOUNTS)).to_owned();
+            let account = (*random.pick(super::world::ACCOUNTS)).to_owned();
             requirements.push(Requirement::In(SERVICE_ACCOUNT.to_owned(), BTreeSet::from([account])));
         }
         Peer::Endpoints(EndpointSelector { namespace: own, requirements })

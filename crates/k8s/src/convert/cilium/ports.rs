@@ -2,8 +2,8 @@
 
 use super::super::address::is_port_name;
 use super::super::field::{Path, Read, any_object, both, each, get, kind, list, number, object, short_list, string};
-use super::super::{Problem, Problems};
 use super::scope::{Direction, NOT_YET, Scope};
+use crate::convert::problem::{Problem, Problems};
 use serde_json::{Map, Value};
 use weft_model::intent::{PortMatch, PortRule, Protocol, RuleAction};
 

@@ -1,6 +1,6 @@
 //! Where in which policy a field is.
 
-use crate::convert::Settings;
+use crate::convert::problem::Settings;
 
 /// What a field that needs a proxy is answered with.
 pub(crate) const NOT_YET: &str = "not supported yet";

@@ -1,7 +1,7 @@
 //! What annotations ask for a Service. One that would narrow who is served must not be ignored.
 
 use super::super::field::Read;
-use super::super::{Problem, Problems};
+use crate::convert::problem::{Problem, Problems};
 use std::collections::BTreeMap;
 use weft_model::intent::{Algorithm, Forwarding, Topology};
 

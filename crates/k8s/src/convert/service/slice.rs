@@ -1,9 +1,9 @@
 //! EndpointSlices.
 
 use super::super::field::{Path, Read, all};
-use super::super::{Problem, Problems};
 use super::address::external_address;
 use super::value::{keep, number, transport};
+use crate::convert::problem::{Problem, Problems};
 use crate::wire::{WireBackend, WireBackendPort, WireEndpointSlice};
 use std::collections::BTreeSet;
 use weft_model::intent::{Backend, Backends, NamedPort, ObjectName};

@@ -1,8 +1,8 @@
 //! Values of fields that Services and EndpointSlices share.
 
-use crate::convert::Problem;
 use crate::convert::field::{Path, Read};
 use crate::convert::objects::protocol;
+use crate::convert::problem::Problem;
 use weft_model::intent::Protocol;
 
 /// The value, or a default beside a note of what is wrong.
