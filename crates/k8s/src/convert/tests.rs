@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use weft_model::intent::Covers;
 use weft_model::intent::{Change, PolicyKind, Spec};
 use weft_model::selector::Requirement;
 
