@@ -55,19 +55,19 @@ pub type ForeignSlices = BTreeMap<String, BTreeSet<String>>;
 
 /// Keeps this node's objects as its endpoints are, until `stop`.
 pub async fn run(
-    core: Handle,
+    control: Handle,
     mode: Propagation,
     writers: Writers,
     mut foreign: watch::Receiver<ForeignSlices>,
     stop: CancellationToken,
 ) {
-    let Ok(signals) = core.call(|core| core.signals()).await else { return };
+    let Ok(signals) = control.call(|control| control.signals()).await else { return };
     let (mut slices, mut endpoints) = (writers.slices.announced(), writers.endpoints.announced());
     // The generation that must be written before the former mode's objects are withdrawn.
     let mut first_generation: Option<u64> = None;
     let mut withdrawn = false;
     loop {
-        let snapshot = core.snapshot();
+        let snapshot = control.snapshot();
         if let Some(own) = snapshot.announced() {
             writers.slices.set_nodes(snapshot.nodes.len());
             let generation = match mode {
@@ -110,14 +110,14 @@ pub async fn run(
                         return;
                     }
                     let problem = slices.borrow_and_update().problem.clone();
-                    let _ = core.call(move |core| core.set_problem(Part::EndpointSlices, problem)).await;
+                    let _ = control.call(move |control| control.set_problem(Part::EndpointSlices, problem)).await;
                 }
                 changed = endpoints.changed() => {
                     if changed.is_err() {
                         return;
                     }
                     let problem = endpoints.borrow_and_update().problem.clone();
-                    let _ = core.call(move |core| core.set_problem(Part::EndpointObjects, problem)).await;
+                    let _ = control.call(move |control| control.set_problem(Part::EndpointObjects, problem)).await;
                 }
             }
         }

@@ -92,13 +92,13 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
 
     // What a former agent left, before anybody can ask for something new.
     let deletes = state.queued_deletes().context("queue of deletes")?;
-    let mut core = Writer::new(settings(&config, api_server.into_iter().collect()), state, Box::new(datapath));
+    let mut writer = Writer::new(settings(&config, api_server.into_iter().collect()), state, Box::new(datapath));
     let (tell, gone) = std::sync::mpsc::channel();
-    core.send_gone_backends(tell);
-    let (service_metrics, exchanges_blocks) = (core.service_metrics(), core.exchanges_blocks());
-    restart::take_over(&mut core, &*links).context("take over from the former agent")?;
-    let (progress, mtu) = (core.progress(), Arc::new(AtomicU32::new(MTU_DEFAULT)));
-    let (core, control) = thread::spawn(core).context("control thread")?;
+    writer.send_gone_backends(tell);
+    let (service_metrics, exchanges_blocks) = (writer.service_metrics(), writer.exchanges_blocks());
+    restart::take_over(&mut writer, &*links).context("take over from the former agent")?;
+    let (progress, mtu) = (writer.progress(), Arc::new(AtomicU32::new(MTU_DEFAULT)));
+    let (control, thread) = thread::spawn(writer).context("control thread")?;
 
     // The cluster.
     let client = Client::connect(&options).await.context("API server")?;
@@ -114,34 +114,34 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
     };
     let ready = progress.clone();
     let health = Health::new(&config.node_name, move || ready.borrow().ready);
-    let watched = (core.clone(), client.clone(), health.clone());
+    let watched = (control.clone(), client.clone(), health.clone());
     tasks.spawn("ingest", ingest::run(watched, mode.clone(), conversion, writers.clone(), foreign, stop.clone()));
     tasks.spawn("health", health.clone().run(stop.clone()));
     if let Some(at) = config.healthz_bind_address {
         tasks.spawn("healthz", health.run_node(at, stop.clone()));
     }
     if let Some(at) = config.metrics_address {
-        let reconcilers = Box::new(crate::reconcile::metrics::Reconcilers::new(core.clone()));
+        let reconcilers = Box::new(crate::reconcile::metrics::Reconcilers::new(control.clone()));
         Metrics::new(&service_metrics, Some(metrics.clone())).with(reconcilers).serve(at, tasks).await?;
     }
     let (of_policies, of_services) = (progress.clone(), progress.clone());
-    tasks.spawn("policy-events", cluster::report_policies(core.clone(), client.clone(), of_policies, stop.clone()));
-    tasks.spawn("service-events", cluster::report_services(core.clone(), client.clone(), of_services, stop.clone()));
-    tasks.spawn("machine", machine::run(core.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
-    tasks.spawn("identities", cluster::obtain_identities(core.clone(), api.clone(), stop.clone()));
-    tasks.spawn("announce", announce::run(core.clone(), mode.1, writers, foreign_slices, stop.clone()));
-    tasks.spawn("node", cluster::announce_node(core.clone(), client, mode, progress.clone(), stop.clone()));
+    tasks.spawn("policy-events", cluster::report_policies(control.clone(), client.clone(), of_policies, stop.clone()));
+    tasks.spawn("service-events", cluster::report_services(control.clone(), client.clone(), of_services, stop.clone()));
+    tasks.spawn("machine", machine::run(control.clone(), config.clone(), hooks, mtu.clone(), stop.clone()));
+    tasks.spawn("identities", cluster::obtain_identities(control.clone(), api.clone(), stop.clone()));
+    tasks.spawn("announce", announce::run(control.clone(), mode.1, writers, foreign_slices, stop.clone()));
+    tasks.spawn("node", cluster::announce_node(control.clone(), client, mode, progress.clone(), stop.clone()));
 
     let unknown = match &config.peer() {
-        Some(peer) => Some(resolver::start(peer, &core, tasks).await?),
+        Some(peer) => Some(resolver::start(peer, &control, tasks).await?),
         None => None,
     };
     if exchanges_blocks {
-        tasks.spawn("ipam", ipam::run(core.clone(), client_again, config.clone(), stop.clone()));
+        tasks.spawn("ipam", ipam::run(control.clone(), client_again, config.clone(), stop.clone()));
     }
 
     // What the kernel sees, and its housekeeping.
-    let observer = Observer::new(config.node_name.as_str(), EVENTS_KEPT, Arc::new(Names::new(core.clone())));
+    let observer = Observer::new(config.node_name.as_str(), EVENTS_KEPT, Arc::new(Names::new(control.clone())));
     tasks.spawn("events-stop", {
         let (stop, reader) = (stop.clone(), events.stop());
         async move {
@@ -159,16 +159,16 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
     })?;
     if config.socket_lb && config.close_removed_backends != Protocols::default() {
         tasks.spawn_thread("weft-sockets", {
-            let (core, protocols) = (core.clone(), config.close_removed_backends);
-            move || abort_sockets(&gone, &destroyer, &core, protocols)
+            let (control, protocols) = (control.clone(), config.close_removed_backends);
+            move || abort_sockets(&gone, &destroyer, &control, protocols)
         })?;
     }
     tasks.spawn("observers", follow_observers(observer.clone(), switch, stop.clone()));
 
     // The local API, first for those whose deletes waited.
-    let attachments = Attachments::new(core.clone(), links, api, progress.clone(), mtu);
+    let attachments = Attachments::new(control.clone(), links, api, progress.clone(), mtu);
     let local = Arc::new(Local {
-        writer: core.clone(),
+        writer: control.clone(),
         attachments,
         progress: progress.clone(),
         metrics,
@@ -196,7 +196,7 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
             tracing::info!("ready");
         }
     }
-    Ok((core, control))
+    Ok((control, thread))
 }
 
 fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
@@ -257,11 +257,11 @@ fn read_events(mut events: EventReader, observer: &Observer, unknown: Option<&Un
 }
 
 /// Aborts sockets that are connected to removed backends, so that their clients connect anew.
-fn abort_sockets(gone: &Receiver<Gone>, destroyer: &Destroyer, core: &thread::Handle, protocols: Protocols) {
+fn abort_sockets(gone: &Receiver<Gone>, destroyer: &Destroyer, control: &thread::Handle, protocols: Protocols) {
     while let Ok(mut backends) = gone.recv() {
         // One pass over all sockets for everything that was removed meanwhile.
         backends.extend(gone.try_iter().flatten());
-        let namespaces = core.snapshot().network_namespaces();
+        let namespaces = control.snapshot().network_namespaces();
         match destroyer.destroy(&backends, protocols, &namespaces) {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "aborted sockets of removed backends"),

@@ -13,12 +13,13 @@ use crate::writer::thread::{Handle, Unavailable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 use weft_api::cni::{AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, GcRequest, code};
 use weft_control::identity::{Exhausted, NumberOf};
+use weft_daemon::tasks::lock;
 use weft_model::id::Identity;
 use weft_model::intent::{Change, IdentityLabels, Namespace, ObjectName, Pod};
 use weft_model::label::LabelSet;
@@ -338,7 +339,7 @@ impl Attachments {
 
     async fn lock(&self, attachment: &Attachment) -> AttachmentGuard<'_> {
         let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut locks = lock(&self.locks);
             locks.entry(attachment.clone()).or_default().clone()
         };
         AttachmentGuard { all: &self.locks, attachment: attachment.clone(), held: Some(lock.lock_owned().await) }
@@ -419,7 +420,7 @@ struct AttachmentGuard<'a> {
 impl Drop for AttachmentGuard<'_> {
     fn drop(&mut self) {
         self.held = None;
-        let mut locks = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locks = lock(&self.all);
         if locks.get(&self.attachment).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             locks.remove(&self.attachment);
         }

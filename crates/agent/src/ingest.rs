@@ -35,7 +35,7 @@ const QUICK_BATCH_MAX: usize = 16;
 
 /// Follows the cluster until `stop`.
 pub async fn run(
-    (core, client, health): (Handle, Client, Health),
+    (control, client, health): (Handle, Client, Health),
     (node_name, mode): (String, Propagation),
     conversion: Settings,
     writers: Writers,
@@ -64,7 +64,7 @@ pub async fn run(
             () = tokio::time::sleep_until(handover_at), if handover.is_some() => {
                 handover_at = Instant::now() + HANDOVER_INTERVAL;
                 let covered = match &mut handover {
-                    Some(handover) => handover.poll(&core).await,
+                    Some(handover) => handover.poll(&control).await,
                     None => Ok(Vec::new()),
                 };
                 let Ok(covered) = covered else { return };
@@ -88,18 +88,18 @@ pub async fn run(
         }
         health.apply(&batch);
         for change in &batch {
-            note_drift(change, &core, &writers, &mut drifted);
+            note_drift(change, &control, &writers, &mut drifted);
         }
         if !drifted.is_empty() {
             recheck_at.get_or_insert_with(|| Instant::now() + DRIFT_GRACE);
         }
         if mode == Propagation::CesOperator {
-            note_foreign_slices(&batch, &core, &writers.slices, &foreign);
+            note_foreign_slices(&batch, &control, &writers.slices, &foreign);
         }
         let applied = if is_quick(&batch) {
-            core.apply_brief(move |writer| writer.apply(batch)).await
+            control.apply_brief(move |writer| writer.apply(batch)).await
         } else {
-            core.apply(move |writer| writer.apply(batch)).await
+            control.apply(move |writer| writer.apply(batch)).await
         };
         if applied.is_err() {
             return;
@@ -114,7 +114,7 @@ fn is_quick(batch: &[Change]) -> bool {
 }
 
 /// Notes whether an own object is as this node announced it last.
-fn note_drift(change: &Change, core: &Handle, writers: &Writers, drifted: &mut HashMap<String, bool>) {
+fn note_drift(change: &Change, control: &Handle, writers: &Writers, drifted: &mut HashMap<String, bool>) {
     let (name, seen) = match change {
         Change::Slice(slice) => (&slice.name, Some(slice)),
         Change::SliceGone(name) => (name, None),
@@ -124,7 +124,7 @@ fn note_drift(change: &Change, core: &Handle, writers: &Writers, drifted: &mut H
         Some(name) => writers.endpoints.wants(&name),
         None => writers.slices.is_own(name),
     };
-    if !own || seen.is_some_and(|slice| core.snapshot().agrees_with(slice)) {
+    if !own || seen.is_some_and(|slice| control.snapshot().agrees_with(slice)) {
         drifted.remove(name);
     } else {
         drifted.insert(name.clone(), seen.is_none());
@@ -132,12 +132,17 @@ fn note_drift(change: &Change, core: &Handle, writers: &Writers, drifted: &mut H
 }
 
 /// Notes which of this node's pods are in slices of other writers.
-fn note_foreign_slices(batch: &[Change], core: &Handle, own: &slice::Writer, foreign: &watch::Sender<ForeignSlices>) {
+fn note_foreign_slices(
+    batch: &[Change],
+    control: &Handle,
+    own: &slice::Writer,
+    foreign: &watch::Sender<ForeignSlices>,
+) {
     for change in batch.iter().filter(|change| cilium_endpoint(change).is_none()) {
         let (name, uids) = match change {
             Change::Slice(slice) if !own.is_own(&slice.name) => {
                 let uids = slice.endpoints.iter().map(|endpoint| &endpoint.pod_uid);
-                let snapshot = core.snapshot();
+                let snapshot = control.snapshot();
                 (&slice.name, uids.filter(|uid| snapshot.has_pod(uid)).cloned().collect())
             }
             Change::SliceGone(name) => (name, BTreeSet::new()),

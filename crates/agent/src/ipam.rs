@@ -24,8 +24,8 @@ const AUDIT: Duration = Duration::from_secs(60);
 const GATHER: Duration = Duration::from_millis(10);
 
 /// Takes turns until `stop`; for modes in which the operator gives blocks ([`Writer::exchanges_blocks`](crate::writer::Writer::exchanges_blocks)).
-pub async fn run(core: Handle, client: Client, config: Arc<Config>, stop: CancellationToken) {
-    let Ok(signals) = core.call(|core| core.signals()).await else { return };
+pub async fn run(control: Handle, client: Client, config: Arc<Config>, stop: CancellationToken) {
+    let Ok(signals) = control.call(|control| control.signals()).await else { return };
     let shared = config.ipam == IpamMode::MultiPool;
     let (sender, mut shares) = mpsc::channel(8);
     follow(client.clone(), Shares { only: (!shared).then(|| config.node_name.clone()) }, sender, stop.clone());
@@ -41,7 +41,7 @@ pub async fn run(core: Handle, client: Client, config: Arc<Config>, stop: Cancel
     let mut accepted = false;
     let mut rules = BTreeMap::new();
     loop {
-        let pause = match turn(&core, &client, &config.node_name, (!accepted).then_some(&term)).await {
+        let pause = match turn(&control, &client, &config.node_name, (!accepted).then_some(&term)).await {
             Ok(Turn::Quiet) => AUDIT,
             Ok(Turn::Written) => {
                 accepted = true;
@@ -57,11 +57,11 @@ pub async fn run(core: Handle, client: Client, config: Arc<Config>, stop: Cancel
             () = stop.cancelled() => return,
             () = signals.addresses.notified() => tokio::time::sleep(GATHER).await,
             batch = shares.recv() => match batch {
-                Some(batch) => take_shares(&core, &config.node_name, batch).await,
+                Some(batch) => take_shares(&control, &config.node_name, batch).await,
                 None => return,
             },
             batch = pools.recv() => match batch {
-                Some(batch) => take_pools(&core, &mut rules, batch).await,
+                Some(batch) => take_pools(&control, &mut rules, batch).await,
                 None => return,
             },
             () = tokio::time::sleep(pause) => {}
@@ -75,12 +75,13 @@ enum Turn {
     Again,
 }
 
-async fn turn(core: &Handle, client: &Client, node: &str, term: Option<&String>) -> Result<Turn, String> {
+async fn turn(control: &Handle, client: &Client, node: &str, term: Option<&String>) -> Result<Turn, String> {
     let read = weft_k8s::ipam::read(client, node).await;
     // The agent creates it once its Node is known.
     let Some(now) = read.map_err(|error| describe(&error))? else { return Err("no CiliumNode yet".to_owned()) };
     let (record, version, problem) = (record(&now.pools), now.version, now.problem);
-    let write = core.call(move |core| core.begin_turn(&record, &problem)).await.map_err(|error| error.to_string())?;
+    let write =
+        control.call(move |control| control.begin_turn(&record, &problem)).await.map_err(|error| error.to_string())?;
     let Some(write) = write else { return Ok(Turn::Quiet) };
     let written = weft_k8s::ipam::write(client, node, &version, &shares(&write), term.map(String::as_str)).await;
     let outcome = match &written {
@@ -88,7 +89,7 @@ async fn turn(core: &Handle, client: &Client, node: &str, term: Option<&String>)
         Err(Error::Status { code, .. }) if (400..500).contains(code) => Outcome::Refused,
         Err(_) => Outcome::Unknown,
     };
-    core.call(move |core| core.end_turn(write, outcome)).await.map_err(|error| error.to_string())?;
+    control.call(move |control| control.end_turn(write, outcome)).await.map_err(|error| error.to_string())?;
     match written {
         Ok(()) => Ok(Turn::Written),
         Err(error) if error.is_conflict() => Ok(Turn::Again),
@@ -126,7 +127,7 @@ fn shares(record: &Record) -> BTreeMap<String, Share> {
     shares
 }
 
-async fn take_shares(core: &Handle, own: &str, batch: Vec<ShareEvent>) {
+async fn take_shares(control: &Handle, own: &str, batch: Vec<ShareEvent>) {
     for event in batch {
         let (name, nets) = match event {
             ShareEvent::Applied(node) if node.name != own => {
@@ -136,11 +137,11 @@ async fn take_shares(core: &Handle, own: &str, batch: Vec<ShareEvent>) {
             ShareEvent::Deleted(name) if name != own => (name, Vec::new()),
             _ => continue,
         };
-        let _ = core.call(move |core| core.set_share(&name, nets)).await;
+        let _ = control.call(move |control| control.set_share(&name, nets)).await;
     }
 }
 
-async fn take_pools(core: &Handle, rules: &mut BTreeMap<String, PoolRule>, batch: Vec<PoolEvent>) {
+async fn take_pools(control: &Handle, rules: &mut BTreeMap<String, PoolRule>, batch: Vec<PoolEvent>) {
     for event in batch {
         match event {
             PoolEvent::Applied(pool) => {
@@ -152,5 +153,5 @@ async fn take_pools(core: &Handle, rules: &mut BTreeMap<String, PoolRule>, batch
         }
     }
     let rules = rules.clone();
-    let _ = core.call(move |core| core.set_pool_rules(rules)).await;
+    let _ = control.call(move |control| control.set_pool_rules(rules)).await;
 }

@@ -55,15 +55,15 @@ where
 }
 
 /// Keeps the node's network set up until `stop`.
-pub async fn run(core: Handle, config: Arc<Config>, hooks: Hooks, mtu: Arc<AtomicU32>, stop: CancellationToken) {
-    let Ok(signals) = core.call(|core| core.signals()).await else { return };
+pub async fn run(control: Handle, config: Arc<Config>, hooks: Hooks, mtu: Arc<AtomicU32>, stop: CancellationToken) {
+    let Ok(signals) = control.call(|control| control.signals()).await else { return };
     let mut configured: Option<NodeSettings> = None;
     loop {
-        let Ok(nodes) = core.call(|core| core.carried_nodes()).await else { return };
-        let done = set_up(&core, &config, &hooks, nodes, &mut configured, &mtu).await;
+        let Ok(nodes) = control.call(|control| control.carried_nodes()).await else { return };
+        let done = set_up(&control, &config, &hooks, nodes, &mut configured, &mtu).await;
         let problem = done.err().map(|error| describe(&error));
         let pause = if problem.is_some() { RETRY } else { AUDIT };
-        if core.call(move |core| core.set_node_ready(problem)).await.is_err() {
+        if control.call(move |control| control.set_node_ready(problem)).await.is_err() {
             return;
         }
         tokio::select! {
@@ -75,7 +75,7 @@ pub async fn run(core: Handle, config: Arc<Config>, hooks: Hooks, mtu: Arc<Atomi
 }
 
 async fn set_up(
-    core: &Handle,
+    control: &Handle,
     config: &Arc<Config>,
     hooks: &Hooks,
     nodes: BTreeMap<String, Node>,
@@ -90,7 +90,10 @@ async fn set_up(
     mtu.store(u32::from(settings.pod_mtu), Ordering::Relaxed);
     if configured.as_ref() != Some(&settings) {
         let written = settings.clone();
-        core.call(move |core| core.configure(&written)).await?.map_err(step("write the node's configuration"))?;
+        control
+            .call(move |control| control.configure(&written))
+            .await?
+            .map_err(step("write the node's configuration"))?;
     }
     // Programs come after the configuration that they read.
     let tunnel = settings.tunnel.as_ref().map(|tunnel| tunnel.ifindex);

@@ -83,7 +83,7 @@ macro_rules! reconcilers {
             #[must_use]
             pub fn are_settled(&self) -> bool {
                 self.all().iter().all(|reconciler| {
-                    let progress = reconciler.progress();
+                    let progress = reconciler.rows().progress();
                     (progress.pending, progress.failed) == (0, 0)
                 })
             }
@@ -91,7 +91,7 @@ macro_rules! reconcilers {
             /// When something that failed is to be tried again.
             #[must_use]
             pub fn next_try(&self) -> Option<Duration> {
-                self.all().iter().filter_map(|reconciler| reconciler.next_try()).min()
+                self.all().iter().filter_map(|reconciler| reconciler.rows().next_try()).min()
             }
 
             /// All, in order.

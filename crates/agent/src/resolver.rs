@@ -106,7 +106,7 @@ type Answer = (Request, anyhow::Result<Vec<Pod>>);
 
 /// Resolves unknown addresses by asking their nodes.
 pub struct Resolver<A> {
-    core: Handle,
+    control: Handle,
     ask: Arc<A>,
     unknown: mpsc::Receiver<IpAddr>,
     asked: BTreeMap<IpAddr, Instant>,
@@ -116,12 +116,12 @@ pub struct Resolver<A> {
 }
 
 impl<A: Ask> Resolver<A> {
-    /// Applies answers to `core`.
+    /// Applies answers by `control`.
     #[must_use]
-    pub fn new(core: Handle, ask: A) -> (Self, Unknown) {
+    pub fn new(control: Handle, ask: A) -> (Self, Unknown) {
         let (sender, unknown) = mpsc::channel(QUEUE_MAX);
         let resolver = Self {
-            core,
+            control,
             ask: Arc::new(ask),
             unknown,
             asked: BTreeMap::new(),
@@ -163,7 +163,7 @@ impl<A: Ask> Resolver<A> {
         while let Ok(address) = self.unknown.try_recv() {
             addresses.insert(address);
         }
-        let (now, snapshot) = (Instant::now(), self.core.snapshot());
+        let (now, snapshot) = (Instant::now(), self.control.snapshot());
         if self.asked.len() + addresses.len() > ASKED_MAX {
             self.asked.retain(|_, at| *at + ASK_INTERVAL > now);
         }
@@ -206,7 +206,7 @@ impl<A: Ask> Resolver<A> {
             }
         };
         let (mut changes, mut vouched) = (Vec::new(), Vec::new());
-        let (now, snapshot) = (Instant::now(), self.core.snapshot());
+        let (now, snapshot) = (Instant::now(), self.control.snapshot());
         let answered: BTreeSet<&str> = pods.iter().map(|pod| pod.endpoint.pod_uid.as_str()).collect();
         // Renewed, and no longer there.
         let is_about =
@@ -247,7 +247,7 @@ impl<A: Ask> Resolver<A> {
             }
             writer.apply(changes);
         };
-        let applied = self.core.call(apply).await.is_ok();
+        let applied = self.control.call(apply).await.is_ok();
         tracing::debug!(node, ?addresses, took_us = begun.elapsed().as_micros() as u64, "applied a node's answer");
         applied
     }
@@ -256,7 +256,7 @@ impl<A: Ask> Resolver<A> {
     async fn review(&mut self) -> bool {
         let now = Instant::now();
         let uids: Vec<String> = self.believed.values().map(|believed| believed.uid.clone()).collect();
-        let Ok(known) = self.core.call(move |writer| writer.known_from_others(&uids, is_answer)).await else {
+        let Ok(known) = self.control.call(move |writer| writer.known_from_others(&uids, is_answer)).await else {
             return false;
         };
         let is_over = |_: &String, believed: &mut Believed| {
@@ -274,10 +274,10 @@ impl<A: Ask> Resolver<A> {
             })
             .collect();
         for (node, addresses) in due {
-            if let Some(at) = self.core.snapshot().address_of_node(&node) {
+            if let Some(at) = self.control.snapshot().address_of_node(&node) {
                 self.request(&node, at, addresses);
             }
         }
-        changes.is_empty() || self.core.call(move |core| core.apply(changes)).await.is_ok()
+        changes.is_empty() || self.control.call(move |control| control.apply(changes)).await.is_ok()
     }
 }

@@ -5,7 +5,7 @@ use crate::sys::map::SharedWords;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use weft_abi::{ENDPOINT_ID_MAX, NodeConfig, config_flags};
 use weft_model::desired::Host;
 use weft_model::id::PolicyId;
@@ -116,7 +116,7 @@ impl ConfigPage {
     }
 
     fn change_flags(&self, change: impl FnOnce(u32) -> u32) {
-        let _guard = self.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.flags.lock().expect("a panic ends the process");
         let flags: &AtomicU32 = &self.config[1];
         flags.store(change(flags.load(Ordering::Relaxed)), Ordering::SeqCst);
     }

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 const SETTING: &str = "/sys/kernel/rcu_expedited";
 /// Exists while an agent has turned the setting on: the next agent undoes what a killed one left.
@@ -28,7 +28,7 @@ pub(crate) struct Expedited(());
 
 impl Expedited {
     pub(crate) fn begin() -> Self {
-        let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = USERS.lock().expect("a panic ends the process");
         if users.count == 0 {
             users.ours = turn_on(Path::new(SETTING), Path::new(MARK));
         }
@@ -39,7 +39,7 @@ impl Expedited {
 
 impl Drop for Expedited {
     fn drop(&mut self) {
-        let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = USERS.lock().expect("a panic ends the process");
         users.count -= 1;
         if users.count == 0 && users.ours {
             turn_off(Path::new(SETTING), Path::new(MARK));

@@ -15,7 +15,7 @@ use plan::{Held, Write};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -143,7 +143,7 @@ impl Writer {
     /// Whether a slice of this name is in the API, as far as this writer wrote or read.
     #[must_use]
     pub fn holds(&self, slice: &str) -> bool {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner).contains(slice)
+        self.names.lock().expect("a panic ends the process").contains(slice)
     }
 
     /// Reads this node's slices anew and mends them: for when somebody else changed or deleted one.
@@ -189,7 +189,7 @@ impl Task {
             let before = self.writes;
             let outcome = self.write(&now, removals).await;
             let names = self.held.iter().flat_map(BTreeMap::keys).cloned().collect();
-            *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+            *self.names.lock().expect("a panic ends the process") = names;
             if self.writes != before {
                 next = Instant::now() + PACE;
             }

@@ -25,7 +25,7 @@ pub struct Node {
     /// CNI.
     pub attachments: Attachments,
     /// Its tables.
-    pub core: Handle,
+    pub control: Handle,
     stop: CancellationToken,
 }
 
@@ -66,28 +66,28 @@ impl Node {
         let stop = stop.child_token();
         let state = StateDir::open(dir).context("state")?;
         let links: Arc<dyn Links> = Arc::new(recorder.clone());
-        let mut core = Writer::new(settings(index), state, Box::new(recorder));
-        restart::take_over(&mut core, &*links)?;
-        core.set_node_ready(None);
-        let progress = core.progress();
-        let (core, _) = thread::spawn(core).context("thread")?;
+        let mut writer = Writer::new(settings(index), state, Box::new(recorder));
+        restart::take_over(&mut writer, &*links)?;
+        writer.set_node_ready(None);
+        let progress = writer.progress();
+        let (control, _) = thread::spawn(writer).context("thread")?;
         let api: Arc<dyn Cluster> = Arc::new(ApiServer::new(client.clone()));
         let writers = announce::Writers::start(&client, &name(index), style, &stop);
         let (foreign, found) = tokio::sync::watch::channel(announce::ForeignSlices::new());
         let conversion = weft_k8s::convert::Settings::EVERYTHING;
         let own = (name(index), mode);
-        let watched = (core.clone(), client.clone(), {
+        let watched = (control.clone(), client.clone(), {
             let ready = progress.clone();
             Health::new(&name(index), move || ready.borrow().ready)
         });
         tokio::spawn(ingest::run(watched, own.clone(), conversion, writers.clone(), foreign, stop.clone()));
-        tokio::spawn(announce::run(core.clone(), mode, writers, found, stop.clone()));
-        tokio::spawn(cluster::report_policies(core.clone(), client.clone(), progress.clone(), stop.clone()));
-        tokio::spawn(cluster::obtain_identities(core.clone(), api.clone(), stop.clone()));
-        tokio::spawn(cluster::announce_node(core.clone(), client, own, progress.clone(), stop.clone()));
+        tokio::spawn(announce::run(control.clone(), mode, writers, found, stop.clone()));
+        tokio::spawn(cluster::report_policies(control.clone(), client.clone(), progress.clone(), stop.clone()));
+        tokio::spawn(cluster::obtain_identities(control.clone(), api.clone(), stop.clone()));
+        tokio::spawn(cluster::announce_node(control.clone(), client, own, progress.clone(), stop.clone()));
         let mtu = Arc::new(AtomicU32::new(1500));
-        let attachments = Attachments::new(core.clone(), links, api, progress.clone(), mtu);
-        Ok(Self { attachments, core, stop })
+        let attachments = Attachments::new(control.clone(), links, api, progress.clone(), mtu);
+        Ok(Self { attachments, control, stop })
     }
 
     /// Waits until pods may come.
@@ -95,7 +95,7 @@ impl Node {
     /// # Errors
     /// The agent has ended.
     pub async fn ready(&self) -> anyhow::Result<()> {
-        let mut progress = self.core.call(|core| core.progress()).await?;
+        let mut progress = self.control.call(|control| control.progress()).await?;
         progress.wait_for(|progress| progress.ready).await?;
         Ok(())
     }

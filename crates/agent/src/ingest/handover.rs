@@ -52,13 +52,13 @@ impl Handover {
     }
 
     /// Ends the watch once slices contain everything; names of the CiliumEndpoints that need not be believed any more.
-    pub(super) async fn poll(&mut self, core: &Handle) -> Result<Vec<String>, Unavailable> {
+    pub(super) async fn poll(&mut self, control: &Handle) -> Result<Vec<String>, Unavailable> {
         let sources = [Source::Endpoints, Source::Slices, Source::Nodes];
         if !sources.iter().all(|source| self.synced.contains(source)) {
             return Ok(Vec::new());
         }
         let is_endpoint = |source: &str| endpoint_of_slice(source).is_some();
-        let missing = core.call(move |writer| writer.known_only_from(is_endpoint)).await?;
+        let missing = control.call(move |writer| writer.known_only_from(is_endpoint)).await?;
         let wanted = self.wanted.get_or_insert_with(|| missing.clone());
         if self.ended.is_none() && wanted.is_disjoint(&missing) {
             tracing::info!(

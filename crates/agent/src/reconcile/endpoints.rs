@@ -1,15 +1,14 @@
 //! Endpoints of this node, and the node itself as a subject of policies, as the kernel's programs know them: which
 //! link, which identity, which policies.
 
-use super::reconciler::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler, Rows};
 use crate::settings::Settings;
 use crate::tables::Tables;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 use weft_model::desired::{DataplaneError, Host};
-use weft_model::id::{EndpointId, PolicyId, Revision};
-use weft_model::reconcile::{Progress, Queue};
+use weft_model::id::{EndpointId, PolicyId};
+use weft_model::reconcile::Queue;
 use weft_model::table::Consumer;
 use weft_sys::error::describe;
 
@@ -154,19 +153,11 @@ impl Reconciler for EndpointLinks {
         cx.endpoints_switched = self.queue.is_settled();
     }
 
-    fn next_try(&self) -> Option<Duration> {
-        self.queue.next_try()
+    fn rows(&self) -> &dyn Rows {
+        &self.queue
     }
 
-    fn end_pass(&mut self, revision: Revision) {
-        self.queue.end_pass(revision);
-    }
-
-    fn progress(&self) -> Progress {
-        self.queue.progress()
-    }
-
-    fn failure(&self) -> Option<String> {
-        super::reconciler::failure(&self.queue)
+    fn rows_mut(&mut self) -> &mut dyn Rows {
+        &mut self.queue
     }
 }

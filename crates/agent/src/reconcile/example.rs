@@ -2,7 +2,7 @@
 //! shall know as reached without masquerade. Compiled and run by the tests only; "How to add" in ARCHITECTURE.md refers
 //! to it. Its kind would be one line in `model::intent`'s list; here one that is there stands in for it.
 
-use super::reconciler::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler, Rows};
 use crate::settings::Settings;
 use crate::tables::Tables;
 use ipnet::IpNet;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use weft_model::desired::{DataplaneError, Route};
 use weft_model::id::Revision;
 use weft_model::intent::{Change, CidrGroup};
-use weft_model::reconcile::{Progress, Queue};
+use weft_model::reconcile::Queue;
 use weft_model::table::{Consumer, Table};
 
 /// See the module.
@@ -71,20 +71,12 @@ impl Reconciler for Prefixes {
         }
     }
 
-    fn next_try(&self) -> Option<Duration> {
-        self.queue.next_try()
+    fn rows(&self) -> &dyn Rows {
+        &self.queue
     }
 
-    fn end_pass(&mut self, revision: Revision) {
-        self.queue.end_pass(revision);
-    }
-
-    fn progress(&self) -> Progress {
-        self.queue.progress()
-    }
-
-    fn failure(&self) -> Option<String> {
-        super::reconciler::failure(&self.queue)
+    fn rows_mut(&mut self) -> &mut dyn Rows {
+        &mut self.queue
     }
 }
 
@@ -124,14 +116,14 @@ fn one_line_in_the_list_gives_passes_retries_and_progress() {
             endpoints_switched: true,
         };
         reconcilers.pass(&mut cx);
-        reconcilers.all_mut().into_iter().for_each(|reconciler| reconciler.end_pass(Revision(now_s)));
+        reconcilers.all_mut().into_iter().for_each(|reconciler| reconciler.rows_mut().end_pass(Revision(now_s)));
     };
     reconcilers.observe(&Change::CidrGroup(group));
     world.fail("set_route");
     pass(&mut reconcilers, &mut world, 1);
     let of_prefixes = |reconcilers: &list::Reconcilers| {
         let [_, prefixes] = reconcilers.all();
-        (prefixes.progress(), prefixes.failure())
+        (prefixes.rows().progress(), prefixes.rows().failure())
     };
     let (progress, failure) = of_prefixes(&reconcilers);
     assert_eq!((progress.failed, progress.in_force), (1, Revision(0)));

@@ -1,13 +1,11 @@
 //! Addresses in the kernel's ipcache.
 
-use super::reconciler::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler, Rows};
 use crate::settings::Settings;
 use crate::tables::Tables;
 use std::net::IpAddr;
-use std::time::Duration;
 use weft_model::desired::DataplaneError;
-use weft_model::id::Revision;
-use weft_model::reconcile::{Progress, Queue};
+use weft_model::reconcile::Queue;
 
 const NAME: &str = "ipcache";
 
@@ -61,19 +59,11 @@ impl Reconciler for Ipcache {
         cx.tables.addresses.stale().into_iter().for_each(|address| self.write(address, cx));
     }
 
-    fn next_try(&self) -> Option<Duration> {
-        self.queue.next_try()
+    fn rows(&self) -> &dyn Rows {
+        &self.queue
     }
 
-    fn end_pass(&mut self, revision: Revision) {
-        self.queue.end_pass(revision);
-    }
-
-    fn progress(&self) -> Progress {
-        self.queue.progress()
-    }
-
-    fn failure(&self) -> Option<String> {
-        super::reconciler::failure(&self.queue)
+    fn rows_mut(&mut self) -> &mut dyn Rows {
+        &mut self.queue
     }
 }

@@ -8,7 +8,7 @@ mod view;
 
 pub use view::{Invalid, PolicyRow, View, reference, rule_reference};
 
-use super::reconciler::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler, Rows};
 use crate::settings::Settings;
 use crate::state::EndpointRecord;
 use crate::tables::Tables;
@@ -16,17 +16,16 @@ use rpds::RedBlackTreeMapSync;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use weft_abi::map_name;
 use weft_control::expand::Expander;
 use weft_control::identity::subject_labels;
 use weft_control::policy::{self as engine, Engine, Limits, LocalEndpoint, Plan};
 use weft_control::remotes::{RemoteChange, Remotes};
 use weft_model::desired::{CompiledPolicy, DataplaneError, PolicyPatch, Touched};
-use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId, Revision};
+use weft_model::id::{EndpointId, Identity, PeerClass, PolicyId};
 use weft_model::intent::{Change, IdentityLabels, Node, ObjectName, PolicyName};
 use weft_model::label::LabelSet;
-use weft_model::reconcile::{Progress, Queue};
+use weft_model::reconcile::Queue;
 use weft_model::table::Table;
 
 const NAME: &str = "policy";
@@ -428,20 +427,12 @@ impl Reconciler for Policy {
         self.again
     }
 
-    fn next_try(&self) -> Option<Duration> {
-        self.queue.next_try()
+    fn rows(&self) -> &dyn Rows {
+        &self.queue
     }
 
-    fn end_pass(&mut self, revision: Revision) {
-        self.queue.end_pass(revision);
-    }
-
-    fn progress(&self) -> Progress {
-        self.queue.progress()
-    }
-
-    fn failure(&self) -> Option<String> {
-        super::reconciler::failure(&self.queue)
+    fn rows_mut(&mut self) -> &mut dyn Rows {
+        &mut self.queue
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use weft_model::desired::DataplaneError;
 use weft_model::id::{EndpointId, Revision};
 use weft_model::intent::Change;
-use weft_model::reconcile::Progress;
+use weft_model::reconcile::{Progress, Queue};
 
 /// Flows whose decision rests on something that has changed: they decide again once everything of a pass is written.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -75,32 +75,54 @@ pub trait Reconciler {
         false
     }
 
+    /// Its rows that are not in force.
+    fn rows(&self) -> &dyn Rows;
+
+    /// The same, to note how a pass has ended.
+    fn rows_mut(&mut self) -> &mut dyn Rows;
+}
+
+/// The [`Queue`] of a reconciler, whatever its rows are called by.
+pub trait Rows {
     /// When something that failed is to be tried again.
     fn next_try(&self) -> Option<Duration>;
 
     /// A pass over this revision of the tables has ended.
     fn end_pass(&mut self, revision: Revision);
 
-    /// How far it is.
+    /// How far the rows are.
     fn progress(&self) -> Progress;
 
-    /// Why the first of the rows that failed did.
+    /// Why the first of the rows that failed did, as one line of status.
     fn failure(&self) -> Option<String>;
 }
 
-/// The failures of a queue as one line of status.
-pub(crate) fn failure<K: Ord + Clone + std::fmt::Display>(queue: &weft_model::reconcile::Queue<K>) -> Option<String> {
-    let mut failures = queue.failures();
-    let (_, why) = failures.next()?;
-    Some(match failures.count() {
-        0 => why.to_owned(),
-        more => format!("{why} (and {more} more)"),
-    })
+impl<K: Ord + Clone> Rows for Queue<K> {
+    fn next_try(&self) -> Option<Duration> {
+        Self::next_try(self)
+    }
+
+    fn end_pass(&mut self, revision: Revision) {
+        Self::end_pass(self, revision);
+    }
+
+    fn progress(&self) -> Progress {
+        Self::progress(self)
+    }
+
+    fn failure(&self) -> Option<String> {
+        let mut failures = self.failures();
+        let (_, why) = failures.next()?;
+        Some(match failures.count() {
+            0 => why.to_owned(),
+            more => format!("{why} (and {more} more)"),
+        })
+    }
 }
 
 /// Logs a row that could not be written, and keeps it for its next try.
 pub(crate) fn failed<K: Ord + Clone>(
-    queue: &mut weft_model::reconcile::Queue<K>,
+    queue: &mut Queue<K>,
     (name, key): (&'static str, K),
     now: Duration,
     error: &DataplaneError,

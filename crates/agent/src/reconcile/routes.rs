@@ -3,7 +3,7 @@
 //! One node that comes or goes in a cluster of thousands shall not cost each of them a pass over all the others: as long
 //! as a prefix is claimed by one node alone, a change is worked out from that node.
 
-use super::reconciler::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler, Rows};
 use crate::settings::Settings;
 use crate::tables::Tables;
 use foldhash::HashMap;
@@ -12,11 +12,9 @@ use rpds::RedBlackTreeMapSync;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 use weft_model::desired::{DataplaneError, Route};
-use weft_model::id::Revision;
 use weft_model::intent::Node;
-use weft_model::reconcile::{Progress, Queue};
+use weft_model::reconcile::Queue;
 
 const NAME: &str = "routes";
 
@@ -166,20 +164,12 @@ impl Reconciler for Routes {
         !self.queue.is_settled()
     }
 
-    fn next_try(&self) -> Option<Duration> {
-        self.queue.next_try()
+    fn rows(&self) -> &dyn Rows {
+        &self.queue
     }
 
-    fn end_pass(&mut self, revision: Revision) {
-        self.queue.end_pass(revision);
-    }
-
-    fn progress(&self) -> Progress {
-        self.queue.progress()
-    }
-
-    fn failure(&self) -> Option<String> {
-        super::reconciler::failure(&self.queue)
+    fn rows_mut(&mut self) -> &mut dyn Rows {
+        &mut self.queue
     }
 }
 

@@ -5,7 +5,7 @@ mod view;
 
 pub use view::View;
 
-use super::reconciler::{Context, Reconciler};
+use super::reconciler::{Context, Reconciler, Rows};
 use crate::metrics;
 pub use crate::reconcile::services::gone::Gone;
 use crate::settings::Settings;
@@ -13,13 +13,12 @@ use crate::tables::Tables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use weft_api::agent as api;
 use weft_control::service::{self as engine, Engine, Event, ListedPort, LocalPod, Object, Outcome};
 use weft_model::desired::DataplaneError;
-use weft_model::id::Revision;
 use weft_model::intent::{Change, ObjectName, Protocol};
-use weft_model::reconcile::{Progress, Queue};
+use weft_model::reconcile::Queue;
 use weft_model::table::Consumer;
 use weft_sys::error::describe;
 
@@ -228,20 +227,12 @@ impl Reconciler for Services {
         self.view.finish(&self.engine);
     }
 
-    fn next_try(&self) -> Option<Duration> {
-        self.queue.next_try()
+    fn rows(&self) -> &dyn Rows {
+        &self.queue
     }
 
-    fn end_pass(&mut self, revision: Revision) {
-        self.queue.end_pass(revision);
-    }
-
-    fn progress(&self) -> Progress {
-        self.queue.progress()
-    }
-
-    fn failure(&self) -> Option<String> {
-        super::reconciler::failure(&self.queue)
+    fn rows_mut(&mut self) -> &mut dyn Rows {
+        &mut self.queue
     }
 }
 

@@ -179,7 +179,7 @@ impl Writer {
         let is_decided = !self.stale.node && !self.stale.endpoints.contains(&id);
         if endpoint.in_kernel.is_none() || !known || !is_decided {
             let why = endpoint.problem.clone();
-            let why = why.or_else(|| self.reconcilers.all().iter().find_map(|reconciler| reconciler.failure()));
+            let why = why.or_else(|| self.reconcilers.all().iter().find_map(|reconciler| reconciler.rows().failure()));
             return Err(EndpointError::NotInForce(why.unwrap_or_else(|| "the agent is not ready".into())));
         }
         self.save(&endpoint.record)?;

@@ -304,7 +304,7 @@ impl Writer {
             self.pruned = self.reconcilers.are_settled();
         }
         let revision = Revision(self.revision);
-        self.reconcilers.all_mut().into_iter().for_each(|reconciler| reconciler.end_pass(revision));
+        self.reconcilers.all_mut().into_iter().for_each(|reconciler| reconciler.rows_mut().end_pass(revision));
     }
 
     /// Publishes what readers see, if it has changed.
@@ -324,7 +324,7 @@ impl Writer {
             settings: self.settings.clone(),
             waiting_for: self.waiting_for(),
             problems: self.problem_lines(),
-            reconcilers: self.reconcilers.all().map(|reconciler| (reconciler.name(), reconciler.progress())),
+            reconcilers: self.reconcilers.all().map(|reconciler| (reconciler.name(), reconciler.rows().progress())),
             announces: self.pruned,
             endpoints: self.tables.endpoints.snapshot(),
             addresses: self.tables.addresses.snapshot(),
@@ -360,7 +360,7 @@ impl Writer {
     /// Problems that are no object's.
     fn problem_lines(&self) -> Vec<String> {
         let failures = self.reconcilers.all().into_iter().filter_map(|reconciler| {
-            let failure = reconciler.failure()?;
+            let failure = reconciler.rows().failure()?;
             Some(format!("{}: {failure}", reconciler.name()))
         });
         let host = self.reconcilers.endpoints.host_problem().map(|problem| format!("node policy: {problem}"));

@@ -11,10 +11,11 @@ use crate::snapshot::Snapshot;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
+use weft_daemon::tasks::lock;
 
 /// Closures that may wait in the queue; callers beyond that wait outside.
 const QUEUE_MAX: usize = 4096;
@@ -143,8 +144,8 @@ impl Handle {
         }
         let mut writer = match shared.writer.try_lock() {
             Ok(writer) => writer,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(work),
+            // Held; or poisoned, and the process is about to end.
+            Err(_) => return Err(work),
         };
         // Closures that were handed over before this one run before it.
         if !is_idle() {
@@ -213,11 +214,6 @@ pub fn spawn(writer: Writer) -> std::io::Result<(Handle, JoinHandle<()>)> {
         }
     })?;
     Ok((handle, thread))
-}
-
-/// A closure that panicked was one question; the tables are still what they are.
-fn lock(writer: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
-    writer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! How CiliumEndpoints are written: coalesced, or as Cilium's agents write them, so that a comparison is with what
 //! clusters see today.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -63,7 +63,7 @@ impl Limiter {
     pub(super) async fn turn(&self) {
         let Some(state) = &self.0 else { return };
         let wait = {
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = state.lock().expect("a panic ends the process");
             let now = Instant::now();
             let (left, then) = *state;
             let left = (left + now.duration_since(then).as_secs_f64() * RATE).min(AHEAD) - 1.0;

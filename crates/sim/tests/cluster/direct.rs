@@ -34,15 +34,15 @@ fn credentials(dir: &Path, node: &str) -> Arc<Credentials> {
 async fn answering(node: &Node, credentials: Arc<Credentials>, stop: &CancellationToken) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let port = listener.local_addr().expect("bound").port();
-    let core = node.core.clone();
-    let find = move |addresses: &[IpAddr]| core.snapshot().own_pods(addresses);
+    let control = node.control.clone();
+    let find = move |addresses: &[IpAddr]| control.snapshot().own_pods(addresses);
     tokio::spawn(serve(listener, credentials, find, stop.clone()));
     port
 }
 
 /// UIDs of pods that the agent knows from other agents' answers.
 async fn answered(node: &Node) -> Vec<String> {
-    node.core.call(|writer| writer.known_from(is_answer)).await.expect("it runs")
+    node.control.call(|writer| writer.known_from(is_answer)).await.expect("it runs")
 }
 
 /// All nodes are on this machine.
@@ -64,7 +64,7 @@ async fn an_agent_asks_the_node_whose_the_address_is_and_slices_take_over() {
     let asking = world.late_node(1, Propagation::CesNode, &recorders[1], late_ms.clone()).await;
     let port = answering(&owner, credentials(world.dir.path(), "node-0"), &world.stop).await;
     let client = Client::new(credentials(world.dir.path(), "node-1"), port);
-    let (resolver, unknown) = Resolver::new(asking.core.clone(), Here(client));
+    let (resolver, unknown) = Resolver::new(asking.control.clone(), Here(client));
     tokio::spawn(resolver.run(world.stop.clone()));
 
     late_ms.store(LATE.as_millis() as u64, Ordering::Relaxed);

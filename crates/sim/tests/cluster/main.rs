@@ -34,14 +34,15 @@ async fn fifty_agents_that_race_for_a_thousand_label_sets_make_a_thousand_identi
         })
         .collect();
     let racers = nodes.iter().enumerate().map(|(agent, node)| {
-        let (core, sets, server, meter) = (node.core.clone(), sets.clone(), world.server.clone(), world.meter.clone());
+        let (control, sets, server, meter) =
+            (node.control.clone(), sets.clone(), world.server.clone(), world.meter.clone());
         tokio::spawn(async move {
             let cluster = ApiServer::new(connect(&server, "racer", &meter).await.expect("connected"));
             let mut numbers = Vec::new();
             // Everybody begins somewhere else, and all meet.
             for n in 0..SETS {
                 let set = &sets[(n + agent * 7) % SETS];
-                let number = obtain_identity(&core, &cluster, set).await.expect("answered");
+                let number = obtain_identity(&control, &cluster, set).await.expect("answered");
                 numbers.push((set.clone(), number));
             }
             numbers
