@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
-use weft_api::cni::{AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, GcRequest, code};
+use weft_api::cni::{AddRequest, AddResult, Attachment, CheckRequest, DelRequest, GcRequest};
+use weft_api::failure::{Failure, Kind};
 use weft_control::identity::{Exhausted, NumberOf};
 use weft_daemon::tasks::lock;
 use weft_model::id::Identity;
@@ -75,7 +76,7 @@ impl Attachments {
     ///
     /// # Errors
     /// Everything is as before the call.
-    pub async fn add(&self, request: AddRequest) -> Result<AddResult, CniError> {
+    pub async fn add(&self, request: AddRequest) -> Result<AddResult, Failure> {
         let until = Instant::now() + self.timeout;
         self.wait_ready(until).await?;
         self.check_source(&request).await?;
@@ -112,16 +113,16 @@ impl Attachments {
     }
 
     /// Addresses come from one side or the other, as the agent is configured, never from both.
-    async fn check_source(&self, request: &AddRequest) -> Result<(), CniError> {
+    async fn check_source(&self, request: &AddRequest) -> Result<(), Failure> {
         let delegated = self.writer.call(|writer| writer.is_delegated()).await.map_err(gone)?;
         match (delegated, request.addresses.is_some()) {
             (true, false) => Err(refusal(
-                code::INVALID_CONFIG,
+                Kind::Misconfigured,
                 "no addresses",
                 "the agent runs with ipam=delegated: the network configuration must have an ipam plugin",
             )),
             (false, true) => Err(refusal(
-                code::INVALID_CONFIG,
+                Kind::Misconfigured,
                 "addresses from elsewhere",
                 "ipam: the agent gives addresses itself; remove the key, or run the agent with ipam=delegated",
             )),
@@ -130,7 +131,7 @@ impl Attachments {
     }
 
     /// Takes a number and addresses. Where addresses come as pods come, waits for a while for some.
-    async fn reserve(&self, wanted: Reservation, until: Instant) -> Result<EndpointRecord, CniError> {
+    async fn reserve(&self, wanted: Reservation, until: Instant) -> Result<EndpointRecord, Failure> {
         let until = until.min(Instant::now() + ADDRESS_WAIT);
         let signals = self.writer.call(|writer| writer.signals()).await.map_err(gone)?;
         loop {
@@ -151,7 +152,7 @@ impl Attachments {
         }
     }
 
-    async fn put_on(&self, record: &EndpointRecord) -> Result<EndpointRecord, CniError> {
+    async fn put_on(&self, record: &EndpointRecord) -> Result<EndpointRecord, Failure> {
         let (links, wanted) = (self.links.clone(), spec(record));
         let ifindex = blocking(move || links.create(&wanted)).await?.map_err(|error| link_refusal(&error))?;
         let id = record.id;
@@ -159,7 +160,7 @@ impl Attachments {
     }
 
     /// Everything that ADD made, backwards. Can be called at any stage, and again.
-    async fn take_off(&self, record: EndpointRecord) -> Result<(), CniError> {
+    async fn take_off(&self, record: EndpointRecord) -> Result<(), Failure> {
         let id = record.id;
         self.writer.call(move |writer| writer.deactivate(id)).await.map_err(gone)??;
         let links = self.links.clone();
@@ -171,7 +172,7 @@ impl Attachments {
     ///
     /// # Errors
     /// Something could not be removed; the next call goes on from there.
-    pub async fn del(&self, request: DelRequest) -> Result<(), CniError> {
+    pub async fn del(&self, request: DelRequest) -> Result<(), Failure> {
         let _alone = self.lock(&request.attachment).await;
         let attachment = request.attachment;
         match self.writer.call(move |writer| writer.endpoint_of(&attachment)).await.map_err(gone)? {
@@ -187,22 +188,22 @@ impl Attachments {
     ///
     /// # Errors
     /// Says what is not.
-    pub async fn check(&self, request: CheckRequest) -> Result<(), CniError> {
+    pub async fn check(&self, request: CheckRequest) -> Result<(), Failure> {
         let _alone = self.lock(&request.attachment).await;
         let attachment = request.attachment.clone();
         let found = self.writer.call(move |writer| writer.endpoint_of(&attachment)).await.map_err(gone)?;
         let Some(endpoint) = found.filter(|endpoint| endpoint.is_active()) else {
-            return Err(refusal(code::UNKNOWN_CONTAINER, "unknown container", &request.attachment.container_id));
+            return Err(refusal(Kind::NoContainer, "unknown container", &request.attachment.container_id));
         };
         let record = &endpoint.record;
         let has: BTreeSet<_> = record.addresses.iter().collect();
         if !request.addresses.iter().collect::<BTreeSet<_>>().is_subset(&has) {
             let details = format!("expected {:?}, found {:?}", request.addresses, record.addresses);
-            return Err(refusal(code::AGENT, "addresses differ from prevResult", &details));
+            return Err(refusal(Kind::Refused, "addresses differ from prevResult", &details));
         }
         if endpoint.in_kernel.is_none() && !endpoint.restoring {
             let why = endpoint.problem.clone().unwrap_or_default();
-            return Err(refusal(code::AGENT, "the endpoint is not in force", &why));
+            return Err(refusal(Kind::Refused, "the endpoint is not in force", &why));
         }
         let (links, mut wanted) = (self.links.clone(), spec(record));
         wanted.netns = request.netns.into();
@@ -213,7 +214,7 @@ impl Attachments {
     ///
     /// # Errors
     /// The first of those that could not be taken off; the others are.
-    pub async fn gc(&self, request: GcRequest) -> Result<(), CniError> {
+    pub async fn gc(&self, request: GcRequest) -> Result<(), Failure> {
         let valid: BTreeSet<Attachment> = request.valid.into_iter().collect();
         let present = self.writer.call(|writer| writer.finished_attachments()).await.map_err(gone)?;
         let mut outcome = Ok(());
@@ -228,15 +229,15 @@ impl Attachments {
     ///
     /// # Errors
     /// Says what is missing.
-    pub fn status(&self) -> Result<(), CniError> {
+    pub fn status(&self) -> Result<(), Failure> {
         let snapshot = self.writer.snapshot();
         if snapshot.progress.ready {
             return Ok(());
         }
-        Err(refusal(code::NOT_AVAILABLE, "the agent is not ready", &waiting_for(&snapshot)))
+        Err(refusal(Kind::NotReady, "the agent is not ready", &waiting_for(&snapshot)))
     }
 
-    async fn wait_ready(&self, until: Instant) -> Result<(), CniError> {
+    async fn wait_ready(&self, until: Instant) -> Result<(), Failure> {
         let mut progress = self.progress.clone();
         let ready = tokio::time::timeout_at(until, progress.wait_for(|progress| progress.ready))
             .await
@@ -246,7 +247,7 @@ impl Attachments {
             Ok(Err(_)) => Err(gone(Unavailable)),
             Err(_) => {
                 let missing = waiting_for(&self.writer.snapshot());
-                Err(refusal(code::TRY_AGAIN_LATER, "the agent is not ready", &missing))
+                Err(refusal(Kind::TryAgain, "the agent is not ready", &missing))
             }
         }
     }
@@ -269,7 +270,7 @@ impl Attachments {
         name: &ObjectName,
         uid: Option<&str>,
         until: Instant,
-    ) -> Result<(Pod, LabelSet), CniError> {
+    ) -> Result<(Pod, LabelSet), Failure> {
         let right = |pod: &Pod| uid.is_none_or(|uid| pod.uid == uid);
         let mut pause = RETRY_MIN;
         loop {
@@ -281,9 +282,9 @@ impl Attachments {
                     Ok(Some(pod)) if right(&pod) => Ok(pod),
                     Ok(Some(other)) => {
                         let details = format!("{name}: expected uid {}, found {}", uid.unwrap_or_default(), other.uid);
-                        return Err(refusal(code::AGENT, "the pod was replaced", &details));
+                        return Err(refusal(Kind::Refused, "the pod was replaced", &details));
                     }
-                    Ok(None) => return Err(refusal(code::AGENT, "no such pod", &name.to_string())),
+                    Ok(None) => return Err(refusal(Kind::Refused, "no such pod", &name.to_string())),
                     Err(error) => Err(describe(&error)),
                 },
             };
@@ -321,14 +322,14 @@ impl Attachments {
 
     /// The identity of a label set. One that is known costs nothing; a new one is made under the number that every
     /// node would try.
-    async fn identity(&self, labels: &LabelSet, until: Instant) -> Result<Identity, CniError> {
+    async fn identity(&self, labels: &LabelSet, until: Instant) -> Result<Identity, Failure> {
         let mut pause = RETRY_MIN;
         loop {
             match obtain_identity(&self.writer, &*self.cluster, labels).await {
                 Ok(identity) => return Ok(identity),
                 Err(IdentityError::Unavailable(error)) => return Err(gone(error)),
                 Err(IdentityError::Exhausted(error)) => {
-                    return Err(refusal(code::AGENT, "no identity", &error.to_string()));
+                    return Err(refusal(Kind::Refused, "no identity", &error.to_string()));
                 }
                 Err(IdentityError::Cluster(error)) => {
                     wait(&mut pause, until, "no identity for the pod's labels", &describe(&error)).await?;
@@ -399,10 +400,10 @@ pub async fn obtain_identity(
     }
 }
 
-async fn wait(pause: &mut Duration, until: Instant, what: &str, problem: &str) -> Result<(), CniError> {
+async fn wait(pause: &mut Duration, until: Instant, what: &str, problem: &str) -> Result<(), Failure> {
     let next = Instant::now() + *pause;
     if next >= until {
-        return Err(refusal(code::TRY_AGAIN_LATER, what, problem));
+        return Err(refusal(Kind::TryAgain, what, problem));
     }
     tracing::warn!(problem, "{what}; trying again");
     tokio::time::sleep_until(next).await;
@@ -465,44 +466,43 @@ fn waiting_for(snapshot: &Snapshot) -> String {
     format!("waiting for {}", waiting.join(", "))
 }
 
-/// An error for the runtime.
-fn refusal(code: u32, msg: &str, details: &str) -> CniError {
-    CniError { code, msg: msg.to_owned(), details: details.to_owned() }
+fn refusal(kind: Kind, summary: &str, details: &str) -> Failure {
+    Failure::new(kind, summary, details)
 }
 
-impl From<EndpointError> for CniError {
+impl From<EndpointError> for Failure {
     fn from(error: EndpointError) -> Self {
-        let (code, msg) = match &error {
-            EndpointError::Exists(_) => (code::AGENT, "the attachment is there already"),
-            EndpointError::NoNumber => (code::AGENT, "too many endpoints"),
-            EndpointError::NoAddresses(details) => return refusal(code::NO_ADDRESSES, "no addresses left", details),
+        let (kind, summary) = match &error {
+            EndpointError::Exists(_) => (Kind::Refused, "the attachment is there already"),
+            EndpointError::NoNumber => (Kind::Refused, "too many endpoints"),
+            EndpointError::NoAddresses(details) => return refusal(Kind::NoAddresses, "no addresses left", details),
             EndpointError::UnusableAddresses(details) => {
-                return refusal(code::INVALID_CONFIG, "the delegated plugin's addresses cannot be used", details);
+                return refusal(Kind::Misconfigured, "the delegated plugin's addresses cannot be used", details);
             }
-            EndpointError::Gone(_) => (code::AGENT, "the endpoint was removed meanwhile"),
-            EndpointError::NoPod(_) => (code::AGENT, "no such pod"),
+            EndpointError::Gone(_) => (Kind::Refused, "the endpoint was removed meanwhile"),
+            EndpointError::NoPod(_) => (Kind::Refused, "no such pod"),
             EndpointError::NotInForce(details) => {
-                return refusal(code::AGENT, "the endpoint could not be put in force", details);
+                return refusal(Kind::Refused, "the endpoint could not be put in force", details);
             }
-            EndpointError::File { .. } => (code::IO_FAILURE, "the endpoint's file"),
-            EndpointError::Kernel { .. } => (code::AGENT, "cannot remove the endpoint"),
+            EndpointError::File { .. } => (Kind::System, "the endpoint's file"),
+            EndpointError::Kernel { .. } => (Kind::Refused, "cannot remove the endpoint"),
         };
-        refusal(code, msg, &describe(&error))
+        refusal(kind, summary, &describe(&error))
     }
 }
 
-fn link_refusal(error: &LinkError) -> CniError {
-    let code = if error.netns_gone { code::UNKNOWN_CONTAINER } else { code::AGENT };
-    refusal(code, "the pod's link", &describe(error))
+fn link_refusal(error: &LinkError) -> Failure {
+    let kind = if error.netns_gone { Kind::NoContainer } else { Kind::Refused };
+    refusal(kind, "the pod's link", &describe(error))
 }
 
-fn gone(_: Unavailable) -> CniError {
-    refusal(code::TRY_AGAIN_LATER, "the agent is stopping", "")
+fn gone(_: Unavailable) -> Failure {
+    refusal(Kind::TryAgain, "the agent is stopping", "")
 }
 
-async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, CniError> {
+async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| refusal(code::AGENT, "the agent is stopping", &error.to_string()))
+    done.map_err(|error| refusal(Kind::Refused, "the agent is stopping", &error.to_string()))
 }
 
 #[cfg(test)]

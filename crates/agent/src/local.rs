@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weft_abi::{DropReason, MetricKey};
 use weft_api::agent::{AuditRequest, Preview, PreviewRequest, Request, Response, Status, WaitRequest};
-use weft_api::cni::{CniError, code};
+use weft_api::failure::{Failure, Kind};
 use weft_api::flow::{Direction as FlowDirection, Flow, FlowFilter, PolicyRef, Verdict};
 use weft_control::policy::Direction;
 use weft_datapath::{Flows, Metrics};
@@ -64,7 +64,7 @@ impl Handler for Local {
 }
 
 impl Local {
-    async fn answer(&self, request: Request) -> Result<Response, CniError> {
+    async fn answer(&self, request: Request) -> Result<Response, Failure> {
         let done = |()| Response::Done;
         match request {
             Request::CniAdd(request) => self.attachments.add(request).await.map(Response::CniResult),
@@ -93,14 +93,14 @@ impl Local {
             Request::Audit(AuditRequest { namespace, pod, on }) => {
                 let name = ObjectName { namespace, name: pod };
                 let set = self.writer.call(move |writer| writer.set_audit(&name, on)).await.map_err(gone)?;
-                set.map(done).map_err(CniError::from)
+                set.map(done).map_err(Failure::from)
             }
             Request::Wait(request) => self.wait(request).await.map(Response::Status),
-            Request::Observe { .. } => Err(refusal(code::AGENT, "observe has many answers", "")),
+            Request::Observe { .. } => Err(refusal(Kind::Refused, "observe has many answers", "")),
         }
     }
 
-    async fn status(&self) -> Result<Status, CniError> {
+    async fn status(&self) -> Result<Status, Failure> {
         let mut status = self.writer.snapshot().status();
         let metrics = self.metrics.clone();
         let read = move || Ok::<_, std::io::Error>((metrics.read()?, metrics.suppressed()?));
@@ -124,7 +124,7 @@ impl Local {
         Ok(status)
     }
 
-    async fn connections(&self) -> Result<Response, CniError> {
+    async fn connections(&self) -> Result<Response, Failure> {
         let flows = self.flows.clone();
         let listed =
             tokio::task::spawn_blocking(move || flows.list(CONNECTIONS_MAX)).await.map_err(|error| kernel(&error))?;
@@ -133,12 +133,12 @@ impl Local {
         Ok(Response::Connections(connections.into_iter().map(|row| connection(row, now_s)).collect()))
     }
 
-    async fn preview(&self, request: PreviewRequest) -> Result<Preview, CniError> {
+    async fn preview(&self, request: PreviewRequest) -> Result<Preview, Failure> {
         let mut changes = Vec::new();
         for (n, object) in request.objects.iter().enumerate() {
             let change = weft_k8s::convert::object(object, &self.conversion);
             let change = change.map_err(|problem| {
-                refusal(code::DECODING_FAILURE, "an object is not valid", &format!("object {n}: {problem}"))
+                refusal(Kind::Malformed, "an object is not valid", &format!("object {n}: {problem}"))
             })?;
             changes.push(match change {
                 Change::Policy(policy) if request.delete => Change::PolicyGone(policy.name),
@@ -172,7 +172,7 @@ impl Local {
         tokio::task::spawn_blocking(move || comparison.run()).await.map_err(|error| kernel(&error))
     }
 
-    async fn wait(&self, request: WaitRequest) -> Result<Status, CniError> {
+    async fn wait(&self, request: WaitRequest) -> Result<Status, Failure> {
         let timeout_ms = match &request {
             WaitRequest::Ready { timeout_ms }
             | WaitRequest::Revision { timeout_ms, .. }
@@ -191,14 +191,14 @@ impl Local {
                 Err(_) => {
                     let status = self.writer.snapshot().status();
                     let why = [status.waiting_for, status.problems].concat().join("; ");
-                    return Err(refusal(code::TRY_AGAIN_LATER, "not within the time given", &why));
+                    return Err(refusal(Kind::TryAgain, "not within the time given", &why));
                 }
             }
         }
     }
 
     /// Whether the fact holds; an error if it never will.
-    fn holds(&self, request: &WaitRequest) -> Result<bool, CniError> {
+    fn holds(&self, request: &WaitRequest) -> Result<bool, Failure> {
         let snapshot = self.writer.snapshot();
         match request {
             WaitRequest::Ready { .. } => Ok(snapshot.progress.ready),
@@ -206,13 +206,13 @@ impl Local {
             WaitRequest::Policy { kind, namespace, name, resource_version, .. } => {
                 let Some(kind) = PolicyKind::ALL.into_iter().find(|known| known.name() == kind) else {
                     let details = format!("kind: expected NetworkPolicy or another kind of policy, found {kind:?}");
-                    return Err(refusal(code::DECODING_FAILURE, "malformed request", &details));
+                    return Err(refusal(Kind::Malformed, "malformed request", &details));
                 };
                 let object = ObjectName { namespace: namespace.clone(), name: name.clone() };
                 let name = PolicyName { kind, object };
                 let Some(version) = resource_version else { return Ok(snapshot.policy_is_gone(&name)) };
                 if let Some(problem) = snapshot.policy.problem_of(&name, version) {
-                    return Err(refusal(code::AGENT, "this version is refused", &problem));
+                    return Err(refusal(Kind::Refused, "this version is refused", &problem));
                 }
                 Ok(snapshot.policy_in_force(&name) == Some(version.as_str()))
             }
@@ -304,24 +304,23 @@ impl Directory for Names {
     }
 }
 
-/// An error of the local API, which answers in CNI's form whatever was asked.
-fn refusal(code: u32, msg: &str, details: &str) -> CniError {
-    CniError { code, msg: msg.to_owned(), details: details.to_owned() }
+fn refusal(kind: Kind, summary: &str, details: &str) -> Failure {
+    Failure::new(kind, summary, details)
 }
 
-fn unanswered(error: QueryError) -> CniError {
-    let (code, msg) = match &error {
-        QueryError::Malformed { .. } => (code::DECODING_FAILURE, "malformed request"),
-        QueryError::UnknownPod(_) => (code::AGENT, "no such pod"),
-        QueryError::NoCommonFamily(..) => (code::AGENT, "no address family in common"),
+fn unanswered(error: QueryError) -> Failure {
+    let (kind, summary) = match &error {
+        QueryError::Malformed { .. } => (Kind::Malformed, "malformed request"),
+        QueryError::UnknownPod(_) => (Kind::Refused, "no such pod"),
+        QueryError::NoCommonFamily(..) => (Kind::Refused, "no address family in common"),
     };
-    refusal(code, msg, &error.to_string())
+    refusal(kind, summary, &error.to_string())
 }
 
-fn gone(_: Unavailable) -> CniError {
-    refusal(code::TRY_AGAIN_LATER, "the agent is stopping", "")
+fn gone(_: Unavailable) -> Failure {
+    refusal(Kind::TryAgain, "the agent is stopping", "")
 }
 
-fn kernel(error: &dyn std::error::Error) -> CniError {
-    refusal(code::IO_FAILURE, "the kernel cannot be read", &weft_sys::error::describe(error))
+fn kernel(error: &dyn std::error::Error) -> Failure {
+    refusal(Kind::System, "the kernel cannot be read", &weft_sys::error::describe(error))
 }

@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use weft_api::agent::{Request, Response};
-use weft_api::cni::{CniError, code};
+use weft_api::failure::{Failure, Kind};
 
 /// Longest request. GC lists every attachment of the node.
 const LINE_MAX: u64 = 1 << 20;
@@ -311,19 +311,15 @@ async fn write(writer: &mut OwnedWriteHalf, lines: &mut Vec<u8>) -> io::Result<(
 }
 
 fn too_many_streams() -> Response {
-    Response::Error(CniError {
-        code: code::TRY_AGAIN_LATER,
-        msg: "too many observers".into(),
-        details: format!("expected at most {STREAMS_MAX} streams of flows and waits at a time"),
-    })
+    Response::Error(Failure::new(
+        Kind::TryAgain,
+        "too many observers",
+        format!("expected at most {STREAMS_MAX} streams of flows and waits at a time"),
+    ))
 }
 
 fn malformed(problem: &str) -> Response {
-    Response::Error(CniError {
-        code: code::DECODING_FAILURE,
-        msg: "malformed request".into(),
-        details: problem.to_owned(),
-    })
+    Response::Error(Failure::new(Kind::Malformed, "malformed request", problem.to_owned()))
 }
 
 #[cfg(test)]

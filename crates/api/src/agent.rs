@@ -60,7 +60,7 @@ pub enum Request {
 #[serde(tag = "type", content = "value", rename_all = "snake_case")]
 pub enum Response {
     /// It failed.
-    Error(cni::CniError),
+    Error(crate::failure::Failure),
     /// It is done.
     Done,
     /// Of an ADD.

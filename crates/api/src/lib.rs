@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod cni;
+pub mod failure;
 pub mod flow;
 #[cfg(feature = "grpc")]
 pub mod peer;

@@ -1,10 +1,11 @@
 //! The network configuration on standard input. Keys that are not ours are left alone, as the spec asks; ours are
 //! checked whole before anything is done.
 
+use crate::error::{CniError, code};
 use serde_json::{Map, Value};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use weft_api::cni::{Attachment, CniError, code};
+use weft_api::cni::Attachment;
 
 /// Versions of the spec that this program speaks, oldest first.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];

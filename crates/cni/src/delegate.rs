@@ -3,13 +3,13 @@
 
 use crate::config::{self, Config};
 use crate::env::{Lookup, invalid};
+use crate::error::{CniError, code};
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use weft_api::cni::{CniError, code};
 
 /// Variables that the plugin gets.
 const PASSED: [&str; 5] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"];

@@ -1,7 +1,8 @@
 //! The call as the runtime states it in environment variables (CNI spec, section 2, "Parameters").
 
+use crate::error::{CniError, code};
 use std::ffi::OsString;
-use weft_api::cni::{Attachment, CniError, code};
+use weft_api::cni::Attachment;
 
 /// Looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;

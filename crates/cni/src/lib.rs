@@ -7,6 +7,7 @@ pub mod client;
 pub mod config;
 pub mod delegate;
 pub mod env;
+pub mod error;
 pub mod plugin;
 pub mod queue;
 pub mod result;

@@ -3,12 +3,13 @@
 use crate::client::{self, RequestError, Timeouts};
 use crate::config::{self, Config};
 use crate::env::{self, Command, Lookup};
+use crate::error::{CniError, code};
 use crate::{delegate, queue, result};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::time::Duration;
 use weft_api::agent::{Request, Response};
-use weft_api::cni::{AddRequest, CheckRequest, CniError, DelRequest, GcRequest, code};
+use weft_api::cni::{AddRequest, CheckRequest, DelRequest, GcRequest};
 
 /// A container runtime gives up on a sandbox after two to four minutes; an answer must come well before.
 const ADD: Timeouts = Timeouts { connect: Duration::from_secs(10), response: Duration::from_secs(60) };
@@ -103,7 +104,7 @@ fn add(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
             if let Some(kind) = &config.delegate {
                 let _ = delegate::del(env, kind, config);
             }
-            Err(error)
+            Err(error.into())
         }
         Ok(other) => Err(unexpected(&other)),
         Err(cause) => Err(silent(config, cause)),
@@ -121,9 +122,7 @@ fn del(env: Lookup<'_>, config: &Config) -> Result<String, CniError> {
 
 fn detach(config: &Config, request: &DelRequest) -> Result<String, CniError> {
     match client::send(&config.socket, &Request::CniDel(request.clone()), DEL) {
-        Ok(Response::Done) => Ok(String::new()),
-        Ok(Response::Error(error)) => Err(error),
-        Ok(other) => Err(unexpected(&other)),
+        Ok(answer) => done(answer),
         Err(cause) => match queue::push(&config.queue_dir, request) {
             Ok(()) => Ok(String::new()),
             Err(error) => {
@@ -182,11 +181,7 @@ fn since(config: &Config, command: &str, version: &str) -> Result<(), CniError> 
 }
 
 fn ask(config: &Config, request: &Request, timeouts: Timeouts) -> Result<Response, CniError> {
-    match client::send(&config.socket, request, timeouts) {
-        Ok(Response::Error(error)) => Err(error),
-        Ok(answer) => Ok(answer),
-        Err(cause) => Err(silent(config, cause)),
-    }
+    client::send(&config.socket, request, timeouts).map_err(|cause| silent(config, cause))
 }
 
 fn silent(config: &Config, cause: RequestError) -> CniError {
@@ -202,7 +197,11 @@ fn silent(config: &Config, cause: RequestError) -> CniError {
 }
 
 fn done(answer: Response) -> Result<String, CniError> {
-    if answer == Response::Done { Ok(String::new()) } else { Err(unexpected(&answer)) }
+    match answer {
+        Response::Done => Ok(String::new()),
+        Response::Error(failure) => Err(failure.into()),
+        other => Err(unexpected(&other)),
+    }
 }
 
 fn unexpected(answer: &Response) -> CniError {

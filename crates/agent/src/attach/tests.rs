@@ -7,7 +7,8 @@ use crate::writer::thread::Handle;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use weft_api::cni::{AddRequest, Attachment, CheckRequest, DelRequest, GcRequest, code};
+use weft_api::cni::{AddRequest, Attachment, CheckRequest, DelRequest, GcRequest};
+use weft_api::failure::Kind;
 use weft_model::id::Identity;
 use weft_model::intent::Change;
 
@@ -137,7 +138,7 @@ async fn labels_that_cannot_be_read_are_waited_for() {
     // And gives up in time, with the code that means "later".
     world.held().pods.insert(name("other/web"), pod("other/web", "u3", &[]));
     let error = attachments.add(add("c2", "other/web", None)).await.expect_err("no namespace");
-    assert_eq!(error.code, code::TRY_AGAIN_LATER, "{error}");
+    assert_eq!(error.kind, Kind::TryAgain, "{error}");
     world.held().namespaces.insert("other".into(), namespace("other", &[]));
     attachments.add(add("c2", "other/web", None)).await.expect("added");
     let _ = writer;
@@ -179,7 +180,7 @@ async fn late_del_of_the_old_sandbox_spares_the_new_one() {
     let announced = writer.snapshot().announced().expect("ready");
     assert_eq!(announced[&name("shop/web")].endpoint.addresses.len(), 2);
     attachments.check(check("new", Vec::new())).await.expect("whole");
-    assert_eq!(attachments.check(check("old", Vec::new())).await.expect_err("gone").code, code::UNKNOWN_CONTAINER);
+    assert_eq!(attachments.check(check("old", Vec::new())).await.expect_err("gone").kind, Kind::NoContainer);
 }
 
 #[tokio::test]
@@ -233,7 +234,7 @@ async fn addresses_run_out_loudly_and_come_back() {
         attachments.add(add(&format!("c{n}"), "shop/web", None)).await.expect("added");
     }
     let error = attachments.add(add("more", "shop/web", None)).await.expect_err("full");
-    assert_eq!(error.code, code::NO_ADDRESSES);
+    assert_eq!(error.kind, Kind::NoAddresses);
     assert!(error.details.contains("10.244.1.0/24"), "{error}");
     attachments.del(del("c7")).await.expect("deleted");
     attachments.add(add("more", "shop/web", None)).await.expect("there is one again");

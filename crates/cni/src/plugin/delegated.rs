@@ -12,7 +12,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use weft_api::agent::{Request, Response};
-use weft_api::cni::{AddResult, Attachment, CniError, DelRequest, code};
+use weft_api::cni::{AddResult, Attachment, DelRequest};
+use weft_api::failure::{Failure, Kind};
 
 /// What the agent does with the next question.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -85,7 +86,7 @@ fn serve(agent: &Mutex<Agent>, mut stream: UnixStream) {
     let answer = match mood {
         Mood::DiesBefore => return,
         Mood::Refuses if matches!(request, Request::CniAdd(_)) => {
-            Response::Error(CniError { code: code::AGENT, msg: "not today".into(), details: String::new() })
+            Response::Error(Failure::new(Kind::Refused, "not today", ""))
         }
         _ => agent.answer(request),
     };

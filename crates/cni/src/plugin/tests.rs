@@ -6,7 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread::JoinHandle;
 use weft_api::agent::{Request, Response};
-use weft_api::cni::{AddResult, Attachment, CniError, DelRequest, QUEUE_FILES_MAX};
+use weft_api::cni::{AddResult, Attachment, DelRequest, QUEUE_FILES_MAX};
+use weft_api::failure::{Failure, Kind};
 
 const ENV: [(&str, &str); 4] = [
     ("CNI_CONTAINERID", "c0ffee"),
@@ -179,17 +180,30 @@ fn delete_waits_in_the_queue_while_the_agent_is_down() {
 }
 
 #[test]
-fn the_agents_refusal_is_passed_on() {
-    let dir = tempfile::tempdir().expect("dir");
-    let refusal =
-        CniError { code: 101, msg: "no addresses left".into(), details: "10.244.1.0/24: 254 of 254 in use".into() };
-    let agent = agent(&dir.path().join("s"), Response::Error(refusal));
-    let error = call("ADD", &[], &config(dir.path(), "0.4.0", "")).expect_err("refused");
-    agent.join().expect("agent");
-    assert_eq!(
-        (&error["code"], &error["cniVersion"], &error["msg"]),
-        (&json!(101), &json!("0.4.0"), &json!("no addresses left"))
-    );
+fn the_agents_failure_is_passed_on_by_every_command() {
+    let valid = r#","cni.dev/valid-attachments":[]"#;
+    let previous = r#","prevResult":{"interfaces":[{"name":"eth0"}],"ips":[{"address":"10.0.0.9/32","interface":0}]}"#;
+    for (command, more) in [("ADD", ""), ("DEL", ""), ("CHECK", previous), ("GC", valid), ("STATUS", "")] {
+        for (kind, code) in [
+            (Kind::NotReady, 50),
+            (Kind::TryAgain, 11),
+            (Kind::Malformed, 6),
+            (Kind::Misconfigured, 7),
+            (Kind::NoContainer, 3),
+            (Kind::NoAddresses, 101),
+            (Kind::System, 5),
+            (Kind::Refused, 100),
+        ] {
+            let dir = tempfile::tempdir().expect("dir");
+            let failure = Failure::new(kind, "in a few words", "and why");
+            let agent = agent(&dir.path().join("s"), Response::Error(failure));
+            let error = call(command, &[], &config(dir.path(), "1.1.0", more)).expect_err("failed");
+            agent.join().expect("agent");
+            let expected = (&json!(code), &json!("1.1.0"), &json!("in a few words"), &json!("and why"));
+            let found = (&error["code"], &error["cniVersion"], &error["msg"], &error["details"]);
+            assert_eq!(found, expected, "{command}");
+        }
+    }
 }
 
 #[test]
