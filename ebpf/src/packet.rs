@@ -94,11 +94,18 @@ pub fn skb_ifindex(skb: Skb) -> u32 {
     unsafe { read_volatile(&raw const (*skb).ifindex) }
 }
 
-/// Not 0: the frame has a VLAN tag.
+/// The frame has a VLAN tag.
 #[inline(always)]
-pub fn skb_vlan(skb: Skb) -> u32 {
+pub fn has_vlan_tag(skb: Skb) -> bool {
     // SAFETY: as above.
-    unsafe { read_volatile(&raw const (*skb).vlan_present) }
+    unsafe { read_volatile(&raw const (*skb).vlan_present) != 0 }
+}
+
+/// The frame is of a VLAN: VLAN 0 is a priority alone (IEEE 802.1Q 9.6).
+#[inline(always)]
+pub fn is_of_vlan(skb: Skb) -> bool {
+    // SAFETY: as above.
+    has_vlan_tag(skb) && unsafe { read_volatile(&raw const (*skb).vlan_tci) } & 0xfff != 0
 }
 
 #[inline(always)]

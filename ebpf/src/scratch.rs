@@ -23,6 +23,8 @@ pub struct Scratch {
     pub nat_entry: FlowEntry,
     pub path: Path,
     pub next_hop: Addr,
+    /// The node that a packet came from through the tunnel.
+    pub tunnel_peer: Addr,
     pub source_identity: u32,
     pub destination_identity: u32,
     pub rule: u32,

@@ -78,9 +78,10 @@ drop_reasons! {
     NatProtocol = 168, "Unsupported protocol for NAT masquerade";
     /// The kernel has no route.
     FibFailed = 169, "FIB lookup failed";
-    /// A pod sends tunnel packets of its own to a node.
+    /// A pod, or a client outside by way of a service, sends to the tunnel port; or a tunnel packet carries another one.
     EncapsulationProhibited = 170, "Encapsulation traffic is prohibited";
-    /// A tunnel packet carries an identity that is none.
+    /// A tunnel packet carries an identity that is none, or that its sender cannot have; or comes from another node than its
+    /// sender's.
     InvalidIdentity = 171, "Invalid identity";
     /// From an address in a pod prefix whose identity is not known yet.
     UnknownSender = 172, "Unknown sender";
@@ -88,10 +89,14 @@ drop_reasons! {
     IsClusterIp = 174, "Is a ClusterIP";
     /// A fragment whose first fragment was not seen.
     FragmentNotFound = 175, "First logical datagram fragment not found";
+    /// Neighbour discovery or multicast listener reports that do not come from the link, or are for a pod.
+    ForbiddenIcmpv6 = 176, "Forbidden ICMPv6 message";
     /// The client is in none of the service's source ranges.
     SourceRange = 177, "Denied by LB src range check";
     /// A deny rule.
     PolicyDenyRule = 181, "Policy denied by denylist";
+    /// A pod's frame with a VLAN tag.
+    VlanFiltered = 182, "VLAN traffic disallowed by VLAN filter";
     /// The endpoint is not set up yet, or is being removed.
     EndpointNotReady = 203, "Endpoint policy program not available";
 }
@@ -153,6 +158,7 @@ mod tests {
         (179, "Socket assign failed"),
         (180, "Proxy redirection not supported for protocol"),
         (181, "Policy denied by denylist"),
+        (182, "VLAN traffic disallowed by VLAN filter"),
         (196, "TTL exceeded"),
         (203, "Endpoint policy program not available"),
     ];

@@ -72,6 +72,16 @@ pub fn is_node_address(address: &Addr, config: &NodeConfig) -> bool {
     node_address(address, config) == NodeAddress::Own
 }
 
+/// The tunnel address of a node: the underlay has one family, and the node may be known by its other address.
+#[inline(always)]
+pub fn tunnel_endpoint(node: Addr, config: &NodeConfig) -> Addr {
+    if node.is_v4() == config.tunnel_source.is_v4() {
+        return node;
+    }
+    // SAFETY: copied at once.
+    unsafe { IPCACHE.get(&node) }.map_or(node, |info| info.node)
+}
+
 /// Whether this is an address of another node.
 #[inline(always)]
 pub fn is_other_node(address: &Addr) -> bool {

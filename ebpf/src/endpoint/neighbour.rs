@@ -5,7 +5,7 @@ use weft_abi::{Addr, DropReason};
 
 use crate::endpoint::lookup::endpoint;
 use crate::notify;
-use crate::packet::{ETH, ICMPV6, Skb, load};
+use crate::packet::{ETH, ICMPV6, Skb, is_multicast, load};
 use crate::scratch::Scratch;
 
 /// 169.254.1.1
@@ -71,6 +71,17 @@ pub fn answer_arp(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
 #[inline(always)]
 pub fn is_link_control(s: &Scratch) -> bool {
     s.packet.protocol == ICMPV6 && matches!(s.packet.icmp_type, 130..=137 | 141..=143)
+}
+
+/// Whether a message of the local link was not forwarded: neighbour discovery has hop limit 255 (RFC 4861 7.1), what
+/// concerns multicast listeners goes to a group (RFC 3810 5).
+#[inline(always)]
+pub fn is_of_this_link(s: &Scratch) -> bool {
+    if matches!(s.packet.icmp_type, 133..=137 | 141 | 142) {
+        s.packet.ttl == 255
+    } else {
+        is_multicast(&s.packet.destination)
+    }
 }
 
 #[repr(C, packed)]

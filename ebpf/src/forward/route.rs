@@ -3,9 +3,9 @@
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use aya_ebpf::maps::lpm_trie::Key;
-use weft_abi::{Addr, DropReason, NodeConfig, Path, config_flags, flow_flags, ipcache_flags, path_action, route_flags};
+use weft_abi::{Addr, DropReason, Path, config_flags, flow_flags, ipcache_flags, path_action, route_flags};
 
-use crate::endpoint::lookup::endpoint;
+use crate::endpoint::lookup::{endpoint, tunnel_endpoint};
 use crate::hook::Hook;
 use crate::maps::{IPCACHE, ROUTES, config};
 use crate::packet::{Skb, TUNNELLED, UNMASQUERADED};
@@ -124,16 +124,6 @@ pub fn is_forwarded(skb: Skb, s: &Scratch) -> bool {
     let answer = unsafe { bpf_fib_lookup(skb.cast(), &raw mut query, size_of::<FibLookup>() as i32, SKIP_NEIGH) };
     // Found; found, with a neighbour that is not resolved yet; found, and the packet too big for it.
     matches!(answer, 0 | 7 | 8)
-}
-
-/// The tunnel address of a node: the underlay has one family, and the node may be known by its other address.
-#[inline(always)]
-fn tunnel_endpoint(node: Addr, config: &NodeConfig) -> Addr {
-    if node.is_v4() == config.tunnel_source.is_v4() {
-        return node;
-    }
-    // SAFETY: copied at once.
-    unsafe { IPCACHE.get(&node) }.map_or(node, |info| info.node)
 }
 
 step!(fib_lookup() = weft_step_fib_lookup: fib_lookup_body);

@@ -6,9 +6,11 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
 };
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_store_bytes};
-use weft_abi::{Addr, DropReason, NodeConfig, TUNNEL_MAC, identity, ipcache_flags};
+use aya_ebpf::maps::lpm_trie::Key;
+use weft_abi::{Addr, DropReason, NodeConfig, TUNNEL_MAC, identity, ipcache_flags, route_flags};
 
-use crate::maps::IPCACHE;
+use crate::endpoint::lookup::{endpoint, tunnel_endpoint};
+use crate::maps::{IPCACHE, ROUTES, config};
 use crate::nat::checksum::fold;
 use crate::packet::{ETH, FIRST_FRAGMENT, LATER_FRAGMENT, Skb, TUNNELLED, UDP, load, skb_gso_size, skb_len};
 use crate::parse::frame::load_head;
@@ -150,6 +152,7 @@ fn decapsulate_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if !known {
         return Err(DropReason::UnknownSender);
     }
+    s.tunnel_peer = s.packet.source;
     if skb_gso_size(skb) != 0 || s.packet.flags & (FIRST_FRAGMENT | LATER_FRAGMENT) != 0 {
         // The device segments a GSO packet, the stack reassembles fragments.
         return Ok(());
@@ -198,5 +201,34 @@ fn parse_inner_body(skb: Skb, s: &mut Scratch, sender: u32) -> Result<(), DropRe
     }
     s.packet.tunnel_identity = sender;
     s.packet.flags |= TUNNELLED;
+    let Some(config) = config() else { return Err(DropReason::NoConfig) };
+    if s.packet.protocol == UDP
+        && s.packet.destination_port == config.tunnel_port_be
+        && endpoint(&s.packet.destination).is_none()
+    {
+        // Unwrapped once: the stack would unwrap it again, and believe it.
+        return Err(DropReason::EncapsulationProhibited);
+    }
     Ok(())
+}
+
+/// Whether the sender that the tunnel names may be the packet's: a pod's identity for an address of a pod of the node that
+/// the packet came from, another one for a node's address and for what that node passes on for clients outside.
+#[inline(never)]
+pub fn check_sender(s: &mut Scratch) -> Result<(), DropReason> {
+    let Some(config) = config() else { return Err(DropReason::NoConfig) };
+    let is_pods = s.packet.tunnel_identity >= identity::ALLOCATED_MIN;
+    // SAFETY: copied at once.
+    let known = unsafe { IPCACHE.get(&s.packet.source) }.map(|info| (info.node, info.flags));
+    let (node, of_pod) = match known {
+        Some((_, flags)) if flags & ipcache_flags::NODE != 0 => (s.packet.source, false),
+        Some((node, _)) => (node, true),
+        None => match ROUTES.get(&Key::new(128, s.packet.source)) {
+            Some(info) if info.flags & route_flags::REMOTE_POOL != 0 => (info.node, true),
+            // A client outside, by the node that it reached.
+            _ => (Addr::NONE, false),
+        },
+    };
+    let fits = node.is_none() || tunnel_endpoint(node, config) == s.tunnel_peer;
+    if is_pods == of_pod && fits { Ok(()) } else { Err(DropReason::InvalidIdentity) }
 }

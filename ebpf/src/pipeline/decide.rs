@@ -1,7 +1,7 @@
 //! The first packet of a connection, and the first one after a change: identifies both ends, evaluates their policies and
 //! looks up the route. The result is stored in the connection's entry.
 
-use weft_abi::{DropReason, ENDPOINT_ID_HOST, FlowEntry, flow_flags, path_action};
+use weft_abi::{DropReason, ENDPOINT_ID_HOST, FlowEntry, NodeConfig, flow_flags, identity, path_action};
 
 use crate::conntrack::entry::{is_closing, is_current, next_flags, now_s, record, set_flags};
 use crate::endpoint::lookup::is_node_address;
@@ -12,7 +12,7 @@ use crate::lb::frontend::is_for_frontend;
 use crate::lb::hairpin::decide_hairpin;
 use crate::maps::{FLOWS, config};
 use crate::nat::masquerade::reserve_port;
-use crate::packet::{Skb, TCP, TCP_ACK, TCP_SYN, UNMASQUERADED};
+use crate::packet::{Skb, TCP, TCP_ACK, TCP_SYN, UDP, UNMASQUERADED};
 use crate::policy::enforce::authorize;
 use crate::scratch::{Scratch, clear, translated};
 use crate::step::step;
@@ -74,6 +74,13 @@ fn decide_body(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) 
     if outside && s.path.action == path_action::STACK && !is_node_address(&s.packet.destination, config) {
         return Err(DropReason::Unroutable);
     }
+    if (matches!(hook, Hook::FromPod) || outside) && leads_to_tunnel_port(s, config) {
+        if !existing.is_null() {
+            // SAFETY: as above.
+            unsafe { (*existing).revision = 0 };
+        }
+        return Err(DropReason::EncapsulationProhibited);
+    }
     let served = s.entry.flags & flow_flags::TRANSLATED != 0;
     if matches!(hook, Hook::FromDevice) && s.path.action == path_action::STACK && s.host == 0 && !served {
         // Routed through this node, not to one of its pods: not tracked.
@@ -103,6 +110,23 @@ fn decide_body(skb: Skb, s: &mut Scratch, hook: Hook, existing: *mut FlowEntry) 
     // SAFETY: as above.
     let old = unsafe { &mut *existing };
     update_entry(s, old, forward, reopened)
+}
+
+/// Whether the packet, whatever it was translated to, is for the tunnel port of something that is no pod. With a tunnel every
+/// such address may be one of a node: other nodes believe what comes to that port from here.
+#[inline(always)]
+fn leads_to_tunnel_port(s: &Scratch, config: &NodeConfig) -> bool {
+    s.packet.protocol == UDP
+        && s.packet.destination_port == config.tunnel_port_be
+        && config.tunnel_ifindex != 0
+        && !is_to_pod(s)
+}
+
+/// Whether the packet's way ends at a pod, here or by the tunnel.
+#[inline(always)]
+fn is_to_pod(s: &Scratch) -> bool {
+    s.path.action == path_action::POD
+        || s.path.action == path_action::TUNNEL && s.destination_identity != identity::REMOTE_NODE
 }
 
 #[inline(always)]

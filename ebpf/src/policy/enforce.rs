@@ -6,6 +6,7 @@ use weft_abi::{
 
 use crate::endpoint::lookup::{endpoint, has_host_policy, identity_of, is_node_address};
 use crate::forward::route::is_forwarded;
+use crate::forward::vxlan::check_sender;
 use crate::hook::Hook;
 use crate::maps::config;
 use crate::mark::has_socket;
@@ -90,6 +91,7 @@ fn source_body(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> 
     s.source_identity = if matches!(hook, Hook::ToDevice) {
         identity::HOST
     } else if s.packet.flags & TUNNELLED != 0 {
+        check_sender(s)?;
         s.packet.tunnel_identity
     } else {
         let (found, flags) = identity_of(&s.packet.source, config);

@@ -17,7 +17,9 @@ use crate::lb::translate::translate_ingress;
 use crate::maps::config;
 use crate::mark::{is_locally_generated, returns_to_node, take_mark};
 use crate::nat::masquerade::unmasquerade;
-use crate::packet::{DSR_OPTION, ICMP_ERROR, Skb, TUNNELLED, UDP, UNKNOWN_PORTS, UNMASQUERADED, is_multicast};
+use crate::packet::{
+    DSR_OPTION, ICMP_ERROR, Skb, TUNNELLED, UDP, UNKNOWN_PORTS, UNMASQUERADED, is_multicast, is_of_vlan,
+};
 use crate::parse::frame::load_head;
 use crate::parse::ip::parse;
 use crate::pipeline::host::from_host;
@@ -37,12 +39,16 @@ pub fn weft_from_device(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn from_device(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let ethertype = load_head(skb, s)?;
-    if !matches!(ethertype, 0x0800 | 0x86dd) {
-        // The node's own: ARP, spanning tree, ...
+    if !matches!(ethertype, 0x0800 | 0x86dd) || is_of_vlan(skb) {
+        // The node's own: ARP, spanning tree, ...; of a VLAN: for its VLAN devices, and without one the kernel drops it.
         return s.act(PASS);
     }
     parse(skb, s, ethertype)?;
     let Some(config) = config() else { return Err(DropReason::NoConfig) };
+    if neighbour::is_link_control(s) && endpoint(&s.packet.destination).is_some() {
+        // Pods have one neighbour, their gateway.
+        return Err(DropReason::ForbiddenIcmpv6);
+    }
     let mut for_node = s.packet.destination == config.node_v4 || s.packet.destination == config.node_v6;
     if for_node && s.packet.flags & ICMP_ERROR == 0 {
         if s.packet.protocol == UDP

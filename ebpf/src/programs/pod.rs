@@ -2,9 +2,8 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use weft_abi::{DropReason, ipcache_flags};
+use weft_abi::DropReason;
 
-use crate::endpoint::lookup::identity_of;
 use crate::endpoint::neighbour;
 use crate::forward::send::send_new;
 use crate::hook::{Hook, PASS};
@@ -12,7 +11,7 @@ use crate::icmp::error::is_related;
 use crate::maps::config;
 use crate::mark::take_mark;
 use crate::notify;
-use crate::packet::{ICMP_ERROR, Skb, UDP, is_link_local, is_multicast, skb_vlan};
+use crate::packet::{ICMP_ERROR, Skb, has_vlan_tag, is_link_local, is_multicast};
 use crate::parse::frame::load_head;
 use crate::parse::ip::parse;
 use crate::pipeline::track::track;
@@ -30,9 +29,9 @@ fn from_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if ethertype == ARP {
         return neighbour::answer_arp(skb, s);
     }
-    if skb_vlan(skb) != 0 {
+    if has_vlan_tag(skb) {
         // A tag would leave the node with the packet.
-        return Err(DropReason::UnsupportedL2);
+        return Err(DropReason::VlanFiltered);
     }
     parse(skb, s, ethertype)?;
     if neighbour::is_link_control(s) {
@@ -42,13 +41,6 @@ fn from_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
         return notify::drop_silently(s, DropReason::Unroutable);
     }
     let Some(config) = config() else { return Err(DropReason::NoConfig) };
-    if s.packet.protocol == UDP
-        && s.packet.destination_port == config.tunnel_port_be
-        && config.tunnel_ifindex != 0
-        && identity_of(&s.packet.destination, config).1 & ipcache_flags::NODE != 0
-    {
-        return Err(DropReason::EncapsulationProhibited);
-    }
     if s.packet.flags & ICMP_ERROR != 0 && is_related(skb, s, Hook::FromPod)? {
         return send_new(skb, s);
     }
@@ -71,7 +63,8 @@ fn to_pod(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     }
     parse(skb, s, ethertype)?;
     if neighbour::is_link_control(s) {
-        return s.act(PASS);
+        // The node's own, which resolves the pod. What was forwarded is somebody's who wants to be taken for a router.
+        return if neighbour::is_of_this_link(s) { s.act(PASS) } else { Err(DropReason::ForbiddenIcmpv6) };
     }
     let Some(config) = config() else { return Err(DropReason::NoConfig) };
     if s.packet.flags & ICMP_ERROR != 0 && is_related(skb, s, Hook::ToPod)? {

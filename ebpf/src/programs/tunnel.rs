@@ -1,7 +1,7 @@
 //! The programs of the VXLAN device.
 
 use aya_ebpf::bindings::{BPF_F_ZERO_CSUM_TX, bpf_tunnel_key};
-use aya_ebpf::helpers::generated::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
+use aya_ebpf::helpers::generated::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key, bpf_skb_store_bytes};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
@@ -57,6 +57,7 @@ fn tunnel_sender(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     if identity_of(&remote, config).1 & (ipcache_flags::NODE | ipcache_flags::LOCAL) != ipcache_flags::NODE {
         return Err(DropReason::UnknownSender);
     }
+    s.tunnel_peer = remote;
     s.output = key.tunnel_id;
     Ok(())
 }
@@ -125,6 +126,12 @@ fn to_tunnel(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     } else {
         key.__bindgen_anon_1.remote_ipv6 = remote.0;
         flags |= 1;
+    }
+    // All tunnel devices have one MAC, and a device takes frames with its own as the source for a loop.
+    const SOURCE: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    // SAFETY: six bytes of a constant.
+    if unsafe { bpf_skb_store_bytes(skb, 6, SOURCE.as_ptr().cast(), 6, 0) } != 0 {
+        return Err(DropReason::WriteError);
     }
     // SAFETY: the key lives for the call.
     if unsafe { bpf_skb_set_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags) } != 0 {

@@ -3,6 +3,7 @@
 
 mod direct;
 mod edge;
+mod forged;
 mod fragments;
 mod host;
 mod hostile;
