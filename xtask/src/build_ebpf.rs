@@ -33,6 +33,8 @@ pub fn run(root: &Path) -> Result<()> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", &rustc)
         .env("RUSTFLAGS", FLAGS)
+        // bpf-linker links whole programs by itself.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTUP_TOOLCHAIN")

@@ -194,6 +194,9 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
             ready.context("control thread")?;
             install::configuration(&config)?;
             tracing::info!("ready");
+            if let Err(error) = weft_sys::memory::release_after_start() {
+                tracing::warn!(%error, "memory that only the start needed stays in use");
+            }
         }
     }
     Ok((control, thread))

@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod error;
 pub mod files;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
