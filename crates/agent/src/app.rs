@@ -218,6 +218,8 @@ fn settings(config: &Config, api_server: BTreeSet<IpAddr>) -> Settings {
         node_ports: config.node_port_range.clone(),
         forwarding: config.node_port_mode,
         maglev_table_size: config.maglev_table_size,
+        external_ips_allowed: config.external_ips_allowed.clone(),
+        host_ports_reserved: config.reserved_ports(),
     }
 }
 

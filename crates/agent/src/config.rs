@@ -18,8 +18,8 @@ use weft_k8s::endpoint::Propagation;
 use weft_model::intent::{Covers, Forwarding};
 use weft_settings::Invalid;
 use weft_settings::value::{
-    Families, List, Maybe, Switch, absolute_path, bind_address, families, one_of, optional, path, port_range, prefixes,
-    switch, text, within,
+    Families, List, Maybe, Switch, absolute_path, bind_address, families, one_of, optional, path, port_range,
+    port_ranges, prefixes, switch, text, within,
 };
 
 #[derive(clap::Args, Clone, PartialEq, Eq, Debug)]
@@ -128,6 +128,18 @@ pub struct Config {
     /// Services at the node's addresses (`services`), the whole `--node-port-range` as well (`range`), or none.
     #[arg(long, value_name = "PORTS", default_value = "services", value_parser = one_of(BindProtection::ALL))]
     pub node_port_bind_protection: BindProtection,
+    /// Prefixes that `externalIPs` of Services may name; all others are refused. A Service takes over all traffic of the
+    /// cluster to such an address, so none of them should have another user. The same on all nodes, and the operator's.
+    #[arg(long, value_name = "CIDR,...", default_value = "", value_parser = prefixes)]
+    pub external_ips_allowed: List<IpNet>,
+    /// Ports of the node's own programs, which no `hostPort` takes, beside those of this agent.
+    #[arg(
+        long,
+        value_name = "FIRST-LAST,...",
+        default_value = "22,2379-2381,6443,10248-10260",
+        value_parser = port_ranges
+    )]
+    pub host_ports_reserved: List<RangeInclusive<u16>>,
     /// How connections from outside reach backends on other nodes, unless the Service says otherwise: with the node's
     /// source address (`snat`), or with the client's and a direct answer of the backend's node (`dsr`), for which the
     /// network must allow nodes to send with source addresses that are not theirs.
@@ -235,6 +247,14 @@ impl Config {
             BindProtection::Range => PortGuard::Range(self.node_port_range.clone()),
             BindProtection::None => PortGuard::None,
         }
+    }
+
+    /// Ports of the node that no hostPort takes.
+    #[must_use]
+    pub fn reserved_ports(&self) -> Vec<RangeInclusive<u16>> {
+        let listeners = self.healthz_bind_address.iter().chain(&self.metrics_address).map(SocketAddr::port);
+        let own = listeners.chain([self.peer_port, self.tunnel_port]);
+        self.host_ports_reserved.iter().cloned().chain(own.map(|port| port..=port)).collect()
     }
 
     /// Requests between agents; `None`: there are none.

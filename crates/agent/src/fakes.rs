@@ -307,6 +307,8 @@ pub fn settings() -> Settings {
         node_ports: 30_000..=32_767,
         forwarding: weft_model::intent::Forwarding::Snat,
         maglev_table_size: 251,
+        external_ips_allowed: Vec::new(),
+        host_ports_reserved: Vec::new(),
     }
 }
 
@@ -351,6 +353,7 @@ pub fn pod(text: &str, uid: &str, labels: &[(&str, &str)]) -> Pod {
         host_ports: Vec::new(),
         ready: true,
         finished: false,
+        age: weft_model::intent::Age::default(),
     }
 }
 

@@ -39,6 +39,10 @@ pub struct Settings {
     pub forwarding: Forwarding,
     /// Entries of the tables of Services with consistent hashing.
     pub maglev_table_size: u32,
+    /// What `externalIPs` may name.
+    pub external_ips_allowed: Vec<ipnet::IpNet>,
+    /// What no hostPort takes.
+    pub host_ports_reserved: Vec<RangeInclusive<u16>>,
 }
 
 /// How addresses are managed.

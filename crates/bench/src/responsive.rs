@@ -109,6 +109,8 @@ fn settings() -> Settings {
         node_ports: 30_000..=32_767,
         forwarding: weft_model::intent::Forwarding::Snat,
         maglev_table_size: 16_381,
+        external_ips_allowed: Vec::new(),
+        host_ports_reserved: Vec::new(),
     }
 }
 
@@ -301,6 +303,7 @@ fn reservation(n: u16) -> Reservation {
             host_ports: Vec::new(),
             ready: true,
             finished: false,
+            age: weft_model::intent::Age::default(),
         },
         labels: labels(number),
         identity: Identity::allocated(256 + number).expect("in range"),

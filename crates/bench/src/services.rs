@@ -109,6 +109,7 @@ fn engine(size: &Size) -> Engine {
         node_ports: 30_000..=32_767,
         forwarding: Forwarding::Snat,
         table_size: size.table,
+        allowed: Default::default(),
     };
     Engine::new(settings, 0)
 }

@@ -13,8 +13,9 @@ mod interface;
 mod list;
 pub mod maglev;
 mod redirect;
+mod refuse;
 mod wanted;
 
 pub use engine::{Engine, Outcome};
 pub use events::Event;
-pub use interface::{ListedBackend, ListedPort, LocalPod, Object, Problem, Reason, Settings};
+pub use interface::{Allowed, ListedBackend, ListedPort, LocalPod, Object, Problem, Reason, Settings};

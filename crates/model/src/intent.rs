@@ -12,7 +12,7 @@ mod name;
 mod policy;
 mod service;
 
-pub use crate::intent::name::{NamedPort, ObjectName};
+pub use crate::intent::name::{Age, NamedPort, ObjectName};
 pub use load_balancer::{AddressRange, IpPool, LoadBalancerRequest, SharingNamespaces};
 pub use policy::{
     CidrGroups, Covers, EndpointSelector, Entity, Peer, Policy, PolicyKind, PolicyName, PortMatch, PortRule, Protocol,
@@ -41,6 +41,7 @@ pub struct Pod {
     pub ready: bool,
     /// Phase is Succeeded or Failed.
     pub finished: bool,
+    pub age: Age,
 }
 
 /// Prefix of the error in `status.ipam.operator-status` of a CiliumNode when its subnet has no free address. Agents then

@@ -84,6 +84,9 @@ pub struct Config {
     /// Ports of NodePort Services. The same as the agents'.
     #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = port_range)]
     pub node_port_range: RangeInclusive<u16>,
+    /// Prefixes that `externalIPs` of Services may name. The same as the agents'.
+    #[arg(long, value_name = "CIDR,...", default_value = "", value_parser = prefixes)]
+    pub external_ips_allowed: List<IpNet>,
     /// Policies with a nodeSelector are valid. The same as the agents'.
     #[arg(long, value_name = "BOOL", default_value = "true", value_parser = switch)]
     pub host_firewall: Switch,

@@ -7,7 +7,7 @@ use crate::ipam::COMPONENT;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use weft_control::service::{Engine, Object, Outcome, Settings};
+use weft_control::service::{Allowed, Engine, Object, Outcome, Settings};
 use weft_k8s::event::{About, warn};
 use weft_k8s::services::{Content, Event, Part, watch};
 use weft_k8s::{Client, Error};
@@ -73,6 +73,7 @@ impl<'a> State<'a> {
             node_ports: config.node_port_range.clone(),
             forwarding: Forwarding::default(),
             table_size: TABLE_SIZE,
+            allowed: Allowed { external_ips: config.external_ips_allowed.clone(), ..Allowed::default() },
         };
         Self {
             client,

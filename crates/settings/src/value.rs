@@ -125,6 +125,17 @@ pub fn port_range(text: &str) -> Parsed<RangeInclusive<u16>> {
     range.ok_or_else(|| Expected::new("first and last port such as 30000-32767"))
 }
 
+/// Comma separated ports and ranges of ports; none at all is fine.
+pub fn port_ranges(text: &str) -> Parsed<Vec<RangeInclusive<u16>>> {
+    let range = |part: &str| match part.split_once('-') {
+        Some(_) => port_range(part).ok(),
+        None => part.parse().ok().filter(|port| *port > 0).map(|port| port..=port),
+    };
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let ranges: Option<Vec<_>> = parts.map(range).collect();
+    ranges.ok_or_else(|| Expected::new("ports and ranges of ports such as 22,10248-10260"))
+}
+
 /// Where to listen.
 pub fn bind_address(text: &str) -> Parsed<SocketAddr> {
     let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);

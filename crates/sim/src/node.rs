@@ -120,6 +120,8 @@ fn settings(index: usize) -> Settings {
         node_ports: 30000..=32767,
         forwarding: weft_model::intent::Forwarding::Snat,
         maglev_table_size: 16_381,
+        external_ips_allowed: Vec::new(),
+        host_ports_reserved: Vec::new(),
         ipam: weft_agent::writer::ipam::Ipam::default(),
         pod_ranges: Vec::new(),
     }

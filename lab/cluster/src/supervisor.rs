@@ -177,7 +177,9 @@ fn operator(config: &Config) -> anyhow::Result<Service> {
         service.option("--cloud", format!("unix:{}", config.paths().cloud_socket().display()));
     }
     // What the agents take for valid.
-    for key in ["endpoint-propagation", "extended-protocols", "host-firewall", "node-port-range"] {
+    for key in
+        ["endpoint-propagation", "extended-protocols", "external-ips-allowed", "host-firewall", "node-port-range"]
+    {
         if let Some(value) = config.agent.get(key) {
             service.option(&format!("--{key}"), value);
         }

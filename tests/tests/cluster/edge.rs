@@ -50,6 +50,8 @@ fn direct(label: &str, routing: &str, acceleration: &str) -> Result<()> {
             "2001:db8:7::/64=node-1",
             "--agent",
             &acceleration,
+            "--agent",
+            "external-ips-allowed=203.0.113.0/24,2001:db8:7::/64",
         ],
     )?;
     cluster.pod("far", "node-2", "role: server")?;

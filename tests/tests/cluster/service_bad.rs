@@ -7,7 +7,8 @@ use weft_tests::service::{Case, Client, Expect, target};
 
 #[test]
 fn wrong_services_are_told_and_harm_nobody() -> Result<()> {
-    let cluster = Cluster::up("sb", &["--nodes", "2"])?;
+    let cluster =
+        Cluster::up("sb", &["--nodes", "2", "--agent", "external-ips-allowed=192.0.2.0/24,2001:db8:90::/64"])?;
     cluster.pod("server", "node-1", "role: server")?;
     let client = Client::Pod(cluster.pod("client", "node-2", "role: client")?);
     let external = "externalIPs: [192.0.2.90, '2001:db8:90::90']";
@@ -17,6 +18,7 @@ fn wrong_services_are_told_and_harm_nobody() -> Result<()> {
     stage.good()?;
     slices(&stage).context("EndpointSlices")?;
     conflict(&stage).context("two services with one frontend")?;
+    frontends(&stage).context("addresses and ports of others")?;
     node_port(&stage).context("a NodePort outside of the range")?;
     pools(&stage).context("pools that overlap")?;
     annotations(&stage).context("annotations that are not understood")?;
@@ -132,6 +134,27 @@ fn conflict(stage: &Stage) -> Result<()> {
     let cases = own.map(|to| Case::new("what nobody else wants", "tcp", to, 80, Expect::from_any(&["other"]))).to_vec();
     cluster.meets(&[(client.clone(), cases)])?;
     cluster.kubectl(&["delete", "service", "late"])?;
+    stage.good()
+}
+
+/// A Service and a pod get no address of the cluster's machines, and no port of the node's programs.
+fn frontends(stage: &Stage) -> Result<()> {
+    let Stage { cluster, .. } = stage;
+    let node = cluster.node_ips("node-1")?;
+    for (n, address) in node.iter().map(ToString::to_string).chain(["198.51.100.9".to_owned()]).enumerate() {
+        let name = format!("greedy-{n}");
+        cluster
+            .service(&name, &format!("selector: {{app: other}}, externalIPs: ['{address}'], ports: [{{port: 80}}]"))?;
+        stage.tells("service", &name, &["FrontendRefused", &address])?;
+        cluster.kubectl(&["delete", "service", &name])?;
+    }
+    cluster.pod_with("kubelet", "node-1", "role: other", "ports: [{containerPort: 8080, hostPort: 10250}]")?;
+    eventually("the hostPort to be refused in the status", || {
+        let status = cluster.weft(&["status", "--node", "node-1"])?;
+        ensure!(status.contains("hostPort 10250") && status.contains("default/kubelet"), "{status}");
+        Ok(())
+    })?;
+    cluster.kubectl(&["delete", "pod", "kubelet", "--wait"])?;
     stage.good()
 }
 

@@ -31,7 +31,8 @@ fn service(cluster: &Cluster, annotations: &[&str], more: &str) -> Result<()> {
 fn maglev() -> Result<()> {
     const BACKENDS: usize = 8;
     const CLIENTS: u16 = 200;
-    let cluster = Cluster::up("mh", &["--nodes", "2"])?;
+    let cluster =
+        Cluster::up("mh", &["--nodes", "2", "--agent", "external-ips-allowed=203.0.113.0/24,2001:db8:113::/64"])?;
     for n in 0..BACKENDS {
         let labels = format!("role: server, n: n{n}");
         cluster.pod(&format!("server-{n}"), ["node-1", "node-2"][n % 2], &labels)?;

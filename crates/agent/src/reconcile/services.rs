@@ -57,6 +57,12 @@ impl Services {
             node_ports: settings.node_ports.clone(),
             forwarding: settings.forwarding,
             table_size: settings.maglev_table_size,
+            allowed: engine::Allowed {
+                external_ips: settings.external_ips_allowed.clone(),
+                reserved_ports: settings.host_ports_reserved.clone(),
+                pod_ranges: settings.pod_ranges.clone(),
+                api_server: settings.api_server.clone(),
+            },
         };
         #[expect(clippy::cast_possible_truncation, reason = "any number will do")]
         let first = RandomState::new().hash_one(0_u8) as u32;
@@ -163,6 +169,7 @@ impl Services {
                 addresses: Vec::new(),
                 ready: pod.ready,
                 host_ports: pod.host_ports.clone(),
+                age: pod.age.clone(),
             });
             local.addresses.extend(&record.addresses);
         }

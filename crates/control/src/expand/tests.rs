@@ -101,6 +101,7 @@ fn services_stand_for_their_pods_or_their_addresses() {
         labels: BTreeMap::new(),
         selector: BTreeMap::from([("app".to_owned(), "db".to_owned())]),
         routing: None,
+        age: Default::default(),
     };
     expander.apply(&Change::Service(service.clone()));
     let selector = EndpointSelector {

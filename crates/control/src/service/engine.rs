@@ -1,9 +1,10 @@
 //! [`Engine`]: applies changes, plans patches, and keeps the rows in force.
 
-use super::claims::Claims;
+use super::claims::{Claims, Standing};
 use super::held::Held;
 use super::interface::{LocalPod, Object, Problem, Reason, Settings};
 use super::maglev;
+use super::refuse::NodeAddresses;
 use super::wanted::{PortKey, Sources, Wanted, WantedPort, depends_on_zone};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -28,7 +29,7 @@ pub enum Outcome {
 #[derive(Default)]
 pub(super) struct Own {
     pub(super) ports: BTreeMap<PortKey, ServiceId>,
-    claimed: BTreeSet<Frontend>,
+    claimed: BTreeMap<Frontend, Standing>,
     problems: Vec<Problem>,
     /// Why it did not fit.
     refused: Option<String>,
@@ -121,7 +122,11 @@ impl Engine {
                 let old = self.sources.redirects.remove(name);
                 old.iter().for_each(|redirect| self.enqueue_redirect(redirect));
             }
-            Change::Node(node) if node.name == self.settings.node_name => self.set_node(node),
+            Change::Node(node) => self.set_node(node),
+            Change::NodeGone(name) => {
+                self.set_addresses(name, NodeAddresses::default());
+                self.sources.nodes.remove(name);
+            }
             _ => {}
         }
     }
@@ -129,17 +134,31 @@ impl Engine {
     fn set_service(&mut self, service: &Service) {
         let name = &service.name;
         match &service.routing {
-            Some(routing) if self.sources.services.get(name) == Some(routing) => return,
-            Some(routing) => drop(self.sources.services.insert(name.clone(), routing.clone())),
-            None => drop(self.sources.services.remove(name)),
+            Some(routing)
+                if self.sources.services.get(name) == Some(routing)
+                    && self.sources.ages.get(name) == Some(&service.age) =>
+            {
+                return;
+            }
+            Some(routing) => {
+                self.sources.services.insert(name.clone(), routing.clone());
+                self.sources.ages.insert(name.clone(), service.age.clone());
+            }
+            None => self.forget_service(name),
         }
         self.enqueue_service(name);
     }
 
     fn remove_service_object(&mut self, name: &ObjectName) {
-        if self.sources.services.remove(name).is_some() {
+        if self.sources.services.contains_key(name) {
+            self.forget_service(name);
             self.enqueue_service(name);
         }
+    }
+
+    fn forget_service(&mut self, name: &ObjectName) {
+        self.sources.services.remove(name);
+        self.sources.ages.remove(name);
     }
 
     fn enqueue_service(&mut self, name: &ObjectName) {
@@ -149,6 +168,12 @@ impl Engine {
     }
 
     fn set_node(&mut self, node: &Node) {
+        if !self.sources.nodes.get(&node.name).is_some_and(|known| known.same_as(node)) {
+            self.set_addresses(&node.name, NodeAddresses::of(node));
+        }
+        if node.name != self.settings.node_name {
+            return;
+        }
         let zone = node.labels.get(ZONE).cloned();
         if zone == self.sources.zone {
             return;
@@ -157,6 +182,29 @@ impl Engine {
         let affected = self.sources.services.iter().filter(|(_, routing)| depends_on_zone(routing));
         let affected: Vec<ObjectName> = affected.map(|(name, _)| name.clone()).collect();
         affected.into_iter().for_each(|name| self.enqueue(Object::Service(name)));
+    }
+
+    /// A node's addresses are no object's to take; its own are those that hostPorts may name.
+    fn set_addresses(&mut self, node: &str, now: NodeAddresses) {
+        let before = self.sources.nodes.insert(node.to_owned(), now).unwrap_or_default();
+        let now = &self.sources.nodes[node];
+        let concerned = |address: &IpAddr| {
+            let address = address.to_canonical();
+            before.has(address) != now.has(address)
+        };
+        let services = self.sources.services.iter();
+        let services = services.filter(|(_, routing)| routing.external_ips.iter().any(concerned));
+        let redirects = self.sources.redirects.values().filter(|redirect| match &redirect.frontend {
+            RedirectFrontend::Address { address, .. } => concerned(address),
+            RedirectFrontend::Service { .. } => false,
+        });
+        let mut objects: Vec<Object> = services.map(|(name, _)| Object::Service(name.clone())).collect();
+        objects.extend(redirects.map(|redirect| Object::Redirect(redirect.name.clone())));
+        if node == self.settings.node_name {
+            let pods = self.sources.pods.values().filter(|pod| !pod.host_ports.is_empty());
+            objects.extend(pods.map(|pod| Object::Pod(pod.name.clone())));
+        }
+        objects.into_iter().for_each(|object| self.enqueue(object));
     }
 
     /// Upserts a pod of this node.
@@ -326,7 +374,9 @@ impl Engine {
         let (mut objects, mut moved) = (std::mem::take(&mut self.dirty), BTreeSet::new());
         for object in &objects {
             let wanted = self.wanted(object);
-            let frontends = wanted.frontends();
+            let age = self.sources.age(object);
+            let standing = |(frontend, kind)| (frontend, Standing::new(kind, age.clone()));
+            let frontends: BTreeMap<Frontend, Standing> = wanted.frontends().into_iter().map(standing).collect();
             let own = self.objects.entry(object.clone()).or_default();
             own.problems = wanted.problems;
             if own.problems.is_empty() && own.refused.is_none() {
@@ -335,17 +385,19 @@ impl Engine {
                 self.troubled.insert(object.clone());
             }
             let before = std::mem::replace(&mut own.claimed, frontends);
-            for frontend in own.claimed.difference(&before) {
-                self.claims.claim(*frontend, object);
+            for (frontend, standing) in before.iter().filter(|(at, was)| own.claimed.get(at) != Some(was)) {
+                self.claims.release(frontend, standing.clone(), object);
                 moved.insert(*frontend);
             }
-            for frontend in before.difference(&own.claimed) {
-                self.claims.release(frontend, object);
+            for (frontend, standing) in own.claimed.iter().filter(|(at, is)| before.get(at) != Some(is)) {
+                self.claims.claim(frontend, standing.clone(), object);
                 moved.insert(*frontend);
             }
         }
-        // New owners of frontends have something to plan.
-        objects.extend(moved.iter().filter_map(|frontend| self.claims.decide(frontend)));
+        // Both who lost and who got a frontend have something to plan.
+        for frontend in &moved {
+            objects.extend(self.claims.decide(frontend));
+        }
         if std::mem::take(&mut self.adopted) {
             self.match_adopted(&objects);
             self.groups.push_back(Group { objects, sweep: true, retry: false });
@@ -354,24 +406,14 @@ impl Engine {
         }
     }
 
-    /// Finds the owners of adopted rows: first by frontends that only one object claims, then with these the owners of
-    /// contested frontends.
+    /// Finds the numbers of adopted rows: first by frontends that only one object claims, so that one that lost a frontend
+    /// meanwhile keeps the numbers of what it has.
     fn match_adopted(&mut self, objects: &BTreeSet<Arc<Object>>) {
         for object in objects {
             for (key, port) in self.wanted(object).ports {
                 let plain = port.frontends.keys().filter(|frontend| !self.claims.is_contested(frontend));
                 self.adopt_number(object, key, plain.copied().collect());
             }
-        }
-        let mut restored = Vec::new();
-        for (frontend, _, waiting) in self.claims.contested() {
-            let had = self.held.frontend(frontend).and_then(|entry| self.owners.get(&entry.service));
-            if let Some((object, _)) = had.filter(|(object, _)| waiting.contains(object)) {
-                restored.push((*frontend, object.clone()));
-            }
-        }
-        for (frontend, object) in restored {
-            self.claims.restore(&frontend, &object);
         }
     }
 
@@ -583,12 +625,10 @@ impl Engine {
                 problems.insert((**object).clone(), all);
             }
         }
-        for (frontend, owner, waiting) in self.claims.contested() {
-            let text = format!("{}: already in use by {owner}", super::list::frontend(frontend));
+        for (frontend, owner, loser) in self.claims.contested() {
+            let text = format!("{}: already in use by {owner}", super::list::frontend(&frontend));
             let problem = Problem { reason: Reason::FrontendConflict, text };
-            for object in waiting {
-                problems.entry((**object).clone()).or_default().push(problem.clone());
-            }
+            problems.entry((**loser).clone()).or_default().push(problem);
         }
         problems
     }

@@ -1,11 +1,12 @@
 //! The incremental Service compiler: from Services, EndpointSlices, hostPorts and local redirects to map rows.
 
-use std::collections::BTreeMap;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use weft_model::desired::{BackendEntry, Frontend, FrontendEntry};
-use weft_model::intent::{Algorithm, Forwarding, HostPort, ObjectName, Protocol};
+use weft_model::intent::{Age, Algorithm, Forwarding, HostPort, ObjectName, Protocol};
 
 /// Configuration of the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +21,21 @@ pub struct Settings {
     pub forwarding: Forwarding,
     /// Size of Maglev lookup tables, a prime.
     pub table_size: u32,
+    pub allowed: Allowed,
+}
+
+/// What objects may claim by their own choice of address or port.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Allowed {
+    /// `externalIPs` are in these prefixes: whoever writes a Service takes over their traffic in the whole cluster
+    /// (CVE-2020-8554).
+    pub external_ips: Vec<IpNet>,
+    /// Ports of the node's own programs, which no hostPort takes.
+    pub reserved_ports: Vec<RangeInclusive<u16>>,
+    /// Pods of any node have their addresses here, beside the nodes' own prefixes.
+    pub pod_ranges: Vec<IpNet>,
+    /// Where agents reach the API server.
+    pub api_server: BTreeSet<IpAddr>,
 }
 
 impl Settings {
@@ -36,9 +52,10 @@ pub struct LocalPod {
     pub addresses: Vec<IpAddr>,
     pub ready: bool,
     pub host_ports: Vec<HostPort>,
+    pub age: Age,
 }
 
-/// The owner of frontends. If two new owners claim the same one, the lesser in this order gets it.
+/// The owner of frontends. Of objects of equal rank and age the lesser in this order gets one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Object {
     Service(ObjectName),
@@ -72,6 +89,8 @@ impl fmt::Display for Object {
 pub enum Reason {
     /// Another object owns the frontend.
     FrontendConflict,
+    /// An address or a port that is not for such an object to take.
+    FrontendRefused,
     /// A NodePort outside the node's range.
     NodePortOutOfRange,
     /// The maps are full. The previous version stays in force.
@@ -87,6 +106,7 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::FrontendConflict => "FrontendConflict",
+            Self::FrontendRefused => "FrontendRefused",
             Self::NodePortOutOfRange => "NodePortOutOfRange",
             Self::NoRoom => "NoRoom",
             Self::TooManyBackends => "TooManyBackends",

@@ -21,6 +21,10 @@ impl Sources {
             }
         };
         let address = address.to_canonical();
+        if let Some(why) = self.refused_redirect(address, &settings.allowed) {
+            wanted.problem(Reason::FrontendRefused, why);
+            return wanted;
+        }
         for port in ports {
             let Some(target) = target(redirect, ports.len(), &port.name, port.protocol) else {
                 let text = format!(

@@ -1,12 +1,15 @@
 //! The desired state of one object, as a pure function of the tables.
 
 use super::backends::{BackendAddr, Candidates, Slices};
-use super::interface::{LocalPod, Problem, Reason, Settings};
+use super::interface::{LocalPod, Object, Problem, Reason, Settings};
+use super::refuse::NodeAddresses;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_model::desired::{Frontend, FrontendKind};
-use weft_model::intent::{Algorithm, Forwarding, LocalRedirect, ObjectName, Protocol, Routing, ServicePort, Topology};
+use weft_model::intent::{
+    Age, Algorithm, Forwarding, LocalRedirect, ObjectName, Protocol, Routing, ServicePort, Topology,
+};
 
 /// Maximum number of backends in a set.
 pub(super) const BACKENDS_MAX: usize = 65_534;
@@ -23,6 +26,8 @@ pub(super) struct Sources {
     pub pods: BTreeMap<ObjectName, LocalPod>,
     /// Zone of this node.
     pub zone: Option<String>,
+    pub ages: HashMap<ObjectName, Age>,
+    pub nodes: BTreeMap<String, NodeAddresses>,
 }
 
 /// Attributes of a backend.
@@ -136,8 +141,9 @@ impl Wanted {
     }
 
     /// All frontends of the object.
-    pub(super) fn frontends(&self) -> BTreeSet<Frontend> {
-        self.ports.values().flat_map(|port| port.frontends.keys().copied()).collect()
+    pub(super) fn frontends(&self) -> BTreeMap<Frontend, FrontendKind> {
+        let ports = self.ports.values().flat_map(|port| &port.frontends);
+        ports.map(|(frontend, wanted)| (*frontend, wanted.kind)).collect()
     }
 
     fn add(&mut self, key: PortKey, mut port: WantedPort) {
@@ -150,7 +156,7 @@ impl Wanted {
         }
         // If two ports of an object name one frontend, the first gets it.
         let taken = self.frontends();
-        port.keep(|frontend| !taken.contains(frontend));
+        port.keep(|frontend| !taken.contains_key(frontend));
         if !port.frontends.is_empty() {
             self.ports.insert(key, port);
         }
@@ -192,15 +198,27 @@ impl Sources {
             ..WantedPort::default()
         };
         let node_port = self.node_port(routing, port, settings, wanted);
+        let mut external = Vec::new();
+        for address in routing.external_ips.iter().map(IpAddr::to_canonical) {
+            match self.refused_external(address, &settings.allowed) {
+                None => external.push(address),
+                Some(why) => wanted.problem(Reason::FrontendRefused, format!("port {}: {why}", port.port)),
+            }
+        }
         for v6 in [false, true] {
             let on = if v6 { settings.ipv6 } else { settings.ipv4 };
             let has = routing.cluster_ips.is_empty() || routing.cluster_ips.iter().any(|ip| ip.is_ipv6() == v6);
             if on && has {
-                self.service_family(name, routing, (port, node_port), (&candidates, v6), &mut made);
+                self.service_family(name, routing, (port, node_port, &external), (&candidates, v6), &mut made);
             }
         }
         if made.frontends.values().any(|frontend| frontend.source_ranges) {
             made.ranges = routing.source_ranges.iter().map(IpNet::trunc).collect();
+        }
+        // An address that the Service has twice, as its own and as an external one, needs no set for the second.
+        let used = made.frontends.values().flat_map(|frontend| [frontend.internal, frontend.external]).flatten();
+        if used.collect::<BTreeSet<usize>>().len() < made.sets.len() {
+            made.prune();
         }
         for places in made.sets.clone() {
             places.iter().for_each(|place| made.add_backend(&candidates, place));
@@ -240,7 +258,7 @@ impl Sources {
         &self,
         name: &ObjectName,
         routing: &Routing,
-        (port, node_port): (&ServicePort, Option<u16>),
+        (port, node_port, external): (&ServicePort, Option<u16>, &[IpAddr]),
         (candidates, v6): (&Candidates, bool),
         made: &mut WantedPort,
     ) {
@@ -250,7 +268,7 @@ impl Sources {
         };
         let at = |address| Frontend { address, port: port.port, protocol: port.protocol };
         let cluster_ips = of_family(&routing.cluster_ips);
-        let (load_balancer, external) = (of_family(&routing.load_balancer_ips), of_family(&routing.external_ips));
+        let (load_balancer, external) = (of_family(&routing.load_balancer_ips), of_family(external));
         let outside = node_port.is_some() || !load_balancer.is_empty() || !external.is_empty();
 
         let everywhere = candidates.of_cluster(v6, routing.topology, self.zone.as_deref());
@@ -294,6 +312,10 @@ impl Sources {
         let mut wanted = Wanted::default();
         let Some(pod) = self.pods.get(name) else { return wanted };
         for host_port in &pod.host_ports {
+            if let Some(why) = self.refused_host_port(host_port, settings) {
+                wanted.problem(Reason::FrontendRefused, why);
+                continue;
+            }
             let mut made = WantedPort { forwarding: settings.forwarding, ..WantedPort::default() };
             for address in pod.addresses.iter().map(IpAddr::to_canonical) {
                 let v6 = address.is_ipv6();
@@ -328,6 +350,17 @@ impl WantedPort {
         }
         self.backends.extend(other.backends);
         self.prune();
+    }
+}
+
+impl Sources {
+    pub(super) fn age(&self, object: &Object) -> Age {
+        let age = match object {
+            Object::Service(name) => self.ages.get(name),
+            Object::Pod(name) => self.pods.get(name).map(|pod| &pod.age),
+            Object::Redirect(name) => self.redirects.get(name).map(|redirect| &redirect.age),
+        };
+        age.cloned().unwrap_or_default()
     }
 }
 

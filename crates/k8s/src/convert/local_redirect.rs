@@ -2,7 +2,7 @@
 
 use super::address::is_port_name;
 use super::field::{Path, Read, boolean, both, each, get, list, object, required, string};
-use super::objects::address;
+use super::objects::{address, age};
 use super::problem::{Problem, Problems};
 use super::selector;
 use super::service::nobody;
@@ -14,6 +14,7 @@ use weft_model::intent::{LocalRedirect, ObjectName, Protocol, RedirectFrontend, 
 use weft_model::selector::Selector;
 
 pub fn local_redirect(policy: WireCustom) -> Result<LocalRedirect, Problems> {
+    let age = age(&policy.metadata);
     let name = ObjectName { namespace: policy.metadata.namespace, name: policy.metadata.name };
     let path = Path::Root("spec");
     let spec =
@@ -25,7 +26,7 @@ pub fn local_redirect(policy: WireCustom) -> Result<LocalRedirect, Problems> {
     let ((frontend, (selector, ports)), skip) =
         both(both(frontend, backend), boolean(path, spec, "skipRedirectFromBackend"))?;
     fit(&frontend, &ports)?;
-    Ok(LocalRedirect { name, frontend, selector, ports, skip_from_backend: skip.unwrap_or(false) })
+    Ok(LocalRedirect { name, frontend, selector, ports, skip_from_backend: skip.unwrap_or(false), age })
 }
 
 fn frontend(path: Path<'_>, value: &Value, namespace: &str) -> Read<RedirectFrontend> {

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use weft_model::id::Identity;
 use weft_model::intent::{
-    EndpointSlice, HostPort, IdentityLabels, NamedPort, Namespace, Node, ObjectName, Pod, Protocol, RemoteEndpoint,
-    Written,
+    Age, EndpointSlice, HostPort, IdentityLabels, NamedPort, Namespace, Node, ObjectName, Pod, Protocol,
+    RemoteEndpoint, Written,
 };
 use weft_model::label::{LabelSet, NAMESPACE};
 
@@ -34,6 +34,7 @@ pub fn pod(object: WirePod) -> Pod {
     let ready =
         object.status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True");
     let account = object.spec.service_account_name;
+    let age = age(&object.metadata);
     Pod {
         name: ObjectName { namespace: object.metadata.namespace, name: object.metadata.name },
         uid: object.metadata.uid,
@@ -46,7 +47,14 @@ pub fn pod(object: WirePod) -> Pod {
         host_ports,
         ready,
         finished: matches!(object.status.phase.as_str(), "Succeeded" | "Failed"),
+        age,
     }
+}
+
+/// An object without a time is younger than all others: only the API server gives one.
+pub(super) fn age(metadata: &Metadata) -> Age {
+    let created = metadata.creation_timestamp.clone().unwrap_or_else(|| "unknown".to_owned());
+    Age { created, uid: metadata.uid.clone() }
 }
 
 /// The port of the node that a container asks for. At an address that is none it is at no address, rather than at all.

@@ -11,7 +11,7 @@ mod value;
 use super::address::prefix_or_address;
 use super::field;
 use super::field::{Path, Read, all, both, each, list, required};
-use super::objects::port_number;
+use super::objects::{age, port_number};
 use super::problem::{Problem, Problems};
 use crate::wire::{Metadata, WireCidrGroup, WireService, WireServicePort, WireServiceSpec};
 use address::{distinct, external_address, inner_address, source_range};
@@ -35,6 +35,7 @@ const AFFINITY_S_MAX: u32 = 86_400;
 pub fn service(object: WireService) -> Result<Service, Problems> {
     let routing = if is_ours(&object.metadata, &object.spec) { Some(routing(&object)?) } else { None };
     Ok(Service {
+        age: age(&object.metadata),
         name: ObjectName { namespace: object.metadata.namespace, name: object.metadata.name },
         labels: object.metadata.labels,
         selector: object.spec.selector,

@@ -24,3 +24,12 @@ pub struct NamedPort {
     pub protocol: Protocol,
     pub port: u16,
 }
+
+/// When an object was created, and its uid for those of the same second: the API server gives both, so nobody can make an
+/// object older than it is. The least is the oldest.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Age {
+    /// In the API's form, which sorts as text: `2026-01-31T10:00:00Z`.
+    pub created: String,
+    pub uid: String,
+}

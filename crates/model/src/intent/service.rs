@@ -1,6 +1,6 @@
 //! Services, their EndpointSlices and local redirects.
 
-use super::name::{NamedPort, ObjectName};
+use super::name::{Age, NamedPort, ObjectName};
 use super::policy::Protocol;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// `None`: not served here (headless, ExternalName, or labelled for another proxy).
     pub routing: Option<Routing>,
+    pub age: Age,
 }
 
 /// The routing of a Service.
@@ -145,6 +146,7 @@ pub struct LocalRedirect {
     pub ports: Vec<RedirectPort>,
     /// The backend pods themselves are not redirected.
     pub skip_from_backend: bool,
+    pub age: Age,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

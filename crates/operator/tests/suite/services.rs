@@ -21,7 +21,7 @@ struct Operator {
 
 impl Operator {
     fn start(fake: &Fake) -> Self {
-        let args = ["weft-operator", "--lease-seconds", "3"];
+        let args = ["weft-operator", "--lease-seconds", "3", "--external-ips-allowed", "198.51.100.0/24,2001:db8::/32"];
         let config = weft_settings::from_args::<Config>(args.map(Into::into)).expect("flags").check().expect("valid");
         let stop = CancellationToken::new();
         let task = tokio::spawn(weft_operator::run(config, fake.client(), stop.clone()));
@@ -257,6 +257,7 @@ async fn services_that_want_the_same_are_told_and_others_are_not() {
         "d",
         json!({"clusterIPs": ["10.96.0.4", "fd96::4"], "type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}),
     );
+    plain("e", json!({"clusterIPs": ["10.96.0.5", "fd96::5"], "externalIPs": ["192.0.2.1", "2001:dba::1"]}));
     let operator = Operator::start(&fake);
     let said = |fake: &Fake, name: &str| -> Vec<(String, String)> {
         let events = fake.all(EVENTS);
@@ -264,11 +265,14 @@ async fn services_that_want_the_same_are_told_and_others_are_not() {
         let text = |event: &Value, field: &str| event[field].as_str().expect("text").to_owned();
         of.map(|event| (text(event, "reason"), text(event, "message"))).collect()
     };
-    fake.until("b and d are told", |fake| ["b", "d"].iter().all(|name| said(fake, name).len() == 1)).await;
+    fake.until("b, d and e are told", |fake| ["b", "d", "e"].iter().all(|name| said(fake, name).len() == 1)).await;
     let conflict = "[2001:db8::1]:80/TCP: already in use by Service n/a".to_owned();
     assert_eq!(said(&fake, "b"), [("FrontendConflict".to_owned(), conflict)]);
     let (reason, text) = &said(&fake, "d")[0];
     assert!(reason == "NodePortOutOfRange" && text.contains("80"), "{reason}: {text}");
+    let (reason, text) = &said(&fake, "e")[0];
+    let both = ["192.0.2.1", "2001:dba::1"].iter().all(|address| text.contains(&format!("externalIPs {address}: ")));
+    assert!(reason == "FrontendRefused" && both && text.contains("--external-ips-allowed"), "{reason}: {text}");
     assert_eq!((said(&fake, "a"), said(&fake, "c")), (Vec::new(), Vec::new()));
     operator.stop().await;
 }

@@ -173,7 +173,7 @@ pub(super) fn service(random: &mut Random, world: &World, n: usize) -> Service {
         addresses = world.api_server.clone();
     }
     Service {
-        object: intent::Service { name, labels: labels(random, OTHER_KEYS, 50), selector, routing: None },
+        object: intent::Service { name, labels: labels(random, OTHER_KEYS, 50), selector, ..Default::default() },
         addresses,
     }
 }

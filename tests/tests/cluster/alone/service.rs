@@ -82,7 +82,9 @@ fn balancer(cluster: &Cluster, service: &str) -> Result<[IpAddr; 2]> {
 impl Stage {
     fn up(label: &str, routing: &str, at_sockets: bool) -> Result<Self> {
         let setting = format!("socket-lb={at_sockets}");
-        let cluster = Cluster::up(label, &["--nodes", "2", "--routing", routing, "--agent", &setting])?;
+        let allowed = format!("external-ips-allowed={}/32,{}/128", EXTERNAL[0], EXTERNAL[1]);
+        let settings = ["--agent", &setting, "--agent", &allowed];
+        let cluster = Cluster::up(label, &[&["--nodes", "2", "--routing", routing][..], &settings].concat())?;
         let blocks = POOL.map(|block| format!("{{cidr: '{block}'}}")).join(", ");
         cluster.apply(&format!(
             "{{apiVersion: cilium.io/v2, kind: CiliumLoadBalancerIPPool, metadata: {{name: pool}}, \

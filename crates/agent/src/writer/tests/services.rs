@@ -209,6 +209,7 @@ fn pods_of_this_node_have_host_ports_and_redirects() {
         selector: Selector { requirements: vec![Requirement::In("app".into(), ["cache".to_owned()].into())] },
         ports: vec![port(5353)],
         skip_from_backend: true,
+        age: weft_model::intent::Age::default(),
     })]);
     writer.flush();
     assert!(world.held().services.frontends.is_empty());

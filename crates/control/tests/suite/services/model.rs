@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use weft_control::service::{LocalPod, Object, Settings};
 use weft_model::desired::{Frontend, FrontendKind, ServiceTables, SetId};
 use weft_model::intent::{
-    Algorithm, Backends, Forwarding, LocalRedirect, ObjectName, Protocol, RedirectFrontend, RedirectPort, Routing,
-    ServicePort, Topology,
+    Age, Algorithm, Backends, Forwarding, HostPort, LocalRedirect, ObjectName, Protocol, RedirectFrontend,
+    RedirectPort, Routing, ServicePort, Topology,
 };
 
 #[derive(Clone, Default)]
@@ -17,6 +17,12 @@ pub struct World {
     pub redirects: BTreeMap<ObjectName, LocalRedirect>,
     pub pods: BTreeMap<ObjectName, LocalPod>,
     pub zone: Option<String>,
+    /// Of Services.
+    pub ages: BTreeMap<ObjectName, Age>,
+    /// Addresses of the node `n1`.
+    pub host: Vec<IpAddr>,
+    /// Addresses of the node `n2`, and where its pods are.
+    pub other: (Vec<IpAddr>, Vec<IpNet>),
 }
 
 /// Address, port, local, terminating.
@@ -64,6 +70,9 @@ impl World {
         }
         for pod in self.pods.values() {
             for host_port in &pod.host_ports {
+                if !self.may_be_hosted(host_port, settings) {
+                    continue;
+                }
                 for address in pod.addresses.iter().filter(|address| on(settings, address.is_ipv6())) {
                     let any: IpAddr = if address.is_ipv6() { "::" } else { "0.0.0.0" }.parse().unwrap();
                     let at = host_port.host_ip.unwrap_or(any);
@@ -82,6 +91,9 @@ impl World {
         }
         for redirect in self.redirects.values() {
             let RedirectFrontend::Address { address, ports } = &redirect.frontend else { continue };
+            if self.is_of_others(*address, settings) {
+                continue;
+            }
             for port in ports {
                 let Some(target) = target(redirect, ports.len(), &port.name, port.protocol) else { continue };
                 let internal = self.local(redirect, target, address.is_ipv6());
@@ -97,6 +109,31 @@ impl World {
             }
         }
         wishes
+    }
+
+    /// An address that is a machine's or a pod's.
+    fn is_of_others(&self, address: IpAddr, settings: &Settings) -> bool {
+        let nodes = self.host.iter().chain(&self.other.0).any(|own| *own == address);
+        let pods = self.other.1.iter().chain(&settings.allowed.pod_ranges).any(|net| net.contains(&address));
+        nodes || pods || settings.allowed.api_server.contains(&address)
+    }
+
+    fn may_be_hosted(&self, port: &HostPort, settings: &Settings) -> bool {
+        let reserved = settings.allowed.reserved_ports.iter().any(|range| range.contains(&port.port));
+        let here = |host: &IpAddr| host.is_unspecified() || self.host.contains(host);
+        !reserved && port.host_ip.as_ref().is_none_or(here)
+    }
+
+    /// Before which others an object comes at a frontend of a kind; the least comes first.
+    pub fn standing(&self, object: &Object, kind: FrontendKind) -> (usize, Age, Object) {
+        use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort, Redirect};
+        let ranks = [ClusterIp, LoadBalancer, NodePort, ExternalIp, FrontendKind::HostPort, Redirect];
+        let age = match object {
+            Object::Service(name) => self.ages.get(name).cloned(),
+            Object::Pod(name) => self.pods.get(name).map(|pod| pod.age.clone()),
+            Object::Redirect(name) => self.redirects.get(name).map(|redirect| redirect.age.clone()),
+        };
+        (ranks.iter().position(|rank| *rank == kind).unwrap(), age.unwrap_or_default(), object.clone())
     }
 
     fn service(
@@ -148,7 +185,9 @@ impl World {
                     Some(routing.source_ranges.iter().copied().collect()).filter(|r: &BTreeSet<_>| !r.is_empty());
                 add(*ip, port.port, Meaning { kind: FrontendKind::LoadBalancer, ranges, ..open.clone() });
             }
-            for ip in routing.external_ips.iter().filter(|ip| ip.is_ipv6() == v6) {
+            let may = |ip: &IpAddr| settings.allowed.external_ips.iter().any(|net| net.contains(ip));
+            let external = routing.external_ips.iter().filter(|ip| may(ip) && !self.is_of_others(**ip, settings));
+            for ip in external.filter(|ip| ip.is_ipv6() == v6) {
                 add(*ip, port.port, Meaning { kind: FrontendKind::ExternalIp, ..open.clone() });
             }
         }
