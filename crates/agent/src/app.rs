@@ -113,7 +113,7 @@ async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<(thread::Handle,
         host_firewall: config.host_firewall,
     };
     let ready = progress.clone();
-    let health = Health::new(&config.node_name, move || ready.borrow().ready);
+    let health = Health::new(&config.node_name, move || ready.borrow().ready).within(config.node_port_range.clone());
     let watched = (control.clone(), client.clone(), health.clone());
     tasks.spawn("ingest", ingest::run(watched, mode.clone(), conversion, writers.clone(), foreign, stop.clone()));
     tasks.spawn("health", health.clone().run(stop.clone()));

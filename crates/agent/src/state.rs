@@ -6,7 +6,7 @@
 use ipnet::IpNet;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use weft_api::cni::{Attachment, DelRequest, QUEUE_LOCK};
 use weft_model::id::{EndpointId, Identity};
 use weft_model::intent::{NamedPort, ObjectName};
 use weft_model::label::LabelSet;
-use weft_sys::files::write_atomically;
+use weft_sys::files::{lock_file, private_dir, write_atomically};
 
 /// How far an endpoint has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -91,9 +91,10 @@ impl StateDir {
     /// # Errors
     /// It cannot be made, or another agent has it.
     pub fn open(root: &Path) -> io::Result<Self> {
-        fs::create_dir_all(root.join("endpoints"))?;
-        fs::create_dir_all(root.join("delete-queue"))?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"))?;
+        for dir in [root.to_owned(), root.join("endpoints"), root.join("delete-queue")] {
+            private_dir(&dir)?;
+        }
+        let lock = lock_file(&root.join("lock"))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
             let kind = io::Error::from(errno).kind();
             io::Error::new(kind, format!("{}: another agent runs with this state directory ({errno})", root.display()))
@@ -170,7 +171,7 @@ impl StateDir {
     /// The directory cannot be read.
     pub fn queued_deletes(&self) -> io::Result<Vec<(PathBuf, DelRequest)>> {
         let dir = self.queue_dir();
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(QUEUE_LOCK))?;
+        let lock = lock_file(&dir.join(QUEUE_LOCK))?;
         lock.lock()?;
         let mut requests = Vec::new();
         for entry in fs::read_dir(&dir)? {

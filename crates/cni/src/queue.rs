@@ -2,19 +2,19 @@
 //!
 //! The lock file keeps writers and the draining agent apart, and a file appears under its name only when it is whole.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::path::Path;
 use weft_api::cni::{DelRequest, QUEUE_FILES_MAX, QUEUE_LOCK, queue_file_name};
-use weft_sys::files::{PUBLIC, write_durably};
+use weft_sys::files::{PRIVATE, lock_file, private_dir, write_durably};
 
 /// Stores `request`; the same attachment twice is one file.
 ///
 /// # Errors
 /// The queue is full, or the file could not be written.
 pub fn push(dir: &Path, request: &DelRequest) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(QUEUE_LOCK))?;
+    private_dir(dir)?;
+    let lock = lock_file(&dir.join(QUEUE_LOCK))?;
     lock.lock()?;
     let name = queue_file_name(&request.attachment);
     let path = dir.join(&name);
@@ -25,7 +25,7 @@ pub fn push(dir: &Path, request: &DelRequest) -> io::Result<()> {
             format!("the queue of deletes holds {waiting} already"),
         ));
     }
-    write_durably(&path, &serde_json::to_vec(request).map_err(io::Error::other)?, PUBLIC)
+    write_durably(&path, &serde_json::to_vec(request).map_err(io::Error::other)?, PRIVATE)
 }
 
 fn is_entry(name: &std::ffi::OsStr) -> bool {

@@ -11,6 +11,7 @@ pub use listen::listen;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -65,13 +66,27 @@ pub struct Health {
     tables: Arc<Mutex<Tables>>,
     changed: Arc<Notify>,
     is_ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Ports that Services may have here.
+    allowed: RangeInclusive<u16>,
 }
 
 impl Health {
     /// Health checks of the node named `node`, healthy while `is_ready`.
     #[must_use]
     pub fn new(node: &str, is_ready: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self { node: node.into(), tables: Arc::default(), changed: Arc::default(), is_ready: Arc::new(is_ready) }
+        Self {
+            node: node.into(),
+            tables: Arc::default(),
+            changed: Arc::default(),
+            is_ready: Arc::new(is_ready),
+            allowed: 1..=u16::MAX,
+        }
+    }
+
+    /// Leaves out ports outside the range: whoever writes a Service must not listen at any port of the node.
+    #[must_use]
+    pub fn within(self, allowed: RangeInclusive<u16>) -> Self {
+        Self { allowed, ..self }
     }
 
     /// Applies what the watchers delivered.
@@ -82,6 +97,7 @@ impl Health {
             match change {
                 Change::Service(service) => {
                     let port = service.routing.as_ref().and_then(|routing| routing.health_check_node_port);
+                    let port = port.filter(|port| self.allowed.contains(port));
                     let before = match port {
                         Some(port) => tables.ports.insert(service.name.clone(), port),
                         None => tables.ports.remove(&service.name),

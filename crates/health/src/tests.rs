@@ -143,3 +143,15 @@ async fn silent_clients_do_not_take_the_node_out_of_a_load_balancer() {
     stop.cancel();
     task.await.expect("ends");
 }
+
+#[tokio::test]
+async fn a_port_outside_the_range_is_not_listened_at() {
+    let health = Health::new("node-1", || true).within(30_000..=32_767);
+    health.apply(&[service(Some(10_250)), node(&["127.0.0.1", "::1"])]);
+    assert!(super::lock(&health.tables).ports.is_empty());
+    health.apply(&[service(Some(30_000))]);
+    assert_eq!(super::lock(&health.tables).ports.len(), 1);
+    // A port that leaves the range is given up.
+    health.apply(&[service(Some(29_999))]);
+    assert!(super::lock(&health.tables).ports.is_empty());
+}

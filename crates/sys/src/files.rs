@@ -2,12 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Mode of a file that only its owner may read.
 pub const PRIVATE: u32 = 0o600;
+/// Mode of a directory that only its owner may enter.
+const PRIVATE_DIR: u32 = 0o700;
 /// Mode of a file that everybody may read.
 pub const PUBLIC: u32 = 0o644;
 
@@ -27,6 +29,26 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
 pub fn write_durably(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     replace(path, content, mode, true)?;
     File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Makes a directory that only its owner may enter, with those above it; takes the others' rights to one that exists.
+///
+/// # Errors
+/// Of the file system.
+pub fn private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(PRIVATE_DIR).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE_DIR))
+}
+
+/// Opens a file to lock, making it if need be. Only its owner may open it: a lock can be held by any process that can read
+/// the file.
+///
+/// # Errors
+/// Of the file system.
+pub fn lock_file(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(PRIVATE).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(PRIVATE))?;
+    Ok(file)
 }
 
 fn replace(path: &Path, content: &[u8], mode: u32, durably: bool) -> io::Result<()> {
@@ -60,7 +82,6 @@ fn write_new(path: &Path, content: &[u8], mode: u32, durably: bool) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     fn directory(test: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("weft-sys-files-{test}-{}", std::process::id()));
@@ -109,5 +130,22 @@ mod tests {
             }
         });
         fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn nobody_else_can_hold_a_lock() {
+        let root = std::env::temp_dir().join(format!("weft-lock-{}", std::process::id()));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        // Also what a former version left open to all.
+        fs::create_dir_all(&root).unwrap();
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(root.join("lock"), "").unwrap();
+        fs::set_permissions(root.join("lock"), fs::Permissions::from_mode(0o644)).unwrap();
+        for dir in [root.clone(), root.join("a/b")] {
+            private_dir(&dir).unwrap();
+            lock_file(&dir.join("lock")).unwrap();
+            assert_eq!((mode(&dir), mode(&dir.join("lock"))), (0o700, 0o600), "{}", dir.display());
+        }
+        fs::remove_dir_all(&root).unwrap();
     }
 }

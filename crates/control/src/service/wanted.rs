@@ -172,6 +172,11 @@ impl Sources {
     pub(super) fn service(&self, name: &ObjectName, settings: &Settings) -> Wanted {
         let mut wanted = Wanted::default();
         let Some(routing) = self.services.get(name) else { return wanted };
+        if let Some(port) = routing.health_check_node_port.filter(|port| !settings.node_ports.contains(port)) {
+            let (first, last) = (settings.node_ports.start(), settings.node_ports.end());
+            let text = format!("healthCheckNodePort {port}: expected {first} to {last}, the node port range");
+            wanted.problem(Reason::NodePortOutOfRange, text);
+        }
         for port in &routing.ports {
             if !matches!(port.protocol, Protocol::Tcp | Protocol::Udp | Protocol::Sctp) {
                 continue;

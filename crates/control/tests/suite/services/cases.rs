@@ -207,12 +207,19 @@ fn a_host_port_is_at_the_nodes_own_addresses_and_leaves_its_ports_alone() {
 
 #[test]
 fn a_node_port_outside_the_range_is_left_out() {
-    let wrong = Routing { node_ports: true, ports: vec![tcp(80, 29_999), tcp(81, 30_001)], ..routing("10.96.0.1") };
+    let health = Some(29_999);
+    let wrong = Routing {
+        health_check_node_port: health,
+        node_ports: true,
+        ports: vec![tcp(80, 29_999), tcp(81, 30_001)],
+        ..routing("10.96.0.1")
+    };
     let (engine, kernel) = started(&[service("web", wrong)]);
     let ports: Vec<u16> = kernel.tables.frontends.keys().map(|frontend| frontend.port).collect();
     assert_eq!(ports, [30_001, 80, 81]);
     let told = texts(&engine, &Object::Service(name("web")));
-    assert_eq!(told, ["port 80: nodePort 29999: expected 30000 to 30002, the node port range"]);
+    assert_eq!(told[0], "healthCheckNodePort 29999: expected 30000 to 30002, the node port range");
+    assert_eq!(told[1..], ["port 80: nodePort 29999: expected 30000 to 30002, the node port range"]);
 }
 
 #[test]
