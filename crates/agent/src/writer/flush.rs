@@ -1,4 +1,4 @@
-//! The one writer: owns the tables and the reconcilers and runs them in order. Plain state, driven by method calls from
+//! The writer itself: what watchers deliver (`apply`), what is worked out, written and published (`flush`).
 
 use super::{identities, ipam};
 use crate::ports::Kernel;

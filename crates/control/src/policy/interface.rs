@@ -1,4 +1,4 @@
-//! The incremental policy compiler: from policy objects, identities and endpoints to map contents.
+//! What goes into the policy compiler and comes out of it: changes, plans, problems.
 
 use super::limits::Blocked;
 use ipnet::IpNet;

@@ -1,4 +1,4 @@
-//! The incremental Service compiler: from Services, EndpointSlices, hostPorts and local redirects to map rows.
+//! What goes into the Service compiler and comes out of it: settings, pods, owners, problems, rows for people.
 
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};

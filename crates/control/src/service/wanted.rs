@@ -1,4 +1,4 @@
-//! The desired state of one object, as a pure function of the tables.
+//! From a Service, a pod or a redirect to the frontends and backends that it shall have: a pure function of the tables.
 
 use super::backends::{BackendAddr, Candidates, Slices};
 use super::interface::{LocalPod, Object, Problem, Reason, Settings};

@@ -1,4 +1,4 @@
-//! Random worlds, changes and packets from a seed, small enough that selectors, peers and ports meet often.
+//! Random worlds and packets.
 
 use super::policy::policy;
 use crate::random::Random;
