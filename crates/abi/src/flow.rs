@@ -189,8 +189,16 @@ pub struct FragmentKey {
     pub id_be: u32,
     /// IP protocol.
     pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    /// Where it comes from: the index of a pod's device, of which three bytes tell pods apart; see [`fragment_sender`].
+    pub sender: [u8; 3],
+}
+
+/// Senders of fragments that are no pods of this node.
+pub mod fragment_sender {
+    /// The network, or the node itself.
+    pub const NETWORK: [u8; 3] = [0; 3];
+    /// Another node, by the tunnel.
+    pub const TUNNEL: [u8; 3] = [0xff; 3];
 }
 
 /// The ports, from the first fragment.

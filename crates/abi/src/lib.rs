@@ -23,7 +23,8 @@ pub use endpoint::{
 };
 pub use event::{Event, event_kind, verdict};
 pub use flow::{
-    FlowEntry, FlowKey, FragmentKey, FragmentValue, MetricKey, MetricValue, Path, flow_flags, flow_kind, path_action,
+    FlowEntry, FlowKey, FragmentKey, FragmentValue, MetricKey, MetricValue, Path, flow_flags, flow_kind,
+    fragment_sender, path_action,
 };
 pub use policy::{
     CLASS_ADMIN, PolicyClassKey, PolicyEntryKey, PolicyEntryValue, PolicyInfo, policy_action, policy_flags,

@@ -194,13 +194,14 @@ step!(parse_inner(sender: u32) = weft_step_parse_inner: parse_inner_body);
 #[inline(always)]
 fn parse_inner_body(skb: Skb, s: &mut Scratch, sender: u32) -> Result<(), DropReason> {
     let ethertype = load_head(skb, s)?;
+    // The network's fragments are none of the tunnel's.
+    s.packet.tunnel_identity = sender;
+    s.packet.flags |= TUNNELLED;
     parse(skb, s, ethertype)?;
     // Another node's own packets have identity remote-node; HOST is this node alone.
     if sender == identity::UNKNOWN || sender == identity::HOST {
         return Err(DropReason::InvalidIdentity);
     }
-    s.packet.tunnel_identity = sender;
-    s.packet.flags |= TUNNELLED;
     let Some(config) = config() else { return Err(DropReason::NoConfig) };
     if s.packet.protocol == UDP
         && s.packet.destination_port == config.tunnel_port_be

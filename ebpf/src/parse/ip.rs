@@ -1,11 +1,11 @@
 //! IPv4, IPv6 with extension headers, fragments.
 
-use weft_abi::{Addr, DropReason, FragmentKey};
+use weft_abi::{Addr, DropReason, fragment_sender};
 
 use crate::maps::FRAGMENTS;
 use crate::packet::{
-    DSR_OPTION, DSR_OPTION_V4, DSR_OPTION_V6, ETH, FIRST_FRAGMENT, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Skb, TCP, UDP,
-    UNKNOWN_PORTS, load, skb_gso_size,
+    DSR_OPTION, DSR_OPTION_V4, DSR_OPTION_V6, ETH, FIRST_FRAGMENT, ICMP, ICMPV6, LATER_FRAGMENT, SCTP, Skb, TCP,
+    TUNNELLED, UDP, UNKNOWN_PORTS, load, skb_gso_size,
 };
 use crate::parse::frame::load_head;
 use crate::parse::icmp::icmp_of_fragment;
@@ -163,13 +163,11 @@ fn extensions(skb: Skb, s: &mut Scratch, first: u8) -> Result<(), DropReason> {
 /// Remembers which datagram this is a fragment of. RFC 1858, RFC 3128: none may overlay a transport header.
 #[inline(always)]
 fn read_fragment(s: &mut Scratch, id: u32, offset: u32) -> Result<(), DropReason> {
-    s.fragment = FragmentKey {
-        source: s.packet.source,
-        destination: s.packet.destination,
-        id_be: id,
-        protocol: s.packet.protocol,
-        pad: [0; 3],
-    };
+    s.fragment.source = s.packet.source;
+    s.fragment.destination = s.packet.destination;
+    s.fragment.id_be = id;
+    s.fragment.protocol = s.packet.protocol;
+    s.fragment.sender = sender_of_fragment(s);
     if offset == 0 {
         s.packet.flags |= FIRST_FRAGMENT;
         return Ok(());
@@ -179,6 +177,20 @@ fn read_fragment(s: &mut Scratch, id: u32, offset: u32) -> Result<(), DropReason
     }
     s.packet.flags |= LATER_FRAGMENT;
     Ok(())
+}
+
+/// Whose ports later fragments may use. A first fragment is remembered before its source address is checked: so a pod that
+/// forges one spoils nobody else's datagrams.
+#[inline(always)]
+fn sender_of_fragment(s: &Scratch) -> [u8; 3] {
+    if s.packet.flags & TUNNELLED != 0 {
+        fragment_sender::TUNNEL
+    } else if s.egress != 0 && s.from_node == 0 {
+        let index = s.packet.ifindex.to_le_bytes();
+        [index[0], index[1], index[2]]
+    } else {
+        fragment_sender::NETWORK
+    }
 }
 
 #[inline(always)]

@@ -24,7 +24,7 @@ fn vxlan(test: impl Fn(&mut Kernel, Family) -> Result<()> + Send + Sync + Copy +
 }
 
 /// A tunnel packet from a node's IPv4 address.
-fn wrap(node: &str, vni: u32, inner: &[u8]) -> Vec<u8> {
+pub fn wrap(node: &str, vni: u32, inner: &[u8]) -> Vec<u8> {
     let mut payload = vec![8, 0, 0, 0];
     payload.extend(&vni.to_be_bytes()[1..]);
     payload.push(0);

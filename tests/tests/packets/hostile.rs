@@ -1,10 +1,13 @@
 //! Packets that mean harm: cut at every byte, with absurd fields, in fragments, behind extension headers. None of them
 //! may pass, and none may do harm to the node.
 
+use crate::forged::wrap;
+use anyhow::Result;
 use weft_abi::DropReason;
-use weft_tests::packet::kernel::{DROP, PASS, REDIRECT};
+use weft_tests::packet::kernel::{DROP, Kernel, Outcome, PASS, REDIRECT};
 use weft_tests::packet::site::{
-    FAMILIES, Family, POD_A, Routing, V4, V6, addr, allow_port, from_a, from_wire, isolate, on_node, put_policy,
+    FAMILIES, Family, ID_C, POD_A, Routing, V4, V6, addr, allow_port, from_a, from_b, from_wire, isolate, on_node,
+    put_policy,
 };
 use weft_tests::packet::stage::native;
 use weft_tests::packet::{ACK, ETH, FIN, ICMP, ICMPV6, Ip, RST, SYN, TCP, UDP, ip};
@@ -165,6 +168,9 @@ fn bytes_beyond_the_length_do_not_count() {
     });
 }
 
+/// Hands a frame to the program of its sender's device.
+type Send = fn(&Kernel, &[u8]) -> Result<Outcome>;
+
 /// A datagram in fragments of `size` bytes of payload.
 fn fragments(packet: &Ip, whole: &[u8], protocol: u8, id: u32, size: usize) -> Vec<Vec<u8>> {
     let header = if packet.source.is_ipv4() { 20 } else { 40 };
@@ -207,6 +213,37 @@ fn fragments_follow_their_first_one_in_any_order() {
             assert_eq!(from_wire(kernel, fragment)?.action, DROP);
         }
         isolate(kernel, f.b, 0, 0)
+    });
+}
+
+#[test]
+fn a_forged_first_fragment_spoils_nobody_elses_datagram() {
+    // A datagram from A to B, or from C to A by the tunnel: somebody else says where it goes, with the same id.
+    let spoil = |kernel: &mut Kernel, f: Family, packet: &Ip, receive: Send, forge: Send| -> Result<()> {
+        put_policy(kernel, 10, &[allow_port(300, UDP, 53), allow_port(ID_C, UDP, 53)])?;
+        isolate(kernel, f.a, 10, 0)?;
+        isolate(kernel, f.b, 10, 0)?;
+        kernel.bump(&[1, 2])?;
+        let whole = fragments(packet, &packet.udp(4000, 53, &[7; 2000]), UDP, 31, 1400);
+        let forged = fragments(packet, &packet.udp(4000, 54, &[7; 2000]), UDP, 31, 1400);
+        assert_eq!(receive(kernel, &whole[0])?.action, REDIRECT);
+        assert_eq!(forge(kernel, &forged[0])?.action, DROP);
+        assert_eq!(receive(kernel, &whole[1])?.action, REDIRECT, "the sender's own ports");
+        // Nor does a stranger's fragment live on what the sender said.
+        assert_eq!(forge(kernel, &forged[1])?.action, DROP);
+        isolate(kernel, f.a, 0, 0)?;
+        isolate(kernel, f.b, 0, 0)
+    };
+    native(move |kernel, f| {
+        spoil(kernel, f, &ip(f.a, f.b), from_a, from_b)?;
+        spoil(kernel, f, &ip(f.a, f.b), from_a, from_wire)
+    });
+    on_node(Routing::Vxlan, move |kernel| {
+        FAMILIES.iter().try_for_each(|f| {
+            let by_tunnel: Send = |kernel, frame| from_wire(kernel, &wrap(V4.peer, ID_C, frame));
+            spoil(kernel, *f, &ip(f.c, f.a), by_tunnel, from_b)?;
+            spoil(kernel, *f, &ip(f.c, f.a), by_tunnel, from_wire)
+        })
     });
 }
 
