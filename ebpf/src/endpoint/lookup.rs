@@ -72,6 +72,17 @@ pub fn is_node_address(address: &Addr, config: &NodeConfig) -> bool {
     node_address(address, config) == NodeAddress::Own
 }
 
+/// Whether this is an address of a pod, here or elsewhere, or of a prefix for pods.
+#[inline(always)]
+pub fn is_pods_address(address: &Addr) -> bool {
+    use route_flags::{LOCAL_POOL, REMOTE_POOL};
+    // SAFETY: read at once.
+    match unsafe { IPCACHE.get(address) }.map(|info| info.flags) {
+        Some(flags) => flags & ipcache_flags::NODE == 0,
+        None => ROUTES.get(&Key::new(128, *address)).is_some_and(|info| info.flags & (LOCAL_POOL | REMOTE_POOL) != 0),
+    }
+}
+
 /// The tunnel address of a node: the underlay has one family, and the node may be known by its other address.
 #[inline(always)]
 pub fn tunnel_endpoint(node: Addr, config: &NodeConfig) -> Addr {

@@ -6,7 +6,7 @@ use weft_abi::{Addr, DropReason, FlowKey, flow_flags, flow_kind, path_action};
 
 use crate::conntrack::entry::is_current;
 use crate::conntrack::key::{canonical_key, flow_key};
-use crate::endpoint::lookup::endpoint;
+use crate::endpoint::lookup::{endpoint, is_pods_address};
 use crate::forward::route::route;
 use crate::hook::Hook;
 use crate::maps::{FLOWS, config};
@@ -136,6 +136,7 @@ fn relate_body(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> 
         // No pod of this node is outside.
         return Err(DropReason::InvalidSourceIp);
     }
+    check_witness(s, hook)?;
     if matches!(hook, Hook::FromPod) {
         match endpoint(&s.packet.source) {
             Some(info) if info.ifindex == s.packet.ifindex => s.source_identity = info.identity,
@@ -164,6 +165,18 @@ fn relate_body(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> 
     s.entry.nat_addr = s.next_hop;
     s.output = 1;
     Ok(())
+}
+
+/// Whether the sender of the error can have seen the quoted packet: a pod only if it is an end of the connection, anybody
+/// outside only if the connection leads out of the node. Else whoever guesses a connection may change its path MTU, or end it.
+#[inline(never)]
+fn check_witness(s: &Scratch, hook: Hook) -> Result<(), DropReason> {
+    let other = if s.key.low == s.packet.destination { s.key.high } else { s.key.low };
+    if s.packet.source == other || matches!(hook, Hook::ToPod | Hook::ToDevice) {
+        return Ok(());
+    }
+    let leads_out = matches!(hook, Hook::FromDevice) && endpoint(&other).is_none();
+    if leads_out && !is_pods_address(&s.packet.source) { Ok(()) } else { Err(DropReason::InvalidPacket) }
 }
 
 /// For the client the error is about its packet to the frontend: replaces the backend in the quote, and as the source.
@@ -224,6 +237,10 @@ fn parse_quoted(skb: Skb, s: &mut Scratch) -> Result<Quote, DropReason> {
         s.packet.protocol = header[1].to_ne_bytes()[2];
         s.packet.source = Addr([header[2], header[3], header[4], header[5]]);
         s.packet.destination = Addr([header[6], header[7], header[8], header[9]]);
+        if s.packet.source.is_v4() || s.packet.destination.is_v4() {
+            // Mapped addresses would be those of another packet.
+            return Err(DropReason::InvalidPacket);
+        }
         Quote { source: start + 8, l4: start + 40 }
     };
     let header: [u32; 2] = load(skb, quote.l4)?;

@@ -45,6 +45,12 @@ pub fn originator_type(s: &Scratch) -> u32 {
     u32::from(kind)
 }
 
+/// Whether it is an echo request.
+#[inline(always)]
+pub fn is_echo_request(s: &Scratch) -> bool {
+    s.packet.flags & ECHO != 0 && s.packet.icmp_type == echo_type(s.packet.protocol)
+}
+
 /// Echo request.
 #[inline(always)]
 const fn echo_type(protocol: u8) -> u8 {

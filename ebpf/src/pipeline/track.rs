@@ -12,6 +12,7 @@ use crate::lb::translate::{EVICTED, UNCHANGED, translate};
 use crate::maps::{FLOWS, config};
 use crate::notify;
 use crate::packet::{Skb, TCP, TCP_ACK, TCP_SYN, UNKNOWN_PORTS};
+use crate::parse::icmp::is_echo_request;
 use crate::pipeline::decide::{decide, untracked};
 use crate::scratch::Scratch;
 use crate::step::step;
@@ -68,6 +69,11 @@ pub fn track_with<const TRANSLATED_PACKET: bool>(
         let entry = unsafe { &mut *pointer };
         let forward = (entry.flags & flow_flags::ORIGIN_LOW != 0) == low;
         s.reply = u8::from(!forward);
+        if !forward && is_echo_request(s) {
+            // No reply, whatever its id: its sender opens a connection of its own.
+            untracked(skb, s, hook)?;
+            return send(s);
+        }
         let path: &Path = if forward { &entry.forward } else { &entry.reply };
         let opening =
             s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN && is_closing(entry.flags);

@@ -223,6 +223,74 @@ fn the_node_still_resolves_its_pods() {
     });
 }
 
+/// Without policies: only what can have seen a packet may complain of it.
+#[test]
+fn errors_about_connections_of_others_pass_from_nobody() {
+    for routing in [Routing::Native, Routing::Vxlan] {
+        on_node(routing, move |kernel| {
+            FAMILIES.iter().try_for_each(|family| errors_of_others(kernel, *family, routing))
+        });
+    }
+}
+
+fn errors_of_others(kernel: &mut Kernel, f: Family, routing: Routing) -> Result<()> {
+    let by_network = |from: &str, vni: u32, frame: Vec<u8>| {
+        if routing == Routing::Vxlan && from == f.c { wrap(V4.peer, vni, &frame) } else { frame }
+    };
+    for (to, seen_by_router) in [(f.b, false), (f.c, true), (f.world, true)] {
+        let packet = ip(f.a, to).udp(4000, 53, b"question");
+        assert_eq!(from_a(kernel, &packet)?.action, REDIRECT);
+        let error = |from: &str| ip(from, f.a).unreachable(&packet);
+        // Its other end.
+        let heard = match to {
+            to if to == f.b => from_b(kernel, &error(f.b))?,
+            // What comes back to the masquerade quotes that.
+            to if to == f.world => from_a(kernel, &packet)?,
+            to => from_wire(kernel, &by_network(to, ID_C, error(to)))?,
+        };
+        assert_eq!(heard.action, REDIRECT, "{to}");
+        // Pods that are none of its ends.
+        if to != f.b {
+            assert_eq!(from_b(kernel, &error(f.b))?.action, DROP, "{to}");
+        }
+        for pod in [f.c, f.new].into_iter().filter(|pod| *pod != to) {
+            let outcome = from_wire(kernel, &by_network(pod, ID_C, error(pod)))?;
+            assert_eq!(outcome.action, DROP, "{pod} of {to}");
+        }
+        // A router, or somebody outside who says so.
+        for router in [f.gateway, "203.0.113.9", "2001:db8:9::9"].into_iter().filter(|one| one.contains(':') == f.v6) {
+            let passes = from_wire(kernel, &error(router))?.action == REDIRECT;
+            assert_eq!(passes, seen_by_router, "{router} of {to}");
+        }
+        forget(kernel)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_echo_request_is_no_answer() {
+    for routing in [Routing::Native, Routing::Vxlan] {
+        on_node(routing, |kernel| {
+            FAMILIES.iter().try_for_each(|f| {
+                put_policy(kernel, 20, &[])?;
+                isolate(kernel, f.b, 0, 20)?;
+                kernel.bump(&[2])?;
+                assert_eq!(from_a(kernel, &ip(f.a, f.b).ping(7))?.action, REDIRECT);
+                for _ in 0..2 {
+                    kernel.drain();
+                    let outcome = from_b(kernel, &ip(f.b, f.a).ping(7))?;
+                    dropped(kernel, &outcome, DropReason::PolicyDenied);
+                    assert_eq!(from_b(kernel, &ip(f.b, f.a).pong(7))?.action, REDIRECT, "the answer itself");
+                }
+                isolate(kernel, f.b, 0, 0)?;
+                kernel.bump(&[2])?;
+                assert_eq!(from_b(kernel, &ip(f.b, f.a).ping(7))?.action, REDIRECT, "allowed by itself");
+                forget(kernel)
+            })
+        });
+    }
+}
+
 fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
