@@ -69,14 +69,17 @@ pub fn track_with<const TRANSLATED_PACKET: bool>(
         let entry = unsafe { &mut *pointer };
         let forward = (entry.flags & flow_flags::ORIGIN_LOW != 0) == low;
         s.reply = u8::from(!forward);
-        if !forward && is_echo_request(s) {
-            // No reply, whatever its id: its sender opens a connection of its own.
+        let syn = s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        let opening = syn && is_closing(entry.flags);
+        if !forward && (is_echo_request(s) || syn && !opening) {
+            // No reply, whatever its ports: its sender opens a connection of its own.
+            if TRANSLATED_PACKET {
+                return Err(DropReason::NoNatMapping);
+            }
             untracked(skb, s, hook)?;
             return send(s);
         }
         let path: &Path = if forward { &entry.forward } else { &entry.reply };
-        let opening =
-            s.packet.protocol == TCP && s.packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN && is_closing(entry.flags);
         if path.in_ifindex == s.packet.ifindex
             && path.action != path_action::NONE
             && !opening

@@ -291,6 +291,34 @@ fn an_echo_request_is_no_answer() {
     }
 }
 
+#[test]
+fn a_syn_is_no_answer() {
+    for routing in [Routing::Native, Routing::Vxlan] {
+        on_node(routing, |kernel| {
+            FAMILIES.iter().try_for_each(|f| {
+                put_policy(kernel, 20, &[])?;
+                isolate(kernel, f.b, 0, 20)?;
+                kernel.bump(&[2])?;
+                let (open, back) = (ip(f.a, f.b), ip(f.b, f.a));
+                assert_eq!(from_a(kernel, &open.tcp(4000, 80, SYN, b""))?.action, REDIRECT);
+                assert_eq!(from_b(kernel, &back.tcp(80, 4000, SYN | ACK, b""))?.action, REDIRECT);
+                for _ in 0..2 {
+                    kernel.drain();
+                    let outcome = from_b(kernel, &back.tcp(80, 4000, SYN, b""))?;
+                    dropped(kernel, &outcome, DropReason::PolicyDenied);
+                    // It harms nobody: the connection goes on.
+                    assert_eq!(from_a(kernel, &open.tcp(4000, 80, ACK, b"x"))?.action, REDIRECT);
+                    assert_eq!(from_b(kernel, &back.tcp(80, 4000, ACK, b"y"))?.action, REDIRECT);
+                }
+                isolate(kernel, f.b, 0, 0)?;
+                kernel.bump(&[2])?;
+                assert_eq!(from_b(kernel, &back.tcp(80, 4000, SYN, b""))?.action, REDIRECT, "allowed by itself");
+                forget(kernel)
+            })
+        });
+    }
+}
+
 fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
