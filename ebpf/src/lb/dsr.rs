@@ -208,7 +208,6 @@ fn receive_option_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
     let ifindex = s.packet.ifindex;
     remove_option(skb, s)?;
     parse_again(skb, s)?;
-    s.packet.flags |= tunnelled;
     s.packet.ifindex = ifindex;
     if s.packet.flags & DSR_OPTION != 0 {
         return Err(DropReason::InvalidPacket);

@@ -211,9 +211,11 @@ fn read_later_fragment(s: &mut Scratch) -> Result<(), DropReason> {
 
 step!(parse_again() = weft_step_parse_again: parse_again_body);
 
-/// Parses the packet anew.
+/// Parses the packet anew: it has come the way that it came before.
 #[inline(always)]
 fn parse_again_body(skb: Skb, s: &mut Scratch) -> Result<(), DropReason> {
+    let tunnelled = s.packet.flags & TUNNELLED;
     let ethertype = load_head(skb, s)?;
+    s.packet.flags |= tunnelled;
     parse(skb, s, ethertype)
 }

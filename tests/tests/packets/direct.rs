@@ -238,6 +238,25 @@ fn ports_are_anothers_once_the_client_is_done_with_them() {
 }
 
 #[test]
+fn a_later_fragment_may_tell_the_frontend() {
+    on_both(|kernel, f, routing| {
+        put_service(kernel, 1, frontend(any(f), PORT, UDP), DSR, &[(1, f.c, 8080), (2, f.b, 8080)])?;
+        for round in 0..3_u32 {
+            let whole = ip(f.world, f.b).udp(7000, 8080, &[7; 1200]);
+            let content = &whole[ETH + if f.v6 { 40 } else { 20 }..];
+            let first = if round == 0 { telling(f.world, f.b, f.peer, PORT) } else { ip(f.world, f.b) };
+            let later = if round == 0 { ip(f.world, f.b) } else { telling(f.world, f.b, f.peer, PORT) };
+            let first = first.fragment(round + 1, 0, true).raw(UDP, &content[..800]);
+            let later = later.fragment(round + 1, 800, false).raw(UDP, &content[800..]);
+            for frame in [first, later] {
+                assert_eq!(from_wire(kernel, &arriving(routing, world(f), &frame))?.action, REDIRECT, "{round}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn the_backends_node_answers_in_the_name_of_the_frontend() {
     on_both(|kernel, f, routing| {
         put_policy(
