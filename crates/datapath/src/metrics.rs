@@ -6,7 +6,7 @@ use crate::sys::map::RawMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use weft_abi::{MetricKey, MetricValue};
+use weft_abi::{DropReason, MetricKey, MetricValue};
 
 /// Packets and bytes of one reason and direction, all CPUs together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,17 +34,19 @@ impl Metrics {
         Ok(Self { fd, cpus: sys::possible_cpus()? })
     }
 
-    /// Counters of packets that are not zero.
+    /// Counters of packets that are not zero: those of all that programs count, since every entry is a system call.
     ///
     /// # Errors
     /// A system call failed.
     pub fn read(&self) -> io::Result<Vec<Counter>> {
         let mut counters = Vec::new();
-        for index in 0..MetricKey::index(MetricKey::SUPPRESSED, false) {
-            let (packets, bytes) = self.sum(index)?;
-            let reason = u8::try_from(index / 2).unwrap_or(u8::MAX);
-            if packets > 0 {
-                counters.push(Counter { reason, egress: index % 2 == 1, packets, bytes });
+        let passed = [0, MetricKey::AUDITED, MetricKey::ACCELERATED];
+        for reason in passed.into_iter().chain(DropReason::ALL.iter().map(|reason| *reason as u8)) {
+            for egress in [false, true] {
+                let (packets, bytes) = self.sum(MetricKey::index(reason, egress))?;
+                if packets > 0 {
+                    counters.push(Counter { reason, egress, packets, bytes });
+                }
             }
         }
         Ok(counters)
