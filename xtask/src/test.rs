@@ -71,12 +71,16 @@ fn all(root: &Path, stages: &Stages, words: &[&String], run: (bool, &str), tally
             build::cargo(root, &["test", "--quiet", "--doc", "-p", DOCUMENTED]),
             None,
         );
-        stages.run("documentation", || Ok(finish(vec![lanes(vec![job], Vec::new(), 1)], tally, &mut failures)))?;
+        stages.run("documentation", || {
+            finish(vec![lanes(vec![job], Vec::new(), 1)], tally, &mut failures);
+            Ok(())
+        })?;
     }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     if !plan.computing.is_empty() {
         stages.run("units, properties, packets", || {
-            Ok(finish(vec![lanes(Vec::new(), plan.computing, cpus)], tally, &mut failures))
+            finish(vec![lanes(Vec::new(), plan.computing, cpus)], tally, &mut failures);
+            Ok(())
         })?;
     }
     if !plan.alone.is_empty() || !plan.clusters.is_empty() {
@@ -85,7 +89,8 @@ fn all(root: &Path, stages: &Stages, words: &[&String], run: (bool, &str), tally
             Err(_) => CLUSTERS,
         };
         stages.run("whole clusters", || {
-            Ok(finish(vec![lanes(plan.alone, plan.clusters, clusters)], tally, &mut failures))
+            finish(vec![lanes(plan.alone, plan.clusters, clusters)], tally, &mut failures);
+            Ok(())
         })?;
     }
     for failure in &failures {

@@ -421,7 +421,7 @@ struct AttachmentGuard<'a> {
 impl Drop for AttachmentGuard<'_> {
     fn drop(&mut self) {
         self.held = None;
-        let mut locks = lock(&self.all);
+        let mut locks = lock(self.all);
         if locks.get(&self.attachment).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             locks.remove(&self.attachment);
         }

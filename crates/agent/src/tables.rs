@@ -76,11 +76,9 @@ impl Tables {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::Pod(pod) => drop(self.pods.insert(pod.name.clone(), pod.clone())),
-            Change::PodGone(name, uid) => {
-                // The late end of an old pod does not touch a new one of its name.
-                if self.pods.get(name).is_some_and(|pod| pod.uid == *uid) {
-                    self.pods.remove(name);
-                }
+            // The late end of an old pod does not touch a new one of its name.
+            Change::PodGone(name, uid) if self.pods.get(name).is_some_and(|pod| pod.uid == *uid) => {
+                drop(self.pods.remove(name));
             }
             Change::Namespace(namespace) => {
                 drop(self.namespaces.insert(namespace.name.clone(), namespace.clone()));

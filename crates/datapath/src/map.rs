@@ -127,7 +127,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
 
     /// Turns E2BIG into [`DataplaneError::MapFull`]: the kernel may find a map full a little earlier than our count.
     #[must_use]
-    pub fn into_full(&self, error: DataplaneError, entries: u64, wanted: u64) -> DataplaneError {
+    pub fn full_or(&self, error: DataplaneError, entries: u64, wanted: u64) -> DataplaneError {
         match &error {
             DataplaneError::System { source, .. } if source.raw_os_error() == Some(libc::E2BIG) => {
                 self.full(entries, wanted)

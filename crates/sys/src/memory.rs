@@ -54,7 +54,7 @@ mod tests {
             5577d6ac1000-5577d7735000 rw-p 00000000 00:00 0                          [heap]\n\
             7fda9b485000-7fda9b5db000 r-xp 00026000 fe:00 326279                     /usr/lib/libc.so.6\n\
             7fda9c000000-7fda9c001000 r-xp 00000000 00:00 0\n";
-        assert_eq!(code_of(maps, Path::new("/usr/bin/weft agent")), [0x5577_cf0a_0000..0x5577_d00e_0000]);
+        assert_eq!(code_of(maps, Path::new("/usr/bin/weft agent")), vec![0x5577_cf0a_0000_usize..0x5577_d00e_0000; 1]);
         assert!(code_of("not a line\n\n", Path::new("/usr/bin/weft")).is_empty());
     }
 
@@ -67,8 +67,8 @@ mod tests {
         };
         let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
         let program = std::fs::read_link("/proc/self/exe").expect("a path");
-        // SAFETY: as in `release_after_start`; this only reads.
         for code in code_of(&maps, &program) {
+            // SAFETY: the program's own code, which stays mapped; only read.
             let read = |at: usize| unsafe { std::ptr::read_volatile(at as *const u8) };
             code.step_by(4096).for_each(|at| {
                 let _ = read(at);

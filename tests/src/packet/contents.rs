@@ -154,6 +154,9 @@ fn error_of(what: &str, error: io::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(what.to_owned())
 }
 
+/// Keys and values of a map.
+pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
 impl Contents {
     /// Of freshly loaded programs: the kernel says which maps they use, so none is forgotten.
     ///
@@ -191,7 +194,7 @@ impl Contents {
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub fn read(&self) -> Result<BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>> {
+    pub fn read(&self) -> Result<BTreeMap<String, Rows>> {
         self.0.iter().map(|map| Ok((map.name.clone(), map.read()?))).collect()
     }
 

@@ -112,7 +112,7 @@ fn paths(code: &str, module: &Module, modules: &BTreeMap<Module, &File>) -> Vec<
         let is_path = code[end..].starts_with("::");
         if begins && !visible && is_path && (matches!(name, "crate" | "super" | "self") || children.contains(name)) {
             let mut path = Vec::new();
-            at = end + expand(&code[start..], &mut path, &mut found).saturating_sub(end - start).max(0);
+            at = end + expand(&code[start..], &mut path, &mut found).saturating_sub(end - start);
         }
     }
     found.into_iter().map(|path| absolute(&path, module)).collect()

@@ -23,10 +23,13 @@ impl std::fmt::Debug for Reconcilers {
     }
 }
 
+/// Name, help, and what is read of a reconciler's progress.
+type Gauge = (&'static str, &'static str, fn(&weft_model::reconcile::Progress) -> u64);
+
 impl Collector for Reconcilers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let snapshot = self.0.snapshot();
-        let gauges: [(&str, &str, fn(&weft_model::reconcile::Progress) -> u64); 2] = [
+        let gauges: [Gauge; 2] = [
             ("reconciler_failed_rows", "Rows whose last write failed and is to be tried again", |it| it.failed as u64),
             ("reconciler_revision_in_force", "Newest revision of the tables that is in the kernel", |it| it.in_force.0),
         ];

@@ -29,9 +29,12 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// Sends a closure's answer, once what it did is published.
 type Answer = Box<dyn FnOnce() + Send>;
 
+/// Works on the tables; its answer, if somebody waits for one.
+type Work = Box<dyn FnOnce(&mut Writer) -> Option<Answer> + Send>;
+
 /// A closure in the queue. It counts as waiting until it has run, or is dropped.
 struct Job {
-    work: Box<dyn FnOnce(&mut Writer) -> Option<Answer> + Send>,
+    work: Work,
     _turn: Turn,
 }
 
@@ -166,7 +169,7 @@ impl Handle {
         Ok(())
     }
 
-    async fn enqueue(&self, work: Box<dyn FnOnce(&mut Writer) -> Option<Answer> + Send>) -> Result<(), Unavailable> {
+    async fn enqueue(&self, work: Work) -> Result<(), Unavailable> {
         let mut job = Job { work, _turn: Turn::take(&self.shared) };
         loop {
             match self.jobs.try_send(job) {

@@ -32,7 +32,7 @@ impl Peers {
                 Ok(old) => before.push((peer.raw(), old)),
                 Err(error) => {
                     self.undo(before);
-                    return Err(self.map.into_full(error, self.len(), new));
+                    return Err(self.map.full_or(error, self.len(), new));
                 }
             }
         }

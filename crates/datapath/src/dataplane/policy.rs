@@ -272,11 +272,11 @@ impl Policies {
     }
 
     fn entries_full(&self, error: DataplaneError, wanted: usize) -> DataplaneError {
-        self.entries.into_full(error, self.entry_count, wanted as u64)
+        self.entries.full_or(error, self.entry_count, wanted as u64)
     }
 
     fn classes_full(&self, error: DataplaneError, wanted: usize) -> DataplaneError {
-        self.classes.into_full(error, self.class_count, wanted as u64)
+        self.classes.full_or(error, self.class_count, wanted as u64)
     }
 }
 

@@ -363,7 +363,7 @@ impl Services {
         self.ranges.insert((service, range));
         self.keep_v4(service)?;
         let wanted = self.maps.ranges.put(&rows::range_key(service, range), &ALLOWED);
-        wanted.map_err(|error| self.maps.ranges.into_full(error, self.range_rows(), 1))
+        wanted.map_err(|error| self.maps.ranges.full_or(error, self.range_rows(), 1))
     }
 
     fn remove_range(&mut self, service: ServiceId, range: IpNet) -> Result<(), DataplaneError> {
@@ -542,7 +542,7 @@ fn told<K: Pod, V: Pod>(
     before: u64,
     wanted: usize,
 ) -> Result<(), DataplaneError> {
-    written.map_err(|(_, error)| map.into_full(error, before, wanted as u64))
+    written.map_err(|(_, error)| map.full_or(error, before, wanted as u64))
 }
 
 fn count_removed(removed: Result<usize, (usize, DataplaneError)>, rows: &mut u64) -> Result<(), DataplaneError> {

@@ -1,4 +1,5 @@
 //! Who comes first, and who wakes whom.
+#![allow(clippy::disallowed_methods, reason = "the test ends its threads")]
 
 use super::*;
 use crate::fakes::{World, ip, ready};
