@@ -83,7 +83,7 @@ impl Health {
         }
     }
 
-    /// Leaves out ports outside the range: whoever writes a Service must not listen at any port of the node.
+    /// Leaves out ports outside the range: a Service must not make the agent listen at any port of the node.
     #[must_use]
     pub fn within(self, allowed: RangeInclusive<u16>) -> Self {
         Self { allowed, ..self }

@@ -168,7 +168,8 @@ fn relate_body(skb: Skb, s: &mut Scratch, hook: Hook) -> Result<(), DropReason> 
 }
 
 /// Whether the sender of the error can have seen the quoted packet: a pod only if it is an end of the connection, anybody
-/// outside only if the connection leads out of the node. Else whoever guesses a connection may change its path MTU, or end it.
+/// outside only if the connection leads out of the node. Otherwise a guessed connection's path MTU could be changed, or the
+/// connection ended.
 #[inline(never)]
 fn check_witness(s: &Scratch, hook: Hook) -> Result<(), DropReason> {
     let other = if s.key.low == s.packet.destination { s.key.high } else { s.key.low };

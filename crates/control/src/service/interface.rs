@@ -27,7 +27,7 @@ pub struct Settings {
 /// What objects may claim by their own choice of address or port.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Allowed {
-    /// `externalIPs` are in these prefixes: whoever writes a Service takes over their traffic in the whole cluster
+    /// `externalIPs` are in these prefixes: a Service takes over their traffic in the whole cluster
     /// (CVE-2020-8554).
     pub external_ips: Vec<IpNet>,
     /// Ports of the node's own programs, which no hostPort takes.

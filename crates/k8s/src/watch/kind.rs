@@ -1,4 +1,4 @@
-//! A watched kind: how its objects are listed and read, and what is told of them.
+//! A watched kind: how its objects are listed and read, and which changes they become.
 
 use crate::wire::{Metadata, Named, WireEndpointSlice, WireService};
 use serde::Deserialize;
